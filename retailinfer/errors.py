@@ -1,0 +1,179 @@
+"""Every exception of retailinfer, by who has to act.
+
+RetailInferError
+├── CallerError                 the request, the spec or the settings are wrong: mend the call
+│   ├── RequestError            bytes that are not the declared request (HTTP 400)
+│   ├── LimitError              too many bytes, levels, rows (HTTP 413)
+│   ├── FeatureError            a value does not fit its declaration (HTTP 422)
+│   │   ├── FeatureTypeError    another type than declared
+│   │   ├── FeatureRangeError   the right type, but NaN, infinite, too large, out of the vocabulary
+│   │   ├── FeatureMissingError absent where the column says "refuse"
+│   │   └── ShapeError          an array of another shape, dtype or byte order
+│   ├── SpecError               the feature spec contradicts itself, or is not fitted
+│   └── ConfigError             settings, keyword arguments, an extra that is not installed
+├── BundleError                 the release cannot be trusted or used: nothing was loaded
+│   ├── ManifestError           the manifest is not one, or names what it must not
+│   ├── IntegrityError          bytes differ from what the manifest says
+│   ├── ModelError              the model cannot be read, or uses what is refused
+│   ├── SchemaMismatchError     model, spec and policy do not fit each other
+│   └── GoldenMismatchError     the golden rows gave other scores than recorded
+└── ServingError                this call could not finish: degrade, retry elsewhere, alert
+    ├── SessionError            the inference engine failed
+    ├── ScoreError              the model gave a score that is NaN, infinite or out of its declared range
+    ├── DeadlineExceededError   no time left
+    └── Unavailable             no rung of the ladder could answer
+
+Rules:
+  * A message says: what was expected, what came, where (`$.path`), and what to do. It is built only on failure.
+  * Values are clipped to 40 characters. No message carries more of a request than the one value that is wrong.
+  * `http_status` is the status an HTTP adapter should answer with.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BundleError",
+    "CallerError",
+    "ConfigError",
+    "DeadlineExceededError",
+    "FeatureError",
+    "FeatureMissingError",
+    "FeatureRangeError",
+    "FeatureTypeError",
+    "GoldenMismatchError",
+    "IntegrityError",
+    "LimitError",
+    "ManifestError",
+    "ModelError",
+    "RequestError",
+    "RetailInferError",
+    "SchemaMismatchError",
+    "ScoreError",
+    "ServingError",
+    "SessionError",
+    "ShapeError",
+    "SpecError",
+    "Unavailable",
+    "clip",
+]
+
+
+def clip(value: object, size: int = 40) -> str:
+    """`repr` of a value, at most `size` characters long: what an error message may show of it."""
+    if isinstance(value, (str, bytes)):
+        value = value[: size + 1]  # the repr of a megabyte costs a megabyte
+    try:
+        text = repr(value)
+    except Exception as exc:  # a hostile or broken __repr__ must not replace the error being reported
+        text = f"<{type(value).__name__}, its repr raised {type(exc).__name__}>"
+    return text if len(text) <= size else text[: size - 3] + "..."
+
+
+class RetailInferError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}; {hint}")
+        self.hint = hint
+
+
+class CallerError(RetailInferError):
+    """The request, the spec or the settings are wrong; the same call fails again."""
+
+    http_status = 400
+
+
+class RequestError(CallerError):
+    """The bytes are not a request of this release: malformed JSON or MessagePack, or another shape."""
+
+
+class LimitError(CallerError):
+    """A limit of the contract or of the decoder was passed, before any work was done."""
+
+    http_status = 413
+
+
+class FeatureError(CallerError):
+    """A value does not fit the declaration of its field. `path` is where it stands, as `$.field`."""
+
+    http_status = 422
+
+    def __init__(self, message: str, *, path: str = "$", hint: str | None = None) -> None:
+        super().__init__(f"{message} - at `{path}`", hint=hint)
+        self.path = path
+
+
+class FeatureTypeError(FeatureError):
+    """A value has another type than its field declares."""
+
+
+class FeatureRangeError(FeatureError):
+    """A value has the right type but cannot be used: NaN, infinite, too large, not in the vocabulary."""
+
+
+class FeatureMissingError(FeatureError):
+    """A value is absent, null, unknown or stale, and its column says `refuse`."""
+
+
+class ShapeError(FeatureError):
+    """An array has another shape, dtype, byte order or layout than the model takes."""
+
+
+class SpecError(CallerError):
+    """The feature spec contradicts itself, or is used before `fit`."""
+
+
+class ConfigError(CallerError):
+    """A setting or an argument cannot mean anything, or an optional package is not installed."""
+
+
+class BundleError(RetailInferError):
+    """A release cannot be trusted or used. Nothing was loaded; what served before goes on."""
+
+
+class ManifestError(BundleError):
+    """The manifest is missing, malformed, or names files that it must not name."""
+
+
+class IntegrityError(BundleError):
+    """Bytes on disk differ from what the manifest records."""
+
+
+class ModelError(BundleError):
+    """A model cannot be read, or uses an operator, type or feature that is refused."""
+
+
+class SchemaMismatchError(BundleError):
+    """Model, feature spec, policy or tables do not fit each other."""
+
+
+class GoldenMismatchError(BundleError):
+    """The golden rows gave other tensors, scores or decisions than the release records."""
+
+
+class ServingError(RetailInferError):
+    """This call could not finish through no fault of the caller."""
+
+    http_status = 503
+
+
+class SessionError(ServingError):
+    """The inference engine reported a failure while it ran."""
+
+
+class ScoreError(ServingError):
+    """The model returned a score that is NaN, infinite, or outside its declared range."""
+
+
+class DeadlineExceededError(ServingError):
+    """The time given to the call is used up."""
+
+    http_status = 504
+
+
+class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome
+    """No rung of the fallback ladder could answer."""
