@@ -1,0 +1,629 @@
+"""The column kinds that a user declares: what a feature is, once, for training and for serving.
+
+    from retailinfer import columns as c
+    c.numeric("amount", transform="log1p"), c.categorical("channel", encoding="onehot"), c.stored("card.n_30d", unknown=0)
+
+Rules:
+  * A reference ("amount", "card.mean_amount_30d") means the **raw** value of a request field or of a stored column.
+    Order of work in a column: clip the raw value, transform it, subtract the centre, divide by the scale.
+  * Maths is in float64 and rounded once, to the dtype of the tensor that holds the column.
+  * Four things that people merge into "missing" stay apart. Each takes `"use"`, `"refuse"`, `"review"` or a default value:
+      unknown          no such entity in its table         (None: the same as `null`)
+      null             the value is null, or has no result (a ratio over zero, a cosine of a zero vector)
+      on_stale         the row is older than `max_age`     (`"use"`: the old value, and the answer lists it)
+      on_unavailable   its source did not answer in time   (None: the same as `null`)
+    `"use"` on a value that is not there gives NaN in a float tensor, the out-of-vocabulary code of a categorical, bucket 0
+    of a hashed column; integer and boolean tensors cannot hold NaN, so a scalar column there needs a default or "refuse".
+  * `"review"` does as `"use"`, and the policy's review action is the answer whatever the score.
+Here is only the declaration; `features.spec` checks it and learns from data, `features.program` compiles it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from retailinfer.errors import SpecError, clip
+
+__all__ = [
+    "Column",
+    "boolean",
+    "categorical",
+    "cosine",
+    "difference",
+    "dot",
+    "elapsed",
+    "embedding",
+    "equal",
+    "hashed",
+    "numeric",
+    "product",
+    "ratio",
+    "raw",
+    "sequence",
+    "stored",
+    "time",
+]
+
+Outcome = float | int | str | bool | None
+Transform = Literal["log1p", "signed_log1p", "sqrt"]
+Center = float | Literal["mean", "median", "min"]
+Scale = float | Literal["std", "iqr", "range", "max_abs"]
+Clip = tuple[float | None, float | None] | Literal["train"]
+
+ACTIONS = ("use", "refuse", "review")
+TRANSFORMS = ("log1p", "signed_log1p", "sqrt")
+CENTERS = ("mean", "median", "min")
+SCALES = ("std", "iqr", "range", "max_abs")
+
+# part -> (smallest value, number of values); the second is the period of its sine and cosine. None: has no period.
+TIME_PARTS: dict[str, tuple[int, int] | None] = {
+    "second": (0, 60),
+    "minute": (0, 60),
+    "hour": (0, 24),
+    "minute_of_day": (0, 1440),
+    "day_of_week": (0, 7),
+    "hour_of_week": (0, 168),
+    "day_of_month": (1, 31),
+    "day_of_year": (1, 366),
+    "month": (1, 12),
+    "quarter": (1, 4),
+    "year": None,
+    "is_weekend": None,
+}
+UNITS_NS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One declared column. Made by the functions of this module, never by hand; what each field means is said there."""
+
+    kind: str
+    name: str
+    refs: tuple[str, ...]
+    transform: Transform | None = None
+    center: float | str | None = None
+    scale: float | str | None = None
+    clip: tuple[float | None, float | None] | str | None = None
+    encoding: str | None = None
+    vocabulary: str | None = None  # name of a shared vocabulary; None: one of its own, under the column's name
+    max_size: int | None = None
+    min_count: int = 1
+    oov: str = "first"
+    buckets: int | None = None
+    seed: int = 0
+    part: str | None = None
+    unit: str = "s"
+    size: int | None = None  # cells of an embedding or of a sequence
+    pad: float | int = 0
+    keep: str = "last"
+    smoothing: float = 20.0
+    folds: int = 5
+    unknown: Outcome = None
+    null: Outcome = "use"
+    on_stale: Outcome = "use"
+    on_unavailable: Outcome = None
+    max_age_ns: int | None = None
+
+
+def numeric(
+    ref: str,
+    *,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A number, 1 cell.
+
+    Args:
+        transform: "log1p" (needs a value > -1), "signed_log1p" = sign(x) * log1p(|x|), or "sqrt" (needs >= 0).
+        center, scale: numbers, or what `fit` learns after the transform: mean, median, min / std (population), iqr,
+            range (max - min), max_abs. A learned scale of zero becomes 1.
+        clip: (low, high) on the raw value, either may be None; "train" = the range seen by `fit`. Off by default:
+            silent clamping is skew.
+        max_age: for a stored value, such as "90s", "15m", "24h", "30d".
+    Errors: a value outside the transform's domain is a FeatureRangeError, in training and in serving.
+    """
+    return _scalar("numeric", (ref,), name or ref, transform, center, scale, clip, locals())
+
+
+def stored(
+    ref: str,
+    *,
+    max_age: str | None = None,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+) -> Column:
+    """A number from the table of an entity ("card.mean_amount_30d"), 1 cell. Otherwise as `numeric`."""
+    if "." not in ref:
+        raise SpecError(
+            f"Expected `entity.column`, got {clip_text(ref)}", hint="a request field is read by c.numeric"
+        )
+    return _scalar("numeric", (ref,), name or ref, transform, center, scale, clip, locals())
+
+
+def ratio(
+    numerator: str,
+    denominator: str,
+    *,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """numerator / denominator of two raw numbers, 1 cell; a denominator of zero is `null`."""
+    default = f"{numerator}_over_{denominator}"
+    return _scalar(
+        "ratio", (numerator, denominator), name or default, transform, center, scale, clip, locals()
+    )
+
+
+def difference(
+    left: str,
+    right: str,
+    *,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """left - right of two raw numbers, 1 cell."""
+    return _scalar(
+        "difference",
+        (left, right),
+        name or f"{left}_minus_{right}",
+        transform,
+        center,
+        scale,
+        clip,
+        locals(),
+    )
+
+
+def product(
+    left: str,
+    right: str,
+    *,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """left * right of two raw numbers, 1 cell."""
+    return _scalar(
+        "product", (left, right), name or f"{left}_times_{right}", transform, center, scale, clip, locals()
+    )
+
+
+def elapsed(
+    since: str,
+    until: str | None = None,
+    *,
+    unit: Literal["s", "m", "h", "d"] = "s",
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """Time from `since` to `until` (None: the spec's event time) in `unit`, negative when `since` is later; 1 cell."""
+    if unit not in UNITS_NS:
+        raise SpecError(f"Expected unit `s`, `m`, `h` or `d`, got {clip_text(unit)}")
+    refs = (since,) if until is None else (since, until)
+    return _scalar(
+        "elapsed",
+        refs,
+        name or f"{since}_to_{until or 'now'}",
+        transform,
+        center,
+        scale,
+        clip,
+        locals(),
+        unit=unit,
+    )
+
+
+def boolean(
+    ref: str,
+    *,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A boolean as 1 or 0, 1 cell."""
+    return Column(kind="boolean", name=name or ref, refs=(ref,), **_outcomes(locals()))
+
+
+def raw(
+    ref: str,
+    *,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """The raw value in the tensor's dtype, 1 cell: text for a model with a string input, an exact 64-bit id, a number."""
+    return Column(kind="raw", name=name or ref, refs=(ref,), **_outcomes(locals()))
+
+
+def categorical(
+    ref: str,
+    *,
+    encoding: Literal["index", "onehot", "target"] = "index",
+    vocabulary: str | None = None,
+    max_size: int | None = None,
+    min_count: int = 1,
+    oov: Literal["first", "last", "zeros", "refuse"] = "first",
+    smoothing: float = 20.0,
+    folds: int = 5,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A category (text, integer or boolean) through a vocabulary that `fit` learns, most frequent value first.
+
+    Args:
+        encoding: "index" = the code, 1 cell; "onehot" = one cell a code; "target" = the mean of the label over the
+            training rows of the category, smoothed towards the overall mean, 1 cell (`fit_transform(table, label=...)`
+            gives the training rows out-of-fold values; that is the only place where training and serving differ).
+        vocabulary: name of a shared `ri.Vocabulary` of the spec; its own `oov` then applies.
+        max_size, min_count: rarer values are out of the vocabulary.
+        oov: code of a value that is not in the vocabulary: "first" (0, known values from 1), "last", "zeros" (one-hot only:
+            no cell is set), or "refuse" (FeatureRangeError).
+        smoothing: rows that the overall mean weighs (Micci-Barreca 2001). folds: out-of-fold parts.
+    """
+    if encoding not in ("index", "onehot", "target"):
+        raise SpecError(f"Expected encoding `index`, `onehot` or `target`, got {clip_text(encoding)}")
+    if oov not in ("first", "last", "zeros", "refuse"):
+        raise SpecError(f"Expected oov `first`, `last`, `zeros` or `refuse`, got {clip_text(oov)}")
+    if oov == "zeros" and encoding != "onehot":
+        raise SpecError('oov="zeros" exists for encoding="onehot" only', hint='use oov="first" or "last"')
+    if not (math.isfinite(smoothing) and smoothing >= 0) or folds < 2:
+        raise SpecError(
+            f"Expected smoothing >= 0 and folds >= 2, got smoothing={smoothing!r}, folds={folds!r}"
+        )
+    return Column(
+        kind="categorical",
+        name=name or ref,
+        refs=(ref,),
+        encoding=encoding,
+        vocabulary=vocabulary,
+        max_size=_positive("max_size", max_size),
+        min_count=_positive("min_count", min_count) or 1,
+        oov=oov,
+        smoothing=float(smoothing),
+        folds=folds,
+        **_outcomes(locals()),
+    )
+
+
+def hashed(
+    *refs: str,
+    buckets: int,
+    seed: int = 0,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """Bucket number of a value, or of a cross of several, 1 cell; the same on every machine.
+
+    One value: xxh64(bytes, seed) % buckets, where bytes are the UTF-8 of text or the 8 little-endian bytes of an integer,
+    boolean or timestamp (ns). A cross: xxh64 of the little-endian hashes of its parts one after the other, a null part
+    counting as hash 0. Method: Weinberger et al. 2009, doi:10.1145/1553374.1553516.
+    """
+    if not refs:
+        raise SpecError("hashed() needs at least one field")
+    if not 1 <= buckets <= 2**31 - 1:
+        raise SpecError(f"Expected 1 <= buckets <= 2**31 - 1, got {buckets!r}")
+    if not 0 <= seed < 2**63:
+        raise SpecError(f"Expected 0 <= seed < 2**63, got {seed!r}")
+    return Column(
+        kind="hashed",
+        name=name or "_x_".join(refs),
+        refs=tuple(refs),
+        buckets=buckets,
+        seed=seed,
+        **_outcomes(locals()),
+    )
+
+
+def time(
+    ref: str,
+    part: str,
+    *,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A part of a timestamp in the spec's time zone, 1 cell.
+
+    `part`: second, minute, hour, minute_of_day, day_of_week (Monday = 0), hour_of_week, day_of_month, day_of_year, month,
+    quarter, year, is_weekend; all but the last two also with `_sin` and `_cos`: of 2 pi (value - smallest) / period.
+    """
+    base, cyclic = _split_part(part)
+    if base not in TIME_PARTS or (cyclic and TIME_PARTS[base] is None):
+        known = ", ".join(TIME_PARTS)
+        raise SpecError(f"Expected a part of a timestamp ({known}; `_sin`, `_cos`), got {clip_text(part)}")
+    return Column(kind="time", name=name or f"{ref}_{part}", refs=(ref,), part=part, **_outcomes(locals()))
+
+
+def equal(
+    left: str,
+    right: str,
+    *,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """1 where two raw values are equal, else 0; 1 cell. Both are text, or both are numbers."""
+    return Column(
+        kind="equal", name=name or f"{left}_equals_{right}", refs=(left, right), **_outcomes(locals())
+    )
+
+
+def embedding(
+    ref: str,
+    *,
+    size: int,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A vector of `size` numbers from an entity table, `size` cells. A default fills every cell."""
+    return Column(
+        kind="embedding",
+        name=name or ref,
+        refs=(ref,),
+        size=_positive("size", size),
+        **_outcomes(locals()),
+    )
+
+
+def dot(
+    left: str,
+    right: str,
+    *,
+    size: int,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """Dot product of two vectors of `size` numbers, 1 cell; summed in 8 fixed lanes, so the same bits everywhere."""
+    return Column(
+        kind="dot",
+        name=name or f"{left}_dot_{right}",
+        refs=(left, right),
+        size=_positive("size", size),
+        **_outcomes(locals()),
+    )
+
+
+def cosine(
+    left: str,
+    right: str,
+    *,
+    size: int,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """Cosine of two vectors of `size` numbers, 1 cell; a vector of length zero is `null`."""
+    return Column(
+        kind="cosine",
+        name=name or f"{left}_cosine_{right}",
+        refs=(left, right),
+        size=_positive("size", size),
+        **_outcomes(locals()),
+    )
+
+
+def sequence(
+    ref: str,
+    *,
+    length: int,
+    encoding: Literal["index", "hashed", "number"] = "index",
+    vocabulary: str | None = None,
+    max_size: int | None = None,
+    min_count: int = 1,
+    oov: Literal["first", "last", "refuse"] = "first",
+    buckets: int | None = None,
+    seed: int = 0,
+    pad: float | int = 0,
+    keep: Literal["last", "first"] = "last",
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+) -> Column:
+    """A list field, cut to `length` (`keep` its last or first items) and padded at the end; `length` cells.
+
+    Items are codes of a vocabulary ("index"), hash buckets ("hashed", as `hashed`) or plain numbers ("number"). The mask
+    of the tensor, where declared, is 1 for an item and 0 for padding. A null or empty list is all padding.
+    Index codes keep 0 for padding only if `pad` is outside the codes: with oov="first", code 0 means "unknown item", so
+    give `pad=-1` or use the mask where the model must tell the two apart.
+    """
+    if encoding not in ("index", "hashed", "number"):
+        raise SpecError(f"Expected encoding `index`, `hashed` or `number`, got {clip_text(encoding)}")
+    if (encoding == "hashed") != (buckets is not None):
+        raise SpecError('`buckets` goes with encoding="hashed", and only with it')
+    if buckets is not None and not 1 <= buckets <= 2**31 - 1:
+        raise SpecError(f"Expected 1 <= buckets <= 2**31 - 1, got {buckets!r}")
+    if keep not in ("last", "first") or oov not in ("first", "last", "refuse"):
+        raise SpecError(
+            f"Expected keep `last` or `first` and oov `first`, `last` or `refuse`, got {keep!r}, {oov!r}"
+        )
+    if not math.isfinite(pad):
+        raise SpecError(f"Expected a finite pad, got {pad!r}")
+    return Column(
+        kind="sequence",
+        name=name or ref,
+        refs=(ref,),
+        size=_positive("length", length),
+        encoding=encoding,
+        vocabulary=vocabulary,
+        max_size=_positive("max_size", max_size),
+        min_count=_positive("min_count", min_count) or 1,
+        oov=oov,
+        buckets=buckets,
+        seed=seed,
+        pad=pad,
+        keep=keep,
+        **_outcomes({**locals(), "max_age": None}),
+    )
+
+
+def parse_duration_ns(text: str) -> int:
+    """ "90s", "15m", "24h", "30d" -> nanoseconds."""
+    match = re.fullmatch(r"([0-9]{1,9})(s|m|h|d)", text) if isinstance(text, str) else None
+    if match is None or int(match[1]) == 0:
+        raise SpecError(f"Expected a duration such as `90s`, `15m`, `24h` or `30d`, got {clip_text(text)}")
+    return int(match[1]) * UNITS_NS[match[2]]
+
+
+def clip_text(value: object) -> str:
+    return f"`{clip(value)}`"
+
+
+def _split_part(part: str) -> tuple[str, str | None]:
+    for suffix in ("_sin", "_cos"):
+        if part.endswith(suffix):
+            return part[: -len(suffix)], suffix[1:]
+    return part, None
+
+
+def _positive(label: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SpecError(f"Expected a whole number >= 1 for {label}, got {clip_text(value)}")
+    return value
+
+
+def _outcomes(given: dict[str, Any]) -> dict[str, Any]:
+    """The four outcomes and the age limit out of a caller's `locals()`, checked."""
+    out: dict[str, Any] = {}
+    for key in ("unknown", "null", "on_stale", "on_unavailable"):
+        value = given[key]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"Expected a finite default for {key}, got {value!r}", hint='"use" gives NaN')
+        if value is not None and not isinstance(value, (str, int, float, bool)):
+            raise SpecError(
+                f'Expected "use", "refuse", "review" or a default for {key}, got {clip_text(value)}'
+            )
+        out[key] = value
+    if out["null"] is None or out["on_stale"] is None:
+        raise SpecError("null and on_stale take an action or a default, not None")
+    if given.get("max_age") is not None:
+        out["max_age_ns"] = parse_duration_ns(given["max_age"])
+    return out
+
+
+def _scalar(
+    kind: str,
+    refs: Sequence[str],
+    name: str,
+    transform: str | None,
+    center: float | str | None,
+    scale: float | str | None,
+    clip_range: Clip | None,
+    given: dict[str, Any],
+    **more: Any,
+) -> Column:
+    """A column of one float64 value: check what all such kinds share."""
+    if transform is not None and transform not in TRANSFORMS:
+        raise SpecError(f"Expected transform {TRANSFORMS}, got {clip_text(transform)}")
+    for label, value, words in (("center", center, CENTERS), ("scale", scale, SCALES)):
+        ok = value is None or (
+            value in words
+            if isinstance(value, str)
+            else not isinstance(value, bool) and math.isfinite(float(value))
+        )
+        if not ok:
+            raise SpecError(f"Expected a finite number or one of {words} for {label}, got {clip_text(value)}")
+    if scale == 0:
+        raise SpecError("Expected scale != 0")
+    if isinstance(clip_range, str):
+        if clip_range != "train":
+            raise SpecError(f'Expected clip "train" or (low, high), got {clip_text(clip_range)}')
+    elif clip_range is not None:
+        low, high = clip_range
+        bad = any(v is not None and not math.isfinite(v) for v in (low, high))
+        if bad or (low is not None and high is not None and low > high):
+            raise SpecError(f"Expected finite low <= high for clip, got {clip_text(clip_range)}")
+        clip_range = (None if low is None else float(low), None if high is None else float(high))
+    return Column(
+        kind=kind,
+        name=name,
+        refs=tuple(refs),
+        transform=transform,  # type: ignore[arg-type]  # checked above
+        center=center if center is None or isinstance(center, str) else float(center),
+        scale=scale if scale is None or isinstance(scale, str) else float(scale),
+        clip=clip_range,
+        **more,
+        **_outcomes(given),
+    )
