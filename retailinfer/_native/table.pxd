@@ -1,0 +1,115 @@
+# cython: language_level=3
+"""Entity tables for the engine: keys -> rows of raw records, blocks of finished rows, the scan of candidate ids.
+
+Who owns what: the pointers of `view`, `index` and a block live as long as the object that holds them, so take a reference to the
+SnapshotTable once per call and keep it until the last read. `find*` never run code of the caller (no `__hash__`, `__eq__`).
+The C side, with the layout of a record, is table.h; what Python sees is table.pyi.
+"""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from retailinfer._native.hashing cimport ri_siphash_key
+
+
+cdef extern from "table.h" nogil:
+    ctypedef struct StrRef "ri_strref":      # same layout as ort.pxd's
+        const char* data
+        int64_t size
+
+    ctypedef struct TableView "ri_table_view":
+        const uint8_t* records
+        size_t stride
+        int64_t n_rows
+        const char* arena
+
+    ctypedef struct KeyPart "ri_key_part":   # text.data == NULL: the part is `number`
+        StrRef text
+        int64_t number
+
+    ctypedef struct ri_index:
+        uint64_t* slots
+        uint64_t mask
+        const uint8_t* entries
+        size_t width
+        const uint8_t* long_keys
+        int64_t n_rows
+        int64_t max_key
+        uint32_t max_probe
+        ri_siphash_key hash_key
+
+    # A record's parts; `offset` and `bit` come from SnapshotTable.schema. Read a cell only if it is present.
+    const uint8_t* ri_record(const TableView* view, int64_t row)
+    int64_t ri_updated_at_ns(const uint8_t* record)                              # 0 = unknown
+    bint ri_cell_present(const uint8_t* record, int64_t bit)
+    double ri_cell_f64(const uint8_t* record, size_t offset)
+    int64_t ri_cell_i64(const uint8_t* record, size_t offset)
+    const float* ri_cell_vec(const uint8_t* record, size_t offset)
+    StrRef ri_cell_str(const TableView* view, const uint8_t* record, size_t offset)
+
+    # Keys of several parts, into the caller's scratch: put_* return where the next part goes; room: 4 + size, or 12 for an int.
+    size_t ri_key_room(int64_t size)
+    char* ri_key_put_bytes(char* out, const char* data, int64_t size)
+    char* ri_key_put_int(char* out, int64_t value)
+    int64_t ri_key_compose(const KeyPart* parts, int n_parts, char* out, size_t room)   # size, or -1: does not fit
+
+    # out row i = block row rows[i]; rows[i] < 0 leaves the output row untouched.
+    void gather_rows "ri_gather_rows"(
+        const uint8_t* block, size_t stride, const int32_t* rows, int64_t n, size_t nbytes, uint8_t* out, size_t out_stride
+    )
+
+    enum:
+        RI_SCAN_SLOW, RI_SCAN_MALFORMED, RI_SCAN_TOO_MANY, RI_MAX_KEY
+
+
+# JSON array of plain ASCII strings -> (pointer, size) of each, in place. How many, or one of RI_SCAN_*.
+cdef int64_t scan_ids(const char* json, int64_t size, StrRef* out, int64_t cap) noexcept nogil
+
+
+cdef class RowBlock:
+    """Finished rows of one width, 64-byte aligned, owned: what a ranking copies. Written by its maker before anyone reads."""
+    cdef:
+        uint8_t* data                  # row i starts at data + i * stride; zeroed when made
+        size_t stride                  # a multiple of 64, or a power of two below: a row straddles no more lines than it must
+        readonly Py_ssize_t n_rows
+        readonly Py_ssize_t row_bytes  # what a row holds; the rest of the stride is zeros
+        size_t n_mapped                # bytes behind `data`
+
+
+cdef class SnapshotTable:
+    """Immutable table: key -> record."""
+    cdef:
+        TableView view                 # what nogil readers get
+        ri_index index
+        readonly tuple schema          # ((name, kind, offset, bit, width), ...); kind is "f64" | "i64" | "str" | "bytes" | "vec"
+        readonly object key_kind       # "str" | "int" | "bytes", or a tuple of them
+        readonly str name              # for messages
+        int key_code                   # of a key of one part: see KEY_* in table.pyx; 3 = several parts
+        tuple part_codes               # of a key of several parts
+        dict blocks                    # name -> RowBlock; changed under the GIL only
+        void* memory[5]                # records, arena, slots, entries, long keys
+        size_t n_mapped[5]
+        object __weakref__
+
+    # Row of a key, or -1. FeatureTypeError for a key of another kind, FeatureRangeError for one that has no canonical form.
+    cdef int64_t find(self, object key) except -2
+    # The same for canonical bytes.
+    cdef int64_t find_bytes(self, const char* key, int64_t size) noexcept nogil
+    # rows[i] = row of keys[i], or -1. `refs` (may be NULL) gets the canonical bytes of str and bytes keys, borrowed from the
+    # objects in `keys`: valid while these live, so hold the list's items yourself before the GIL is released.
+    # A wrong key raises, naming `$.candidates[i]`; `rows` is then undefined.
+    cdef int find_many(self, list keys, int32_t* rows, StrRef* refs) except -1
+    cdef void find_many_bytes(self, const StrRef* keys, int64_t n, int32_t* rows) noexcept nogil
+    # The canonical bytes of a row's key; memory of the table.
+    cdef StrRef key_of(self, int64_t row) noexcept nogil
+
+
+cdef class TableSlot:
+    """Where a name of the Store points. A reader takes `table` once per call; a swap replaces it whole."""
+    cdef:
+        readonly str name
+        readonly SnapshotTable table
+        readonly object snapshot              # what the user gave to the Store
+        readonly unsigned long long generation  # 1 at first, + 1 with every swap
+
+
+# All of the slots get their new table, or none: runs without giving up the GIL.
+cdef int swap_slots(list slots, list snapshots) except -1
