@@ -99,7 +99,15 @@ class BuildNative(build_ext):
         # Time stamps do not see a change of flags or directives, nor a debug build over a release build.
         self._stamp = Path("build", "native-inplace.stamp" if self.inplace else "native-lib.stamp")
         self._fingerprint = hashlib.sha256(
-            repr((DEBUG, sys.version, os.environ.get("CC"), os.environ.get("CFLAGS"), Path(__file__).read_bytes())).encode()
+            repr(
+                (
+                    DEBUG,
+                    sys.version,
+                    os.environ.get("CC"),
+                    os.environ.get("CFLAGS"),
+                    Path(__file__).read_bytes(),
+                )
+            ).encode()
         ).hexdigest()
         if not self._stamp.exists() or self._stamp.read_text() != self._fingerprint:
             self.force = True
@@ -136,7 +144,9 @@ class BuildNative(build_ext):
                 removed.update(flag for flag in command if HARMFUL_FLAG.fullmatch(flag))
                 setattr(self.compiler, name, [flag for flag in command if not HARMFUL_FLAG.fullmatch(flag)])
         if removed:
-            self.warn(f"left out {' '.join(sorted(removed))}: such flags change results from machine to machine")
+            self.warn(
+                f"left out {' '.join(sorted(removed))}: such flags change results from machine to machine"
+            )
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative})
