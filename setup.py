@@ -28,6 +28,8 @@ DEBUG = os.environ.get("RETAILINFER_DEBUG", "") not in ("", "0")
 # Extension -> the hand-written C files it links. A file that is not listed here is not compiled.
 C_SOURCES: dict[str, tuple[str, ...]] = {
     "engine": ("program.c",),
+    "ort": ("ort_run.c",),
+    "table": ("table.c",),
 }
 
 DIRECTIVES: dict[str, Any] = {
@@ -39,7 +41,7 @@ DIRECTIVES: dict[str, Any] = {
     "boundscheck": DEBUG,
     "initializedcheck": DEBUG,
     "nonecheck": DEBUG,
-    # wraparound only adds work to negative indices, so it is "on" when it is off: a negative index then hits boundscheck
+    # Off in both: a negative index is a bug here, and without wraparound the debug build's boundscheck finds it.
     "wraparound": False,
     "cdivision": not DEBUG,
     # `freethreading_compatible` stays unset until the thread sanitiser passes on a free-threaded build.
@@ -87,9 +89,9 @@ def extensions() -> list[Extension]:
 class BuildNative(build_ext):
     """Runs Cython into `build/`, then compiles for the baseline instruction set.
 
-    Kernels that are compiled once per instruction set (issue: tree kernels) belong into `build_extension`: compile the one
-    source per level with `self.compiler.compile(..., extra_postargs=["-DSUF=_v3", "-march=x86-64-v3"])` and add the
-    objects to `ext.extra_objects`. Their symbols are static or carry the suffix.
+    Kernels that are compiled once per instruction set belong into `build_extension`: compile the one source per level
+    with `self.compiler.compile(..., extra_postargs=["-DSUF=_v3", "-march=x86-64-v3"])` and add the objects to
+    `ext.extra_objects`. Their symbols are static or carry the suffix.
     """
 
     def finalize_options(self) -> None:
