@@ -1,0 +1,65 @@
+# ONNX Runtime sessions for native callers: what `engine.pyx` cimports.
+#
+# Rules:
+#   * `run_scores` needs no GIL and touches no Python object. One row: hold the GIL all the same (see NATIVE rule 1); the
+#     gate lets a thread that holds it in even while another one prepares a fork.
+#   * The caller keeps the OrtModel referenced for as long as a run lasts; the session is freed by `drain`, never by a run.
+# Shapes and errors as Python sees them: ort.pyi. The C side: ort_run.h, tensor_ref.h.
+
+from libc.stdint cimport int32_t, int64_t
+
+
+cdef extern from "tensor_ref.h" nogil:
+    ctypedef struct StrRef:
+        const char* data       # UTF-8, may hold NULs
+        int64_t size           # bytes
+
+    ctypedef struct TensorRef:  # one model input over memory of the caller
+        void* data             # C-order cells; dtype 8: array of StrRef
+        size_t nbytes          # ignored for strings
+        int32_t dtype          # ONNX number: float32 1, int32 6, int64 7, string 8, bool 9, float64 11
+        int32_t rank           # at most 8
+        int64_t dims[8]        # dims[0] = the rows of this call
+
+    ctypedef struct RunError:
+        int32_t code           # OrtErrorCode; below 0 = our own check
+        char message[512]      # safe to show
+
+
+cdef extern from "ort_run.h" nogil:
+    ctypedef struct RiIo:
+        char* name
+        int32_t kind
+        int32_t dtype
+        int32_t rank
+        int64_t* dims
+
+    ctypedef struct RiModel:
+        pass
+
+    int ri_model_scores(const RiModel* model, const TensorRef* inputs, int64_t n_rows, float* scores, RunError* err)
+
+
+cdef class OrtModel:
+    cdef:
+        RiModel* _model              # never NULL after __init__
+        readonly tuple inputs        # ((name, dtype number, shape), ...); a dynamic dimension is None
+        readonly tuple outputs
+        readonly dict metadata       # str -> str, the model's custom metadata
+        readonly Py_ssize_t n_heads  # scores per row; 0 until select_scores
+        object __weakref__
+
+    # Choose the scores, before the first run. Raises ModelError.
+    cpdef object select_scores(self, object heads)
+    # The same for one head: column `column` of output number `output`.
+    cpdef object select_score(self, Py_ssize_t output, Py_ssize_t column=*)
+
+    # IN  inputs: in the order of the model's inputs, dims[0] set for this call. The memory stays the caller's.
+    # OUT scores: n_heads blocks of n_rows floats, all finite when 0 is returned.
+    # OUT err: filled when -1 is returned; give it to `raise_run_error` once the GIL is held.
+    # Makes no allocation of its own for numeric inputs (ONNX Runtime does); strings are copied.
+    cdef int run_scores(self, const TensorRef* inputs, int64_t n_rows, float* scores, RunError* err) noexcept nogil
+
+
+# Raise what `err` says as SessionError or ScoreError. Always returns -1 with an exception set.
+cdef int raise_run_error(const RunError* err) except -1
