@@ -1,0 +1,142 @@
+# The commands of the project. Each makes the virtual environment it needs; nothing is installed outside this folder.
+#
+#   make demo    models on real purchases and generated payments, in this process: a few minutes
+#   make test    linters, types, all tests against the installed wheel, native tests again with every check compiled in
+#   make bench   the figures against the targets; BENCH_ARGS=--short as in CI
+#   make soak    property tests with many more examples, drawn anew each time
+#   make build   sdist and wheel in build/dist
+#   make clean   remove everything that was made here
+#
+# Rules:
+#   * The wheel is built from the sdist, and what is tested, timed and shown is the installed wheel: PYTHONSAFEPATH keeps
+#     the source tree off the import path, and tests/conftest.py checks it.
+#   * Versions come from requirements/ci.txt. `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
+#   * Stamps in the environments say what is done; an environment is made again when its inputs change.
+
+PYTHON ?= python3
+CONSTRAINTS ?= requirements/ci.txt
+WORKERS ?= 2
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_RETRIES ?= 8
+# `build` and `pip wheel` set up environments of their own: this is how they get the same versions.
+export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
+PIP := -m pip --quiet --no-input --require-virtualenv
+
+DIST := build/dist
+BUILT := build/dist.stamp
+BUILD_VENV := .venv-build
+TEST_VENV := .venv-test
+DEMO_VENV := .venv-demo
+# The installed retailinfer, and beside it what is not part of the wheel.
+BESIDE := build/beside
+RUN := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(BESIDE))
+DEBUG_SITE := build/debug-site
+RUN_DEBUG := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(DEBUG_SITE)):$(abspath $(BESIDE))
+
+say = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
+
+SOURCES := $(shell find retailinfer -type f \
+	\( -name '*.py' -o -name '*.py[ix]' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.html' -o -name '*.css' -o -name '*.json' \))
+
+.PHONY: help demo test bench soak build check unit debug clean FORCE
+help:
+	@sed -n 's/^#   make/  make/p' Makefile
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+# Changes when a file comes or goes, which no file's own time would show.
+build/sources.txt: FORCE
+	@mkdir -p build && printf '%s\n' $(sort $(SOURCES)) > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(BUILD_VENV)/stamp: $(CONSTRAINTS)
+	$(call say,making $(BUILD_VENV))
+	@rm -rf $(BUILD_VENV) && $(PYTHON) -m venv $(BUILD_VENV)
+	@$(BUILD_VENV)/bin/python $(PIP) install build
+	@touch $@
+
+$(BUILT): $(SOURCES) build/sources.txt pyproject.toml setup.py MANIFEST.in LICENSE $(wildcard README.md) $(BUILD_VENV)/stamp
+	$(call say,building the sdist and the wheel from it)
+	@rm -rf $(DIST) retailinfer.egg-info
+	@$(BUILD_VENV)/bin/python -m build --outdir $(DIST) . > build/build.log 2>&1 || { cat build/build.log; exit 1; }
+	@ls $(DIST) && touch $@
+
+build: $(BUILT)
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+# $(1) environment, $(2) extra
+define environment
+$(1)/dependencies.stamp: pyproject.toml $(CONSTRAINTS) | $(BUILT)
+	$$(call say,making $(1) for retailinfer[$(2)]: the first time this downloads its packages)
+	@rm -rf $(1) && $(PYTHON) -m venv $(1)
+	@$(1)/bin/python $(PIP) install "$$$$(ls $(DIST)/*.whl)[$(2)]"
+	@touch $$@
+
+$(1)/stamp: $(1)/dependencies.stamp $(BUILT)
+	$$(call say,installing the wheel in $(1))
+	@$(1)/bin/python $(PIP) install --force-reinstall --no-deps $(DIST)/*.whl
+	@touch $$@
+endef
+$(eval $(call environment,$(TEST_VENV),dev))
+$(eval $(call environment,$(DEMO_VENV),demo))
+
+$(BESIDE)/stamp: Makefile
+	@rm -rf $(BESIDE) && mkdir -p $(BESIDE)
+	@for folder in benchmarks examples; do ln -s "$(abspath .)/$$folder" $(BESIDE)/$$folder; done
+	@touch $@
+
+build/debug.stamp: $(BUILT) $(TEST_VENV)/dependencies.stamp
+	$(call say,building the wheel with every check on)
+	@rm -rf $(DEBUG_SITE) build/dist-debug
+	@RETAILINFER_DEBUG=1 $(TEST_VENV)/bin/python $(PIP) wheel --no-deps --no-cache-dir -w build/dist-debug $(DIST)/*.tar.gz
+	@$(TEST_VENV)/bin/python $(PIP) install --no-deps --target $(DEBUG_SITE) build/dist-debug/*.whl
+	@touch $@
+
+# --- what people run --------------------------------------------------------------------------------------------------
+
+demo: $(DEMO_VENV)/stamp
+	$(call say,demo)
+	@PYTHONSAFEPATH=1 $(DEMO_VENV)/bin/python -m retailinfer demo $(DEMO_ARGS)
+
+test: check unit debug
+	$(call say,all tests passed)
+
+check: $(TEST_VENV)/stamp
+	$(call say,ruff)
+	@$(TEST_VENV)/bin/ruff check --quiet .
+	@$(TEST_VENV)/bin/ruff format --quiet --check .
+	$(call say,mypy --strict)
+	@$(TEST_VENV)/bin/mypy
+
+unit: $(TEST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,tests against the installed wheel)
+	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+debug: build/debug.stamp $(TEST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,tests again with every check on: bounds; null; division; C assertions)
+	@$(RUN_DEBUG) RETAILINFER_DIST=$(abspath $(DIST)) RETAILINFER_DEBUG=1 HYPOTHESIS_PROFILE=debug \
+		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_ARGS)
+
+bench: $(TEST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,benchmarks)
+	@$(RUN) $(TEST_VENV)/bin/python -m benchmarks $(BENCH_ARGS)
+
+soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,property tests with many examples)
+	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) HYPOTHESIS_PROFILE=soak \
+		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) --timeout=3600 -m hypothesis $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist .venv-build .venv-test .venv-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find retailinfer tests benchmarks examples \( -name '*.so' -o -name '*.pyd' -o -name '__pycache__' \) -prune -exec rm -rf {} +
