@@ -30,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_RETRIES ?= 8
 # `build` and `pip wheel` set up environments of their own: this is how they get the same versions.
 export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
-PIP := -m pip --quiet --no-input --require-virtualenv
+PIP := -m pip -qq --no-input --require-virtualenv
 
 DIST := build/dist
 BUILT := build/dist.stamp

@@ -96,7 +96,7 @@ def _require(name: str) -> Any:
 
 @pytest.fixture
 def retailinfer_required() -> Callable[[str], Any]:
-    """Import an optional package by name, as in `lgb = retailinfer_required("lightgbm")`."""
+    """Give a function that imports an optional package by its name, or skips the test."""
     return _require
 
 
