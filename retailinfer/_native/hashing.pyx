@@ -2,7 +2,7 @@
 """Python's view of the native hashes, for the NumPy twin, tools and tests.
 
 `xxh64` is the hash of hashed features; anything that repeats their values outside the native program uses this one.
-`siphash13` is here so that a test can hold the C code against another implementation; indexes use it inside table.c.
+`siphash13` is here so that a test can hold the C code against another implementation; indexes use it inside table_index.c.
 """
 from retailinfer._native.hashing cimport ri_siphash13, ri_siphash_key, ri_xxh64
 

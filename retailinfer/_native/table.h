@@ -14,12 +14,13 @@
  *   - Functions that a request runs cannot fail and never allocate. Absent = row -1.
  *   - Every loop ends: probes are bounded by the longest one of the build, even if memory were corrupt.
  *   - Nothing outside the given sizes is read.
- * table.c builds and finds; table.pyx owns the memory and checks what comes from Python; hashing.h has the hash.
+ * table_index.c builds and finds; table.pyx owns the memory and checks what comes from Python; hashing.h has the hash.
  */
 #ifndef RETAILINFER_TABLE_H
 #define RETAILINFER_TABLE_H
 
 #include "hashing.h"
+#include "tensor_ref.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -38,12 +39,6 @@
 
 #define RI_LINE 64
 
-/* Bytes of somebody else: UTF-8 text, or a canonical key. May hold NULs. */
-typedef struct {
-    const char *data;
-    int64_t size;
-} ri_strref;
-
 /* Everything that a reader of records needs. The memory belongs to the SnapshotTable. */
 typedef struct {
     const uint8_t *records;
@@ -61,8 +56,8 @@ RI_INLINE double ri_cell_f64(const uint8_t *record, size_t offset) { double v; m
 RI_INLINE int64_t ri_cell_i64(const uint8_t *record, size_t offset) { return (int64_t)ri_load64(record + offset); }
 RI_INLINE const float *ri_cell_vec(const uint8_t *record, size_t offset) { return (const float *)(const void *)(record + offset); }
 
-RI_INLINE ri_strref ri_cell_str(const ri_table_view *view, const uint8_t *record, size_t offset) {
-    ri_strref text = {view->arena + ri_load32(record + offset), (int64_t)ri_load32(record + offset + 4)};
+RI_INLINE StrRef ri_cell_str(const ri_table_view *view, const uint8_t *record, size_t offset) {
+    StrRef text = {view->arena + ri_load32(record + offset), (int64_t)ri_load32(record + offset + 4)};
     return text;
 }
 
@@ -88,7 +83,7 @@ RI_INLINE char *ri_key_put_int(char *out, int64_t value) {
 }
 
 typedef struct {
-    ri_strref text; /* the part's bytes; text.data == NULL means the int */
+    StrRef text; /* the part's bytes; text.data == NULL means the int */
     int64_t number;
 } ri_key_part;
 
@@ -160,9 +155,9 @@ int ri_index_build(ri_index *index, uint8_t *entries, uint8_t *long_keys, const 
                    int64_t duplicate[2]);
 
 int64_t ri_index_find(const ri_index *index, const char *key, int64_t size);
-void ri_index_find_many(const ri_index *index, const ri_strref *keys, int64_t n, int32_t *rows);
+void ri_index_find_many(const ri_index *index, const StrRef *keys, int64_t n, int32_t *rows);
 /* The key of a row, in its canonical form. */
-ri_strref ri_index_key(const ri_index *index, int64_t row);
+StrRef ri_index_key(const ri_index *index, int64_t row);
 
 /* ---- filling records --------------------------------------------------------------------------------------------------- */
 
@@ -183,6 +178,26 @@ typedef struct {
 void ri_fill_records(uint8_t *records, size_t stride, int64_t n_rows, const int64_t *updated_at,
                      const ri_source_column *columns, int n_columns);
 
+/* ---- reading cells as float32 ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    int32_t kind; /* RI_COLUMN_*, no texts */
+    int32_t bit;
+    size_t offset;
+    int64_t width;
+} ri_read_column;
+
+/* Row i of `out` = the columns of row rows[i] (of row i if rows is NULL), each number rounded to float32 once; NaN for what is
+ * not there. */
+void ri_read_rows(const ri_table_view *view, const ri_read_column *columns, int n_columns, const int32_t *rows, int64_t n,
+                  uint8_t *out, size_t out_stride);
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+
+/* Zeroed, 64-byte aligned, anonymous: pages that a fork shares until somebody writes. NULL when there is none. */
+void *ri_memory_new(size_t size);
+void ri_memory_free(void *memory, size_t size);
+
 /* ---- candidate ids ------------------------------------------------------------------------------------------------------- */
 
 #define RI_SCAN_SLOW (-1)      /* an escape, a byte beyond ASCII, an element that is not a string: let the decoder do it */
@@ -190,6 +205,6 @@ void ri_fill_records(uint8_t *records, size_t stride, int64_t n_rows, const int6
 #define RI_SCAN_TOO_MANY (-3)  /* more than cap strings */
 
 /* A JSON array of plain strings, scanned where it stands: out[i] points between the quotes. Returns how many, or RI_SCAN_*. */
-int64_t ri_scan_ids(const char *json, int64_t size, ri_strref *out, int64_t cap);
+int64_t ri_scan_ids(const char *json, int64_t size, StrRef *out, int64_t cap);
 
 #endif

@@ -8,13 +8,10 @@ The C side, with the layout of a record, is table.h; what Python sees is table.p
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from retailinfer._native.hashing cimport ri_siphash_key
+from retailinfer._native.tensor_ref cimport StrRef
 
 
 cdef extern from "table.h" nogil:
-    ctypedef struct StrRef "ri_strref":      # same layout as ort.pxd's
-        const char* data
-        int64_t size
-
     ctypedef struct TableView "ri_table_view":
         const uint8_t* records
         size_t stride
@@ -56,11 +53,8 @@ cdef extern from "table.h" nogil:
         const uint8_t* block, size_t stride, const int32_t* rows, int64_t n, size_t nbytes, uint8_t* out, size_t out_stride
     )
 
-    enum:
-        RI_SCAN_SLOW, RI_SCAN_MALFORMED, RI_SCAN_TOO_MANY, RI_MAX_KEY
 
-
-# JSON array of plain ASCII strings -> (pointer, size) of each, in place. How many, or one of RI_SCAN_*.
+# JSON array of plain ASCII strings -> (pointer, size) of each, in place. How many, or -1 slow path, -2 malformed, -3 more than cap.
 cdef int64_t scan_ids(const char* json, int64_t size, StrRef* out, int64_t cap) noexcept nogil
 
 
@@ -71,7 +65,7 @@ cdef class RowBlock:
         size_t stride                  # a multiple of 64, or a power of two below: a row straddles no more lines than it must
         readonly Py_ssize_t n_rows
         readonly Py_ssize_t row_bytes  # what a row holds; the rest of the stride is zeros
-        size_t n_mapped                # bytes behind `data`
+        size_t n_bytes                 # behind `data`
 
 
 cdef class SnapshotTable:
@@ -82,11 +76,12 @@ cdef class SnapshotTable:
         readonly tuple schema          # ((name, kind, offset, bit, width), ...); kind is "f64" | "i64" | "str" | "bytes" | "vec"
         readonly object key_kind       # "str" | "int" | "bytes", or a tuple of them
         readonly str name              # for messages
-        int key_code                   # of a key of one part: see KEY_* in table.pyx; 3 = several parts
-        tuple part_codes               # of a key of several parts
+        int key_code                   # KEY_* in table.pyx
+        int n_parts
+        int part_codes[8]              # of a key of several parts
         dict blocks                    # name -> RowBlock; changed under the GIL only
         void* memory[5]                # records, arena, slots, entries, long keys
-        size_t n_mapped[5]
+        size_t n_bytes[5]
         object __weakref__
 
     # Row of a key, or -1. FeatureTypeError for a key of another kind, FeatureRangeError for one that has no canonical form.
@@ -100,6 +95,15 @@ cdef class SnapshotTable:
     cdef void find_many_bytes(self, const StrRef* keys, int64_t n, int32_t* rows) noexcept nogil
     # The canonical bytes of a row's key; memory of the table.
     cdef StrRef key_of(self, int64_t row) noexcept nogil
+
+    # For table.pyx alone.
+    cdef int _set_key_kind(self, object key_kind) except -1
+    cdef int _allocate(self, int which, size_t size) except -1
+    cdef int _build_index(self, object data, object ends, Py_ssize_t n, object hash_key) except -1
+    cdef int _build_records(self, list columns, object updated_at, Py_ssize_t n) except -1
+    cdef int64_t _find_parts(self, object key, object path) except -2
+    cdef list _numeric(self, object columns)
+    cdef int _read(self, list picked, const int32_t* rows, int64_t n, uint8_t* out, size_t out_stride) except -1
 
 
 cdef class TableSlot:
