@@ -37,6 +37,7 @@ DIRECTIVES: dict[str, Any] = {
     "binding": True,
     "embedsignature": False,  # the .pyi files are the signatures; docstrings stay as written
     "auto_pickle": False,  # nothing native is ever pickled
+    "autotestdict": False,  # no doctests, no `__test__` in every module
     # Off in the build that ships, because wrappers check once before the loops; on in the debug build, to prove it.
     "boundscheck": DEBUG,
     "initializedcheck": DEBUG,

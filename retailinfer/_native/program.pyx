@@ -1,0 +1,852 @@
+# distutils: language = c
+"""Requests and tables -> slots -> tensors: the Python-facing side of the feature program.
+
+Rules:
+  * A value's exact type decides how it is read; bool is not a number; whatever runs foreign code (`__float__`, a property)
+    does so on a reference that we own, before any half-filled state is used.
+  * A field has one canonical type (float64, int64, UTF-8, ns). NaN in a float field is null. Infinity is refused.
+  * Single requests, batches and tables end in the same `ri_run` of feature_ops.c.
+Shapes, units and errors: program.pyi. Scoring and ranking on top of this: engine.pyx.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.datetime cimport (
+    PyDateTime_Check, PyDateTime_CheckExact, datetime_day, datetime_hour, datetime_microsecond, datetime_minute, datetime_month,
+    datetime_second, datetime_tzinfo, datetime_year, import_datetime,
+)
+from cpython.dict cimport PyDict_CheckExact, PyDict_GetItemWithError
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.long cimport PyLong_AsDouble, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.math cimport NAN, isfinite, isnan, llrint
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+import dataclasses
+import datetime
+import decimal
+import sys
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from retailinfer.errors import FeatureMissingError, FeatureRangeError, FeatureTypeError, LimitError, SpecError, clip
+
+cdef extern from "feature_ops.h" nogil:
+    int ri_run(const ri_program* p, const uint16_t* which, int32_t n, ri_state* st, uint8_t** rows, uint8_t** masks)
+    int ri_run_column(const ri_program* p, int32_t column, ri_state* st, uint8_t** rows, uint8_t** masks)
+    uint64_t ri_hash_text(const char* text, int64_t size, uint64_t seed)
+    uint64_t ri_hash_int(int64_t key, uint64_t seed)
+    int ri_dtype_size(int dtype)
+
+cdef extern from *:
+    """
+    #include <structmember.h>
+    #if PY_VERSION_HEX < 0x030C0000
+    #define RI_T_OBJECT_EX T_OBJECT_EX
+    #define RI_RELATIVE_OFFSET 0
+    #else
+    #define RI_T_OBJECT_EX Py_T_OBJECT_EX
+    #define RI_RELATIVE_OFFSET Py_RELATIVE_OFFSET
+    #endif
+    /* Offset of a field from its member descriptor, or 0 when the descriptor is anything else than a plain object slot. */
+    static Py_ssize_t ri_member_offset(PyObject *descr, PyTypeObject *type) {
+        if (!Py_IS_TYPE(descr, &PyMemberDescr_Type)) return 0;
+        PyMemberDef *member = ((PyMemberDescrObject *)descr)->d_member;
+        if (member->type != RI_T_OBJECT_EX || (member->flags & RI_RELATIVE_OFFSET)) return 0;
+        if (member->offset < (Py_ssize_t)sizeof(PyObject)) return 0;
+        if (member->offset > type->tp_basicsize - (Py_ssize_t)sizeof(PyObject *)) return 0;
+        return member->offset;
+    }
+    static inline PyObject *ri_slot_at(PyObject *object, Py_ssize_t offset) {
+        return *(PyObject **)((char *)object + offset);
+    }
+    /* UTF-8 of a text that is alive. ASCII text is its own UTF-8; other text keeps a copy inside itself. */
+    static inline const char *ri_utf8(PyObject *text, Py_ssize_t *size) {
+        if (PyUnicode_IS_COMPACT_ASCII(text)) {
+            *size = PyUnicode_GET_LENGTH(text);
+            return (const char *)PyUnicode_DATA(text);
+        }
+        return PyUnicode_AsUTF8AndSize(text, size);
+    }
+    """
+    Py_ssize_t ri_member_offset(object descr, PyObject* type)
+    PyObject* ri_slot_at(PyObject* obj, Py_ssize_t offset)
+    const char* ri_utf8(object text, Py_ssize_t* size) except NULL
+
+import_datetime()
+
+# A text longer than this is no identifier or category; hashing it would be the only thing it does.
+cdef enum:
+    MAX_TEXT = 65536
+    MAX_LIST = 65536
+
+cdef object UTC = datetime.timezone.utc
+cdef object EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+cdef object UNSET = msgspec.UNSET
+cdef int64_t MAX_TIME_NS = <int64_t>1 << 62  # the year 2116; differences of two such moments fit int64
+TYPE_NAMES = ("float", "int", "bool", "timestamp", "str", "vector", "list[float]", "list[int]", "list[str]")
+ITEM_NAMES = ("float", "int", "str")
+STATE_NAMES = ("present", "null", "unknown", "stale", "unavailable")
+
+
+def hash_text(str text not None, uint64_t seed=0) -> int:
+    """xxh64 of the UTF-8 bytes: the hash behind hashed columns."""
+    cdef Py_ssize_t size = 0
+    cdef const char* data = ri_utf8(text, &size)
+    return ri_hash_text(data, size, seed)
+
+
+def hash_int(int64_t key, uint64_t seed=0) -> int:
+    """xxh64 of the 8 little-endian bytes of an integer."""
+    return ri_hash_int(key, seed)
+
+
+@cython.final
+cdef class RowState:
+    def __dealloc__(self):
+        cdef int i
+        if self.lists != NULL:
+            for i in range(self.n_slots):
+                free(self.lists[i])
+        free(self.lists)
+        free(self.list_capacity)
+        free(self.st.slots)
+        free(self.st.calendars)
+        free(self.st.flags)
+        free(self.st.outside)
+
+    cdef void* room(self, int slot, int64_t items) except NULL:
+        """Memory for `items` items of 16 bytes; earlier contents are gone."""
+        cdef void* memory
+        if self.list_capacity[slot] < items:
+            memory = realloc(self.lists[slot], <size_t>items * 16)
+            if memory == NULL:
+                raise MemoryError()
+            self.lists[slot] = memory
+            self.list_capacity[slot] = items
+        return self.lists[slot]
+
+    cdef void release(self) noexcept:
+        if self.keep:
+            self.keep.clear()
+
+
+@cython.final
+cdef class Program:
+    """A compiled spec. Made by `features.program.compile_program`, which says what the arguments are."""
+
+    def __cinit__(self):
+        self.owned = []
+
+    def __init__(self, *, list slots, int n_request, int event_slot, list columns, list vocabularies, list tensors,
+                 tuple zone_at_s, tuple zone_offset_s):
+        cdef int i, j, k, n = len(slots), m = len(columns), total_refs = 0
+        cdef ri_column* c
+        cdef dict d
+        if n > 65535 or m > 65535 or len(tensors) > 255:
+            raise SpecError(f"Expected at most 65535 fields and columns and 255 tensors, got {n}, {m}, {len(tensors)}")
+        self.n_slots = n
+        self.n_request = n_request
+        self.event_slot = event_slot
+        self.slot_names = tuple(s["name"] for s in slots)
+        self.wire_names = tuple(s["wire"] for s in slots)
+        self.column_names = tuple(d["name"] for d in columns)
+        self.tensors = tuple(tensors)
+        self.slot_kinds = <uint8_t*>calloc(n + 1, 1)
+        self.optional = <uint8_t*>calloc(n + 1, 1)
+        self.columns = <ri_column*>calloc(m + 1, sizeof(ri_column))
+        self.all_columns = <uint16_t*>calloc(m + 1, sizeof(uint16_t))
+        total_refs = sum(len(d["refs"]) for d in columns)
+        self.refs = <uint16_t*>calloc(total_refs + 1, sizeof(uint16_t))
+        self.vocabs = <ri_vocab*>calloc(len(vocabularies) + 1, sizeof(ri_vocab))
+        self.blocks = <void**>calloc(len(vocabularies) + 1, sizeof(void*))
+        self.zone_at = <int64_t*>calloc(len(zone_at_s) + 1, 8)
+        self.zone_offset = <int32_t*>calloc(len(zone_offset_s) + 1, 4)
+        if (self.slot_kinds == NULL or self.optional == NULL or self.columns == NULL or self.all_columns == NULL
+                or self.refs == NULL or self.vocabs == NULL or self.blocks == NULL or self.zone_at == NULL
+                or self.zone_offset == NULL):
+            raise MemoryError()
+        self.c.columns = self.columns
+        self.c.refs = self.refs
+        self.c.n_slots = n
+        self.c.n_columns = m
+        self.c.n_tensors = len(tensors)
+        self.zone_at[0] = INT64_MIN
+        for i in range(len(zone_at_s)):
+            self.zone_at[i + 1] = zone_at_s[i]
+        for i in range(len(zone_offset_s)):
+            self.zone_offset[i] = zone_offset_s[i]
+        self.c.zone.at_s = self.zone_at
+        self.c.zone.offset_s = self.zone_offset
+        self.c.zone.n = len(zone_offset_s)
+        for i in range(n):
+            self.slot_kinds[i] = slots[i]["kind"]
+            self.optional[i] = slots[i]["optional"]
+            self.has_lists = self.has_lists or self.slot_kinds[i] >= RI_SLOT_LIST_F64
+        for i in range(len(vocabularies)):
+            self._add_vocabulary(i, vocabularies[i])
+        k = 0
+        for i in range(m):
+            self.all_columns[i] = i
+            d = columns[i]
+            c = self.columns + i
+            c.kind = d["kind"]
+            c.dtype = d["dtype"]
+            c.tensor = d["tensor"]
+            c.offset = d["offset"]
+            c.width = d["width"]
+            c.transform = d["transform"]
+            c.part = d["part"]
+            c.wave = d["wave"]
+            c.sequence = d["sequence"]
+            c.keep_first = d["keep_first"]
+            c.allow_nan = d["allow_nan"]
+            c.has_clip = d["clip"] is not None
+            if d["clip"] is not None:
+                c.clip_low, c.clip_high = d["clip"]
+            c.has_norm = d["norm"] is not None
+            c.center, c.scale = d["norm"] if d["norm"] is not None else (0.0, 1.0)
+            c.seen_low, c.seen_high = d["seen"] if d["seen"] is not None else (NAN, NAN)
+            c.max_age_ns = d["max_age_ns"]
+            self.has_max_age = self.has_max_age or c.max_age_ns > 0
+            c.unit_ns = d["unit_ns"]
+            c.buckets = d["buckets"]
+            c.seed = d["seed"]
+            c.pad_f = d["pad"]
+            c.pad_i = <int64_t>d["pad"]
+            c.vocab = NULL if d["vocabulary"] < 0 else self.vocabs + <int>d["vocabulary"]
+            if d["targets"] is not None:
+                targets = np.ascontiguousarray(d["targets"], dtype=np.float64)
+                self.owned.append(targets)
+                c.targets = <const double*><uintptr_t>targets.ctypes.data
+            c.n_refs = len(d["refs"])
+            c.refs_at = k
+            for j in range(c.n_refs):
+                self.refs[k] = d["refs"][j]
+                if j < 2:
+                    c.ref[j] = d["refs"][j]
+                k += 1
+            for j in range(RI_N_STATES):
+                c.action[j] = d["actions"][j]
+                fill = d["fills"][j]
+                if isinstance(fill, str):
+                    fill = fill.encode()
+                    self.owned.append(fill)
+                    c.fill_text[j].data = PyBytes_AS_STRING(fill)
+                    c.fill_text[j].size = len(fill)
+                elif fill is not None:
+                    c.fill_f[j] = fill
+                    c.fill_i[j] = <int64_t>fill
+
+    cdef int _add_vocabulary(self, int at, dict vocabulary) except -1:
+        cdef tuple values = vocabulary["values"]
+        cdef uint64_t n_cells = 8, place
+        cdef int64_t i, first = vocabulary["first"]
+        cdef ri_vocab_cell* cells
+        cdef bytes data
+        while n_cells < <uint64_t>(2 * len(values) + 2):
+            n_cells *= 2
+        cells = <ri_vocab_cell*>calloc(n_cells, sizeof(ri_vocab_cell))
+        if cells == NULL:
+            raise MemoryError()
+        self.blocks[at] = cells
+        for place in range(n_cells):
+            cells[place].code = -1
+        for i in range(len(values)):
+            value = values[i]
+            if isinstance(value, str):
+                data = value.encode()
+                self.owned.append(data)
+                hashed = ri_hash_text(PyBytes_AS_STRING(data), len(data), 0)
+            else:
+                hashed = ri_hash_int(value, 0)
+            place = <uint64_t>hashed & (n_cells - 1)
+            while cells[place].code >= 0:
+                place = (place + 1) & (n_cells - 1)
+            cells[place].hash = hashed
+            cells[place].code = <int32_t>(first + i)
+            if isinstance(value, str):
+                cells[place].size = <int32_t>len(data)
+                cells[place].key.text = PyBytes_AS_STRING(data)
+            else:
+                cells[place].key.integer = value
+        self.vocabs[at].cells = cells
+        self.vocabs[at].mask = n_cells - 1
+        self.vocabs[at].oov = vocabulary["oov"]
+        self.vocabs[at].size = vocabulary["size"]
+        self.n_vocabs = at + 1
+        return 0
+
+    def __dealloc__(self):
+        cdef int i
+        if self.blocks != NULL:
+            for i in range(self.n_vocabs):
+                free(self.blocks[i])
+        free(self.blocks)
+        free(self.vocabs)
+        free(self.columns)
+        free(self.all_columns)
+        free(self.refs)
+        free(self.zone_at)
+        free(self.zone_offset)
+        free(self.slot_kinds)
+        free(self.optional)
+
+    cdef RowState new_state(self):
+        cdef RowState state = RowState.__new__(RowState)
+        cdef int n = self.n_slots + 1
+        state.n_slots = n
+        state.keep = []
+        state.st.slots = <ri_slot*>calloc(n, sizeof(ri_slot))
+        state.st.calendars = <ri_calendar*>calloc(n, sizeof(ri_calendar))
+        state.st.max_flags = self.c.n_columns + 1
+        state.st.flags = <ri_flag*>calloc(state.st.max_flags, sizeof(ri_flag))
+        state.st.outside = <uint64_t*>calloc(self.c.n_columns + 1, 8)
+        state.lists = <void**>calloc(n, sizeof(void*))
+        state.list_capacity = <int64_t*>calloc(n, 8)
+        if (state.st.slots == NULL or state.st.calendars == NULL or state.st.flags == NULL or state.st.outside == NULL
+                or state.lists == NULL or state.list_capacity == NULL):
+            raise MemoryError()
+        self.clear_slots(&state.st)
+        return state
+
+    cdef void clear_slots(self, ri_state* st) noexcept nogil:
+        cdef int i
+        for i in range(self.n_slots):
+            st.slots[i].state = RI_NULL
+            st.slots[i].kind = self.slot_kinds[i]
+            st.slots[i].hashed = 0
+            st.slots[i].calendar = 0
+            st.slots[i].updated_ns = INT64_MAX
+
+    cdef int run_columns(self, const uint16_t* which, int32_t n, ri_state* st, uint8_t** rows, uint8_t** masks) noexcept nogil:
+        return ri_run(&self.c, which, n, st, rows, masks)
+
+    cdef int run_one(self, int32_t column, ri_state* st, uint8_t** rows, uint8_t** masks) noexcept nogil:
+        return ri_run_column(&self.c, column, st, rows, masks)
+
+    cdef int fail(self, const ri_error* error, int64_t row) except -1:
+        cdef const ri_column* c = self.columns + error.column
+        cdef str name = self.column_names[error.column]
+        cdef str refs = ", ".join(f"`{self.slot_names[self.refs[c.refs_at + i]]}`" for i in range(c.n_refs))
+        cdef str path = f"$.{self.slot_names[c.ref[0]]}" if row < 0 else f"$[{row}].{self.slot_names[c.ref[0]]}"
+        cdef str state = STATE_NAMES[error.state]
+        if error.code == RI_ERR_REFUSED:
+            raise FeatureMissingError(
+                f"Expected a value for column `{name}` (reads {refs}), got {state}", path=path,
+                hint=f"the column says refuse; send it, or declare {'null' if error.state == RI_NULL else state}= with a default",
+            )
+        if error.code == RI_ERR_NO_NAN:
+            raise FeatureMissingError(
+                f"Expected a value for column `{name}` (reads {refs}), got {state}: this model or tensor cannot take NaN",
+                path=path, hint="declare a default for it in the column",
+            )
+        if error.code == RI_ERR_DOMAIN:
+            raise FeatureRangeError(
+                f"Expected a value in the domain of {('', 'log1p (> -1)', '', 'sqrt (>= 0)')[c.transform]} for column "
+                f"`{name}`, got {error.value!r}", path=path, hint="clip the column, or use signed_log1p",
+            )
+        if error.code == RI_ERR_OOV:
+            raise FeatureRangeError(
+                f"Expected a value of the vocabulary of column `{name}`", path=path,
+                hint='the column says oov="refuse"; see the spec for the known values',
+            )
+        if error.code == RI_ERR_VECTOR_SIZE:
+            raise FeatureRangeError(
+                f"Expected a vector of {c.width if c.width > 1 else c.unit_ns} numbers for column `{name}`, got {error.integer}",
+                path=path, hint="the table holds vectors of another size than the spec declares",
+            )
+        dtype = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 11: "float64"}.get(c.dtype, "?")
+        if error.code == RI_ERR_NOT_FINITE:
+            raise FeatureRangeError(f"Expected a number for column `{name}`, got NaN out of {refs}", path=path)
+        shown = error.integer if error.value == <double>error.integer and error.integer else error.value
+        raise FeatureRangeError(
+            f"Expected a value that {dtype} holds for column `{name}`, got {shown!r}", path=path,
+            hint="integers pass exactly up to 2**53 through float columns; clip the column, or use another dtype",
+        )
+
+    # ---- one value ----------------------------------------------------------------------------------------------------
+
+    cdef int convert(self, int slot, object value, RowState state, int64_t row) except -1:
+        """Fast cases by exact type; the rest goes to `_convert_other`."""
+        cdef ri_slot* s = state.st.slots + slot
+        cdef int kind = self.slot_kinds[slot], overflow = 0
+        cdef Py_ssize_t size = 0
+        s.hashed = 0
+        s.calendar = 0
+        s.updated_ns = INT64_MAX
+        if kind == RI_SLOT_F64 and PyFloat_CheckExact(value):
+            s.v.f = PyFloat_AS_DOUBLE(value)
+            s.state = RI_PRESENT
+            if not isfinite(s.v.f):
+                return self._not_finite(slot, s, row)
+            return 0
+        if kind == RI_SLOT_TEXT and PyUnicode_CheckExact(value):
+            try:
+                s.v.text = ri_utf8(value, &size)
+            except UnicodeEncodeError:
+                raise FeatureRangeError("Expected text that UTF-8 can hold, got a lone surrogate",
+                                        path=self._path(slot, row)) from None
+            if size > MAX_TEXT:
+                raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes of text, got {size}", path=self._path(slot, row))
+            s.n = size
+            s.state = RI_PRESENT
+            return 0
+        if kind == RI_SLOT_I64 and PyLong_CheckExact(value):
+            s.v.i = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow:
+                raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=self._path(slot, row))
+            s.state = RI_PRESENT
+            return 0
+        if kind == RI_SLOT_BOOL and (value is True or value is False):
+            s.v.i = value is True
+            s.state = RI_PRESENT
+            return 0
+        if kind == RI_SLOT_TIME and PyFloat_CheckExact(value):
+            return self._seconds(slot, s, PyFloat_AS_DOUBLE(value), row)
+        if value is None or value is UNSET:
+            return self._null(slot, s, row)
+        return self._convert_other(slot, value, state, row)
+
+    cdef int _null(self, int slot, ri_slot* s, int64_t row) except -1:
+        if not self.optional[slot]:
+            raise FeatureMissingError(
+                f"Expected `{TYPE_NAMES[self.slot_kinds[slot]]}`, got null or nothing", path=self._path(slot, row),
+                hint="the field is required; declare it as `X | None` if it may be absent",
+            )
+        s.state = RI_NULL
+        return 0
+
+    cdef int _not_finite(self, int slot, ri_slot* s, int64_t row) except -1:
+        if isnan(s.v.f):
+            if self.optional[slot]:
+                s.state = RI_NULL
+                return 0
+            raise FeatureRangeError("Expected a finite number, got NaN", path=self._path(slot, row),
+                                    hint="NaN counts as null, and the field is required")
+        raise FeatureRangeError("Expected a finite number, got infinity", path=self._path(slot, row))
+
+    cdef int _seconds(self, int slot, ri_slot* s, double seconds, int64_t row) except -1:
+        """Seconds since the epoch, rounded to microseconds: a float64 of today's seconds holds no more."""
+        if isnan(seconds) and self.optional[slot]:
+            s.state = RI_NULL
+            return 0
+        if not (seconds > -4.6e9 and seconds < 4.6e9):
+            raise FeatureRangeError(f"Expected seconds since 1970 within +-4.6e9 (1824 to 2115), got {seconds!r}",
+                                    path=self._path(slot, row), hint="milliseconds are not seconds")
+        s.v.i = llrint(seconds * 1e6) * 1000
+        s.state = RI_PRESENT
+        return 0
+
+    cdef int _datetime(self, int slot, ri_slot* s, object value, int64_t row) except -1:
+        cdef int64_t year, month, era, days
+        cdef object delta
+        zone = datetime_tzinfo(value)
+        if zone is None:
+            raise FeatureTypeError("Expected an aware datetime, got a naive one", path=self._path(slot, row),
+                                   hint="attach its zone: value.replace(tzinfo=...)")
+        if zone is UTC and PyDateTime_CheckExact(value):
+            # days of the civil calendar, years counted from March
+            year, month = datetime_year(value), datetime_month(value)
+            year -= month <= 2
+            era = year // 400
+            month = month - 3 if month > 2 else month + 9
+            days = (153 * month + 2) // 5 + datetime_day(value) - 1
+            days += (year - era * 400) * 365 + (year - era * 400) // 4 - (year - era * 400) // 100
+            days += era * 146097 - 719468
+            s.v.i = ((days * 86400 + datetime_hour(value) * 3600 + datetime_minute(value) * 60 + datetime_second(value))
+                     * 1000000 + datetime_microsecond(value))
+        else:
+            try:
+                delta = value - EPOCH
+                s.v.i = (<int64_t>delta.days * 86400 + <int64_t>delta.seconds) * 1000000 + <int64_t>delta.microseconds
+            except (OverflowError, TypeError, ValueError) as exc:
+                raise FeatureRangeError(f"Expected a moment that can be counted from 1970, got {clip(value)}",
+                                        path=self._path(slot, row)) from exc
+        if s.v.i > MAX_TIME_NS // 1000 or s.v.i < -(MAX_TIME_NS // 1000):
+            raise FeatureRangeError(f"Expected a moment between 1824 and 2115, got {clip(value)}", path=self._path(slot, row))
+        s.v.i *= 1000
+        s.state = RI_PRESENT
+        return 0
+
+    cdef int _convert_other(self, int slot, object value, RowState state, int64_t row) except -1:
+        """Everything that is not the exact type: one rule for dict, Struct and dataclass, and whatever they hold."""
+        cdef ri_slot* s = state.st.slots + slot
+        cdef int kind = self.slot_kinds[slot]
+        cdef Py_ssize_t size = 0
+        if type(value).__name__ in ("NAType", "NaTType"):  # pandas: missing, and no truth value to ask for
+            return self._null(slot, s, row)
+        if kind == RI_SLOT_F64 and not isinstance(value, (bool, np.bool_)):
+            if isinstance(value, (float, int, np.floating, np.integer, decimal.Decimal)):
+                try:
+                    number = float(value)
+                except (OverflowError, ValueError) as exc:
+                    raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}",
+                                            path=self._path(slot, row)) from exc
+                if not isinstance(value, (float, np.floating)) and abs(number) == float("inf"):
+                    raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}",
+                                            path=self._path(slot, row))
+                s.v.f = number
+                s.state = RI_PRESENT
+                return 0 if isfinite(s.v.f) else self._not_finite(slot, s, row)
+        elif kind == RI_SLOT_I64 and not isinstance(value, (bool, np.bool_)):
+            if isinstance(value, (int, np.integer)):
+                return self.convert(slot, int(value), state, row)
+        elif kind == RI_SLOT_BOOL:
+            if isinstance(value, np.bool_):
+                return self.convert(slot, bool(value), state, row)
+        elif kind == RI_SLOT_TEXT:
+            if isinstance(value, str):
+                plain = str.__str__(value) if type(value).__str__ is str.__str__ else "".join(value)
+                plain = plain if type(plain) is str else "".join(list(plain))
+                state.keep.append(plain)
+                return self.convert(slot, plain, state, row)
+            if isinstance(value, (bytes, bytearray, memoryview)) and self.slot_is_bytes(slot):
+                data = bytes(value)
+                if len(data) > MAX_TEXT:
+                    raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes, got {len(data)}", path=self._path(slot, row))
+                state.keep.append(data)
+                s.v.text = PyBytes_AS_STRING(data)
+                s.n = len(data)
+                s.state = RI_PRESENT
+                return 0
+        elif kind == RI_SLOT_TIME:
+            if PyDateTime_Check(value):
+                return self._datetime(slot, s, value, row)
+            if isinstance(value, np.datetime64):
+                raise FeatureTypeError("Expected an aware datetime or seconds since 1970, got a datetime64 without a zone",
+                                       path=self._path(slot, row))
+            if isinstance(value, (int, float, np.integer, np.floating, decimal.Decimal)) and not isinstance(value, bool):
+                try:
+                    number = float(value)
+                except (OverflowError, ValueError):
+                    number = float("inf")
+                return self._seconds(slot, s, number, row)
+        elif kind >= RI_SLOT_LIST_F64:
+            if isinstance(value, (list, tuple, np.ndarray)):
+                return self._convert_list(slot, value, state, row)
+        raise FeatureTypeError(f"Expected `{self.type_name(slot)}`, got `{type(value).__name__}` {clip(value)}",
+                               path=self._path(slot, row))
+
+    cdef int _convert_list(self, int slot, object values, RowState state, int64_t row) except -1:
+        cdef ri_slot* s = state.st.slots + slot
+        cdef int kind = self.slot_kinds[slot]
+        cdef int64_t n, i
+        cdef Py_ssize_t size = 0
+        cdef double number
+        cdef int overflow = 0
+        cdef list items = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
+        cdef ri_text* texts
+        n = len(items)
+        if n > MAX_LIST:
+            raise LimitError(f"Expected at most {MAX_LIST} items, got {n} - at `{self._path(slot, row)}`")
+        state.room(slot, n if n > 0 else 1)
+        if kind == RI_SLOT_LIST_TEXT:
+            state.keep.append(items)
+        for i in range(n):
+            item = items[i]
+            if kind == RI_SLOT_LIST_F64 and isinstance(item, (float, int, np.floating, np.integer)) and not isinstance(item, bool):
+                try:
+                    number = float(item)
+                except OverflowError:
+                    number = float("inf")
+                if not isfinite(number):
+                    raise FeatureRangeError(f"Expected a finite number, got {clip(item)}", path=f"{self._path(slot, row)}[{i}]")
+                (<double*>state.lists[slot])[i] = number
+            elif kind == RI_SLOT_LIST_I64 and isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+                (<int64_t*>state.lists[slot])[i] = PyLong_AsLongLongAndOverflow(int(item), &overflow)
+                if overflow:
+                    raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"{self._path(slot, row)}[{i}]")
+            elif kind == RI_SLOT_LIST_TEXT and type(item) is str:
+                texts = <ri_text*>state.lists[slot]
+                try:
+                    texts[i].data = ri_utf8(item, &size)
+                except UnicodeEncodeError:
+                    raise FeatureRangeError("Expected text that UTF-8 can hold, got a lone surrogate",
+                                            path=f"{self._path(slot, row)}[{i}]") from None
+                texts[i].size = size
+            else:
+                raise FeatureTypeError(f"Expected `{ITEM_NAMES[kind - RI_SLOT_LIST_F64]}`, got `{type(item).__name__}` {clip(item)}",
+                                       path=f"{self._path(slot, row)}[{i}]")
+        s.v.list_f = <double*>state.lists[slot]
+        s.n = n
+        s.state = RI_PRESENT
+        return 0
+
+    cdef bint slot_is_bytes(self, int slot):
+        return self.bytes_slots is not None and slot in self.bytes_slots
+
+    def mark_bytes(self, slots) -> None:
+        """Which text slots hold raw bytes instead of UTF-8. Called once, by the compiler of specs."""
+        self.bytes_slots = frozenset(slots)
+
+    def type_name(self, int slot) -> str:
+        """Declared type of a field, as an error shows it."""
+        return "bytes" if self.slot_is_bytes(slot) else TYPE_NAMES[self.slot_kinds[slot]]
+
+    cdef str _path(self, int slot, int64_t row):
+        return f"$.{self.slot_names[slot]}" if row < 0 else f"$[{row}].{self.slot_names[slot]}"
+
+    # ---- whole tables -------------------------------------------------------------------------------------------------
+
+    def fill_table(self, list columns, int64_t n_rows, list outs, list masks, *, int64_t now_ns=0, int64_t first_row=0):
+        """Rows of canonical columns -> tensors. Arguments: program.pyi."""
+        cdef RowState state = self.new_state()
+        cdef Source* sources = <Source*>calloc(self.n_slots + 1, sizeof(Source))
+        cdef int n_tensors = self.c.n_tensors, t, slot, code = 0
+        cdef uint8_t* rows[256]
+        cdef uint8_t* mask_rows[256]
+        cdef int64_t row_bytes[256]
+        cdef int64_t cells[256]
+        cdef int64_t i
+        cdef int missing = -1
+        if sources == NULL:
+            raise MemoryError()
+        try:
+            for slot in range(self.n_slots):
+                self._open_source(sources + slot, slot, columns[slot], n_rows)
+            wide_masks = []
+            for t in range(n_tensors):
+                _, dtype, width, _, mask_name, _ = self.tensors[t]
+                out = outs[t]
+                cells[t] = width
+                row_bytes[t] = width * ri_dtype_size(dtype)
+                if not out.flags.c_contiguous or out.nbytes < n_rows * row_bytes[t]:
+                    raise ValueError(f"tensor {t} needs {n_rows * row_bytes[t]} contiguous bytes")
+                rows[t] = <uint8_t*><uintptr_t>out.ctypes.data
+                mask_rows[t] = NULL
+                if masks[t] is not None:
+                    mask_rows[t] = <uint8_t*><uintptr_t>masks[t].ctypes.data
+            with nogil:
+                for i in range(n_rows):
+                    missing = load_row(sources, self.n_slots, self.optional, i, &state.st)
+                    if missing >= 0:
+                        break
+                    state.st.n_flags = 0
+                    state.st.now_ns = now_ns
+                    code = ri_run(&self.c, self.all_columns, self.c.n_columns, &state.st, rows, mask_rows)
+                    if code:
+                        break
+                    for t in range(n_tensors):
+                        rows[t] += row_bytes[t]
+                        if mask_rows[t] != NULL:
+                            mask_rows[t] += cells[t]
+            if missing >= 0:
+                self._source_error(missing, i + first_row, sources[missing].bad)
+            if code:
+                self.fail(&state.st.error, i + first_row)
+            return [int(state.st.outside[t]) for t in range(self.c.n_columns)]
+        finally:
+            for slot in range(self.n_slots):
+                free(sources[slot].texts)
+            free(sources)
+
+    cdef int _source_error(self, int slot, int64_t row, bint infinite) except -1:
+        cdef str path = self._path(slot, row)
+        if infinite:
+            raise FeatureRangeError("Expected a finite number, got infinity", path=path)
+        raise FeatureMissingError(f"Expected `{self.type_name(slot)}`, got null or NaN", path=path,
+                                  hint="the field is required; declare it as `X | None` if it may be absent")
+
+    cdef int _open_source(self, Source* source, int slot, object column, int64_t n_rows) except -1:
+        """A canonical column -> pointers; sizes are checked here, once."""
+        cdef int kind = self.slot_kinds[slot]
+        if column is None:
+            return 0
+        values, valid, offsets, children = column
+        if kind == RI_SLOT_VECTOR:
+            if values.dtype != np.float32 or values.ndim != 2 or values.shape[0] != n_rows:
+                raise ValueError(f"slot {slot} needs float32 ({n_rows}, size)")
+            source.width = values.shape[1]
+        elif kind == RI_SLOT_TEXT or kind >= RI_SLOT_LIST_F64:
+            if offsets.dtype != np.int64 or len(offsets) != n_rows + 1:
+                raise ValueError(f"slot {slot} needs int64 offsets of {n_rows + 1}")
+            source.offsets = <const int64_t*><uintptr_t>offsets.ctypes.data
+            if kind == RI_SLOT_LIST_TEXT:
+                source.children = <const int64_t*><uintptr_t>children.ctypes.data
+        elif values.dtype != (np.float64 if kind == RI_SLOT_F64 else np.int64) or len(values) != n_rows:
+            raise ValueError(f"slot {slot} needs {n_rows} cells of its canonical type, got {values.dtype}")
+        if not values.flags.c_contiguous:
+            raise ValueError("columns must be contiguous")
+        source.values = <const void*><uintptr_t>values.ctypes.data
+        if valid is not None:
+            if valid.dtype != np.uint8 or len(valid) != n_rows:
+                raise ValueError(f"slot {slot} needs {n_rows} validity bytes")
+            source.valid = <const uint8_t*><uintptr_t>valid.ctypes.data
+        if kind == RI_SLOT_LIST_TEXT and n_rows > 0:
+            longest = int(np.diff(offsets).max())
+            source.texts = <ri_text*>malloc(sizeof(ri_text) * (<size_t>longest + 1))
+            if source.texts == NULL:
+                raise MemoryError()
+        return 0
+
+
+cdef int load_row(Source* sources, int n_slots, const uint8_t* optional, int64_t i, ri_state* st) noexcept nogil:
+    """Slots of one row of a table. Returns -1, or the slot that is required and null, or infinite."""
+    cdef int slot
+    cdef ri_slot* s
+    cdef Source* c
+    cdef int64_t k, n
+    for slot in range(n_slots):
+        s = st.slots + slot
+        c = sources + slot
+        s.state = RI_PRESENT
+        s.hashed = 0
+        s.calendar = 0
+        s.updated_ns = INT64_MAX
+        if c.values == NULL or (c.valid != NULL and not c.valid[i]):
+            s.state = RI_NULL
+        elif s.kind == RI_SLOT_F64:
+            s.v.f = (<const double*>c.values)[i]
+            if isnan(s.v.f):
+                s.state = RI_NULL
+            elif not isfinite(s.v.f):
+                c.bad = 1
+                return slot
+        elif s.kind <= RI_SLOT_TIME:
+            s.v.i = (<const int64_t*>c.values)[i]
+        elif s.kind == RI_SLOT_TEXT:
+            s.v.text = <const char*>c.values + c.offsets[i]
+            s.n = c.offsets[i + 1] - c.offsets[i]
+        elif s.kind == RI_SLOT_VECTOR:
+            s.v.vector = <const float*>c.values + i * c.width
+            s.n = c.width
+        elif s.kind == RI_SLOT_LIST_F64:
+            s.v.list_f = <const double*>c.values + c.offsets[i]
+            s.n = c.offsets[i + 1] - c.offsets[i]
+        elif s.kind == RI_SLOT_LIST_I64:
+            s.v.list_i = <const int64_t*>c.values + c.offsets[i]
+            s.n = c.offsets[i + 1] - c.offsets[i]
+        else:
+            n = c.offsets[i + 1] - c.offsets[i]
+            for k in range(n):
+                c.texts[k].data = <const char*>c.values + c.children[c.offsets[i] + k]
+                c.texts[k].size = c.children[c.offsets[i] + k + 1] - c.children[c.offsets[i] + k]
+            s.v.list_text = c.texts
+            s.n = n
+        if s.state == RI_NULL and not optional[slot]:
+            return slot
+    return -1
+
+
+def text_cells(buffer, int64_t n_cells) -> list:
+    """Texts of a string tensor that `fill_table` filled; call it while the table's buffers live."""
+    cdef const ri_text* cells = <const ri_text*><uintptr_t>buffer.ctypes.data
+    cdef int64_t i
+    return [cells[i].data[:cells[i].size].decode() for i in range(n_cells)]
+
+
+@cython.final
+cdef class RequestReader:
+    """Fills request slots from an object.
+
+    `type` is the frozen Struct generated from the spec: its fields are read by offset. A dict is read by key, another
+    Struct or a dataclass by attribute; anything else is refused, because reading a lazy object could do anything.
+    """
+
+    def __init__(self, Program program not None, *, type request_type not None, bint forbid_extra=True, int skip=-1):
+        cdef int i
+        cdef Py_ssize_t offset
+        self.program = program
+        self.type = request_type
+        self.forbid_extra = forbid_extra
+        self.skip = skip
+        self.names = tuple(sys.intern(name) for name in program.slot_names[:program.n_request])
+        self.known = frozenset(self.names)
+        self.offsets = <Py_ssize_t*>calloc(program.n_request + 1, sizeof(Py_ssize_t))
+        if self.offsets == NULL:
+            raise MemoryError()
+        self.slots_ok = True
+        for i in range(program.n_request):
+            offset = 0
+            for base in request_type.__mro__:
+                if self.names[i] in base.__dict__:
+                    offset = ri_member_offset(base.__dict__[self.names[i]], <PyObject*>request_type)
+                    break
+            self.offsets[i] = offset
+            if offset == 0 and i != skip:
+                self.slots_ok = False
+
+    def __dealloc__(self):
+        free(self.offsets)
+
+    cdef int read(self, object request, RowState state, int64_t row) except -1:
+        cdef int i, n = self.program.n_request
+        cdef Py_ssize_t size = 0
+        cdef PyObject* raw
+        cdef Program program = self.program
+        cdef ri_slot* s
+        cdef PyObject* value
+        if type(request) is self.type and self.slots_ok:
+            for i in range(n):
+                if i == self.skip:
+                    continue
+                raw = ri_slot_at(<PyObject*>request, self.offsets[i])
+                s = state.st.slots + i
+                if raw == NULL:
+                    program._null(i, s, row)
+                elif program.slot_kinds[i] == RI_SLOT_F64 and PyFloat_CheckExact(<object>raw):
+                    s.v.f = PyFloat_AS_DOUBLE(<object>raw)
+                    s.updated_ns = INT64_MAX
+                    s.state = RI_PRESENT
+                    if not isfinite(s.v.f):
+                        program._not_finite(i, s, row)
+                else:
+                    program.convert(i, <object>raw, state, row)
+            return 0
+        if PyDict_CheckExact(request):
+            for i in range(n):
+                if i == self.skip:
+                    continue
+                value = PyDict_GetItemWithError(request, self.names[i])
+                if value == NULL:
+                    program._null(i, state.st.slots + i, row)
+                    continue
+                item = <object>value  # owned from here on: converting may run code that changes the dict
+                if program.slot_kinds[i] == RI_SLOT_TEXT:
+                    state.keep.append(item)
+                program.convert(i, item, state, row)
+            if self.forbid_extra and len(request) > n - (self.skip >= 0):
+                self._refuse_extra(request, row)
+            elif self.forbid_extra:
+                self._count_keys(request, row)
+            return 0
+        if isinstance(request, Mapping):
+            return self.read(dict(request), state, row)
+        if isinstance(request, msgspec.Struct) or dataclasses.is_dataclass(type(request)):
+            for i in range(n):
+                if i == self.skip:
+                    continue
+                item = getattr(request, self.names[i], UNSET)
+                if program.slot_kinds[i] == RI_SLOT_TEXT:
+                    state.keep.append(item)
+                program.convert(i, item, state, row)
+            return 0
+        raise FeatureTypeError(
+            f"Expected a dict, a msgspec Struct or a dataclass as request, got `{type(request).__name__}`",
+            path="$" if row < 0 else f"$[{row}]",
+            hint="lazy objects (ORM rows, pydantic models) are not read: pass a dict of plain values, "
+                 "e.g. model_to_dict(obj) or obj.model_dump()",
+        )
+
+    cdef int _count_keys(self, dict request, int64_t row) except -1:
+        """Fewer keys than fields may still hide an unknown one in the place of an optional field."""
+        cdef int i, found = 0
+        for i in range(self.program.n_request):
+            found += self.names[i] in request
+        if found != len(request):
+            self._refuse_extra(request, row)
+        return 0
+
+    cdef int _refuse_extra(self, dict request, int64_t row) except -1:
+        extra = [key for key in request if key not in self.known]
+        if extra:
+            raise FeatureTypeError(
+                f"Unknown field {clip(extra[0])}", path="$" if row < 0 else f"$[{row}]",
+                hint=f"declared: {', '.join(self.names)}; or extra=\"ignore\" in the spec",
+            )
+        return 0

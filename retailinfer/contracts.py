@@ -1,0 +1,111 @@
+"""What crosses the boundary: the contract of a use case, and the answers.
+
+Rules:
+  * All of these are frozen msgspec Structs: they encode to JSON and MessagePack as they stand.
+  * Durations carry their unit in the name. A field that a later version enforces is already part of the contract.
+Who builds answers: `_native.engine`. Who reads a contract: `pipeline` and `authoring.pack`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = ["Contract", "Decision", "Ranking", "Reason", "Rung"]
+
+PositiveFloat = Annotated[float, Meta(gt=0)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+
+
+class Rung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One step of the fallback ladder: who answers, for how long at most, and what it may decide."""
+
+    kind: Literal["release", "previous", "remote", "last_score", "static"]
+    max_ms: PositiveFloat | None = None
+    max_concurrency: PositiveInt | None = None
+    decisions: tuple[str, ...] = ()  # empty: all of the policy's
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a use case promises and needs; part of the release.
+
+    Args:
+        deadline_ms: after so long an answer is worth nothing.
+        p50_ms, p95_ms, p99_ms: latency objectives of the whole call.
+        stages_ms: budget per stage (decode, resolve, fill, run, decide, encode).
+        availability: share of requests that get an answer, such as 0.9995.
+        throughput: requests a second and process that must fit.
+        freshness: share of answers whose stored values were all within their `max_age`.
+        max_rows: largest batch or candidate list; more is a LimitError before any work.
+        batch_sizes: what production sends; `quantize="auto"` and engine choice are measured on these.
+        ladder: the rungs below the release itself, best first.
+    """
+
+    deadline_ms: PositiveFloat | None = None
+    p50_ms: PositiveFloat | None = None
+    p95_ms: PositiveFloat | None = None
+    p99_ms: PositiveFloat | None = None
+    stages_ms: dict[str, PositiveFloat] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+    availability: Annotated[float, Meta(gt=0, le=1)] | None = None
+    throughput: PositiveFloat | None = None
+    freshness: Annotated[float, Meta(gt=0, le=1)] | None = None
+    max_rows: PositiveInt = 10_000
+    batch_sizes: tuple[PositiveInt, ...] = (1,)
+    ladder: tuple[Rung, ...] = ()
+
+
+class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a score is what it is: a field of the request or of a table, and the policy's text for it."""
+
+    field: str
+    text: str = ""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The answer to one request.
+
+    Attributes:
+        id: the caller's `request_id`, or one of ours: unique across processes and forks.
+        score: the model's score, a float32 value.
+        action: what the policy says; None for a release without a policy.
+        reasons: strongest first.
+        release: name and version of the release that answered.
+        arm: which arm of a rollout; "default" when none runs.
+        rung: step of the fallback ladder; 0 is the release itself.
+        stale: columns whose stored value was older than its `max_age`.
+        missing: columns whose value was null, unknown or unavailable.
+    """
+
+    id: str
+    score: float
+    action: str | None = None
+    reasons: tuple[Reason, ...] = ()
+    release: str = ""
+    arm: str = "default"
+    rung: int = 0
+    stale: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """The best candidates, best first.
+
+    Attributes:
+        id, release, arm, rung: as in `Decision`.
+        items: ids of the candidates, as they were given.
+        scores: float32 values, aligned with `items`, never ascending; equal scores are ordered by id.
+        stale, missing: columns that were so for the context or for any of the candidates.
+        suppressed: candidate -> why it was left out: "excluded", "unavailable", "unknown" or "refused".
+    """
+
+    id: str
+    items: list[str | int]
+    scores: list[float]
+    release: str = ""
+    arm: str = "default"
+    rung: int = 0
+    stale: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    suppressed: dict[str | int, str] = {}  # noqa: RUF012

@@ -1,0 +1,807 @@
+"""FeatureSpec: the one definition of a model's inputs, for training and for serving.
+
+Rules:
+  * A spec is immutable; `fit` returns a new one. It holds everything that decides a cell: fields, columns, vocabularies,
+    learned numbers, and the time zone's transitions (so that another machine's zone data cannot change an answer).
+  * `fingerprint` is the SHA-256 of the canonical JSON of exactly that. The drift baseline is kept beside it, outside.
+  * Everything that can be checked without data is checked in the constructor, and the error says what to mend.
+Learning from data is fit.py, compiling is program.py, running over tables is transform.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import keyword
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from retailinfer.columns import ACTIONS, Column
+from retailinfer.errors import ModelError, SpecError, clip
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+
+    from retailinfer.features.program import Program
+    from retailinfer.features.transform import FeatureMatrix
+
+__all__ = ["ArrayInput", "Entity", "FeatureSpec", "Field", "Fitted", "Tensor", "Timestamp", "Vocabulary"]
+
+FORMAT = 1  # of features.json; raised when an older library could not read it
+DTYPES: dict[str, int] = {"float32": 1, "int32": 6, "int64": 7, "string": 8, "bool": 9, "float64": 11}
+SCALAR_KINDS = frozenset({"numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine"})
+FIELD_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "list[float]", "list[int]", "list[str]")
+STORED_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "vector")
+MAX_CROSS = 16  # program.c keeps the parts of a cross on the stack
+MAX_COLUMNS = 4096
+
+
+class Timestamp:
+    """Type of a request field that holds a moment.
+
+    Accepted: an aware `datetime`, RFC 3339 text on the wire, or a number of seconds since the Unix epoch. Kept as int64
+    nanoseconds with the precision of a microsecond. A naive datetime is refused: nobody knows which moment it means.
+    """
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One input of the model: columns side by side in one dtype.
+
+    Args:
+        columns: what stands in a row, from left to right.
+        dtype: float32, float64, int32, int64, bool or string.
+        axis: "rows" = one row a candidate; "context" = one row for all candidates of a ranking.
+        mask: name of a second input of the same shape: 1 where a cell holds a value, 0 where it is padding or filled.
+        mask_dtype: bool, float32, int32 or int64.
+    """
+
+    columns: tuple[Column, ...]
+    dtype: str = "float32"
+    axis: Literal["rows", "context"] = "rows"
+    mask: str | None = None
+    mask_dtype: str = "bool"
+
+
+class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Values with a code each; may be shared by several columns.
+
+    Args:
+        values: in the order of their codes; learned by `fit`, most frequent first, unless `frozen`.
+        frozen: the values are given and stay (the rows of a trained embedding fix them).
+        max_size, min_count: what `fit` keeps.
+        oov: "first" = code 0 is the unknown value and known ones start at 1; "last" = the unknown value comes after them;
+            "zeros" = no one-hot cell is set; "refuse" = FeatureRangeError.
+    """
+
+    values: tuple[str | int, ...] = ()
+    frozen: bool = False
+    max_size: int | None = None
+    min_count: int = 1
+    oov: str = "first"
+
+    @property
+    def size(self) -> int:
+        """Number of codes, the unknown value's included."""
+        return len(self.values) + (self.oov in ("first", "last"))
+
+
+class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What has rows in a table: its key, as one or several request fields, and where they cannot be told, column types.
+
+    Args:
+        key: request fields, in the order of the table's key.
+        columns: stored column -> "float", "int", "str", "bool", "bytes", "timestamp" or "vector". Only needed for text and
+            integers that are compared, hashed or coded without `fit` having seen them.
+    """
+
+    key: tuple[str, ...]
+    columns: dict[str, str] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A field of the request in its one canonical type. `wire` is its name in JSON and MessagePack."""
+
+    name: str
+    type: str
+    optional: bool = False
+    wire: str = ""
+
+
+class ArrayInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input that the caller brings as an array (`FeatureSpec.from_model`). None in a shape means any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Fitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What `fit` learned for one column. Ranges are of the raw value, before clip and transform."""
+
+    center: float | None = None
+    scale: float | None = None
+    seen_low: float | None = None
+    seen_high: float | None = None
+    targets: tuple[float, ...] | None = None  # by vocabulary position
+    prior: float | None = None
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """features.json: exactly what decides a cell."""
+
+    format: int = FORMAT
+    fields: tuple[Field, ...] = ()
+    event_time: str | None = None
+    tz: str = "UTC"
+    zone_at_s: tuple[int, ...] = ()
+    zone_offset_s: tuple[int, ...] = (0,)
+    entities: dict[str, Entity] = {}  # noqa: RUF012
+    streams: dict[str, Any] = {}  # noqa: RUF012
+    candidate: str | None = None
+    vocabularies: dict[str, Vocabulary] = {}  # noqa: RUF012
+    tensors: dict[str, Tensor] = {}  # noqa: RUF012
+    arrays: tuple[ArrayInput, ...] = ()
+    extra: Literal["forbid", "ignore"] = "forbid"
+    stored: dict[str, str] = {}  # noqa: RUF012 - reference -> type
+    fitted: dict[str, Fitted] = {}  # noqa: RUF012
+    is_fitted: bool = False
+
+
+class FeatureSpec:
+    """The model's inputs, declared once.
+
+    Args:
+        request: field -> str, float, int, bool, bytes, `ri.Timestamp` or a list of str, float, int; `X | None` where it may
+            be absent or null. Or a msgspec Struct type or a dataclass, whose fields are taken.
+        event_time: the Timestamp field that says when the event happened; ages and `elapsed` are measured against it.
+        tz: IANA time zone in which parts of timestamps are read.
+        entities: name -> request field(s) that hold its key, or an `Entity`.
+        streams: named event streams; reserved for window columns.
+        candidate: the entity whose keys are ranked; its key field comes from the candidates, not from the context.
+        vocabularies: name -> `Vocabulary`, for columns that share one.
+        columns: short form for one float32 tensor named "features".
+        tensors: name -> `Tensor`, one per input of the model.
+        extra: unknown request fields are refused ("forbid") or dropped ("ignore").
+    Raises: SpecError.
+    """
+
+    def __init__(
+        self,
+        *,
+        request: Mapping[str, Any] | type,
+        event_time: str | None = None,
+        tz: str = "UTC",
+        entities: Mapping[str, str | Sequence[str] | Entity] | None = None,
+        streams: Mapping[str, Any] | None = None,
+        candidate: str | None = None,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
+        columns: Sequence[Column] = (),
+        tensors: Mapping[str, Tensor] | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+    ) -> None:
+        if bool(columns) == bool(tensors):
+            raise SpecError("Expected either `columns` (one float32 matrix) or `tensors`, got both or neither")
+        if streams:
+            raise SpecError("`streams` belong to window columns, which this version does not have")
+        if extra not in ("forbid", "ignore"):
+            raise SpecError(f'Expected extra "forbid" or "ignore", got `{clip(extra)}`')
+        all_tensors = {"features": Tensor(tuple(columns))} if columns else dict(tensors or {})
+        fields = _fields_of(request)
+        bodies = {
+            name: e if isinstance(e, Entity) else Entity((e,) if isinstance(e, str) else tuple(e))
+            for name, e in (entities or {}).items()
+        }
+        at, offsets = _zone_transitions(tz)
+        all_tensors, vocabs = _own_vocabularies(all_tensors, dict(vocabularies or {}))
+        self._body = Body(
+            fields=fields,
+            event_time=event_time,
+            tz=tz,
+            zone_at_s=at,
+            zone_offset_s=offsets,
+            entities=bodies,
+            candidate=candidate,
+            vocabularies=vocabs,
+            tensors={
+                n: t if isinstance(t.columns, tuple) else msgspec.structs.replace(t, columns=tuple(t.columns))
+                for n, t in all_tensors.items()
+            },
+            extra=extra,
+        )
+        stored = check(self._body)
+        fitted = not _needs_fit(self._body)
+        self._body = msgspec.structs.replace(self._body, stored=stored, is_fitted=fitted)
+        self.request_type: type | None = request if isinstance(request, type) else None
+        self.baseline: dict[str, Any] | None = None
+
+    # ---- other ways to get one ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_body(
+        cls, body: Body, *, baseline: dict[str, Any] | None = None, request_type: type | None = None
+    ) -> FeatureSpec:
+        """A spec out of a body that was checked or learned; used by `fit` and `from_json`."""
+        spec = cls.__new__(cls)
+        spec._body = body
+        spec.request_type = request_type
+        spec.baseline = baseline
+        return spec
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> FeatureSpec:
+        """The inverse of `to_json`. Raises: SpecError for anything that `to_json` does not write."""
+        try:
+            body = msgspec.json.decode(data, type=Body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise SpecError(f"features.json is not a feature spec: {exc}") from exc
+        if body.format != FORMAT:
+            raise SpecError(f"Expected features.json of format {FORMAT}, got {body.format}")
+        if not body.arrays:
+            stored = check(body)
+            if {k: v for k, v in body.stored.items() if v in STORED_TYPES}.keys() != stored.keys():
+                raise SpecError("features.json lists other stored columns than its columns refer to")
+        return cls.from_body(body)
+
+    @classmethod
+    def from_model(cls, model: bytes | str | os.PathLike[str]) -> FeatureSpec:
+        """One raw input per input of an ONNX model, for a service that builds its own arrays (`scorer.score_arrays`).
+
+        Raises: ModelError when the model cannot be read, or takes what arrays cannot hold.
+        """
+        from retailinfer._native.ort import OrtModel  # noqa: PLC0415 - loads ONNX Runtime's library
+
+        if isinstance(model, bytes):
+            data = model
+        else:
+            try:
+                with open(model, "rb") as file:
+                    data = file.read()
+            except OSError as exc:
+                raise ModelError(f"cannot read the model: {exc}") from exc
+        return cls.from_inputs(OrtModel(data).inputs)
+
+    @classmethod
+    def from_inputs(cls, inputs: Sequence[tuple[str, str, tuple[Any, ...]]]) -> FeatureSpec:
+        """As `from_model`, out of (name, dtype, shape) triples; a dimension that is not an int means any size."""
+        arrays = tuple(
+            ArrayInput(
+                name, dtype, tuple(d if isinstance(d, int) and d >= 0 else None for d in (shape or ()))
+            )
+            for name, dtype, shape in inputs
+        )
+        return cls.from_body(Body(arrays=arrays, is_fitted=True))
+
+    # ---- what it holds --------------------------------------------------------------------------------------------
+
+    @property
+    def body(self) -> Body:
+        """The declaration and what was learned, as one immutable value."""
+        return self._body
+
+    @property
+    def is_fitted(self) -> bool:
+        """Nothing is left to learn from data."""
+        return self._body.is_fitted
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self._body.fields
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns, tensor by tensor."""
+        return tuple(c for t in self._body.tensors.values() for c in t.columns)
+
+    @property
+    def arrays(self) -> tuple[ArrayInput, ...]:
+        """Inputs that the caller brings as arrays; empty unless made by `from_model`."""
+        return self._body.arrays
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the cells of a row, in order, when there is one tensor; else of all tensors one after the other."""
+        return tuple(n for t in self._body.tensors for n in self.cell_names(t))
+
+    def cell_names(self, tensor: str) -> tuple[str, ...]:
+        """Names of the cells of one tensor's row."""
+        return tuple(
+            n for col in self._body.tensors[tensor].columns for n in column_cells(col, self._body.vocabularies)
+        )
+
+    @cached_property
+    def program(self) -> Program:
+        """The compiled form. Raises: SpecError before `fit`, where something is to be learned."""
+        from retailinfer.features.program import compile_program  # noqa: PLC0415 - a later file of this package
+
+        return compile_program(self._body)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that can change an answer."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Canonical JSON; equal specs give equal bytes."""
+        return msgspec.json.encode(self._body, order="deterministic")
+
+    def __repr__(self) -> str:
+        b = self._body
+        return (
+            f"<FeatureSpec {len(b.fields)} fields, {len(self.columns)} columns in {len(b.tensors)} tensor(s), "
+            f"{'fitted' if b.is_fitted else 'not fitted'}>"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FeatureSpec) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    # ---- learning and running over tables -------------------------------------------------------------------------
+
+    def fit(self, table: Any, *, label: str | np.ndarray[Any, Any] | None = None) -> FeatureSpec:
+        """A spec with vocabularies, centres, scales, ranges and the drift baseline learned from a table.
+
+        Args:
+            table: anything with the Arrow stream interface (pyarrow, polars, pandas). Columns: the request fields, and
+                stored columns under their reference ("card.mean_amount_30d").
+            label: column name or array; needed by target encodings only.
+        Needs `retailinfer[arrow]`. Raises: SpecError, FeatureError with the row.
+        """
+        from retailinfer.features.fit import fit  # noqa: PLC0415 - a later file of this package
+
+        return fit(self, table, label=label)
+
+    def transform(self, table: Any) -> FeatureMatrix | dict[str, FeatureMatrix]:
+        """The tensors of a table: the very cells that serving computes.
+
+        Returns: for one tensor without a mask a matrix, shape (rows, cells), with `.names`; else a dict of them by name.
+        Needs `retailinfer[arrow]`. Raises: SpecError, FeatureError with the row.
+        """
+        from retailinfer.features.transform import transform  # noqa: PLC0415 - a later file of this package
+
+        return transform(self, table)
+
+    def fit_transform(
+        self, table: Any, *, label: str | np.ndarray[Any, Any]
+    ) -> tuple[FeatureSpec, FeatureMatrix | dict[str, FeatureMatrix]]:
+        """`fit`, and the training tensors with out-of-fold values in target encodings (row i is in fold i mod folds).
+
+        The one legal difference between training and serving: a row's own label must not be in its own feature.
+        """
+        from retailinfer.features.fit import fit_transform  # noqa: PLC0415 - a later file of this package
+
+        return fit_transform(self, table, label=label)
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def vocabulary_of(column: Column, vocabularies: Mapping[str, Vocabulary]) -> Vocabulary:
+    """The vocabulary that a column reads."""
+    return vocabularies[column.vocabulary or column.name]
+
+
+def column_width(column: Column, vocabularies: Mapping[str, Vocabulary]) -> int:
+    """Cells that a column takes in its tensor's row."""
+    if column.kind == "categorical" and column.encoding == "onehot":
+        return vocabulary_of(column, vocabularies).size
+    if column.kind in ("embedding", "sequence"):
+        return column.size or 0
+    return 1
+
+
+def column_cells(column: Column, vocabularies: Mapping[str, Vocabulary]) -> list[str]:
+    """Names of a column's cells: "channel=web", "user.vector_0", or just its name."""
+    if column.kind == "categorical" and column.encoding == "onehot":
+        vocab = vocabulary_of(column, vocabularies)
+        known = [f"{column.name}={value}" for value in vocab.values]
+        other = [f"{column.name}=(other)"]
+        return other + known if vocab.oov == "first" else known + other if vocab.oov == "last" else known
+    if column.kind in ("embedding", "sequence"):
+        return [f"{column.name}_{i}" for i in range(column.size or 0)]
+    return [column.name]
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def check(body: Body) -> dict[str, str]:
+    """Everything that can be wrong without data. Returns the stored references with their types."""
+    fields = {f.name: f for f in body.fields}
+    _check_fields(body, fields)
+    _check_entities(body, fields)
+    stored: dict[str, str] = {}
+    seen: set[str] = set()
+    inputs: set[str] = set()
+    n_columns = 0
+    for name, tensor in body.tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise SpecError(f"Expected dtype {tuple(DTYPES)}, got `{clip(tensor.dtype)}` - at tensor `{name}`")
+        if tensor.axis not in ("rows", "context"):
+            raise SpecError(f'Expected axis "rows" or "context", got `{clip(tensor.axis)}` - at tensor `{name}`')
+        if tensor.mask_dtype not in ("bool", "float32", "int32", "int64"):
+            raise SpecError(
+                f"Expected mask_dtype bool, float32, int32 or int64, got `{clip(tensor.mask_dtype)}` - at tensor `{name}`"
+            )
+        if not tensor.columns:
+            raise SpecError(f"tensor `{name}` has no columns")
+        for label in (name, tensor.mask):
+            if label is not None and label in inputs:
+                raise SpecError(f"two inputs of the model are named `{label}`")
+            if label is not None:
+                inputs.add(label)
+        for column in tensor.columns:
+            n_columns += 1
+            if not isinstance(column, Column):
+                raise SpecError(f"Expected a column of retailinfer.columns, got `{clip(column)}` - at `{name}`")
+            if column.name in seen:
+                raise SpecError(
+                    f"two columns are named `{column.name}`", hint='give one of them `name="..."`'
+                )
+            seen.add(column.name)
+            _check_column(body, fields, name, tensor, column, stored)
+    if n_columns > MAX_COLUMNS:
+        raise SpecError(f"Expected at most {MAX_COLUMNS} columns, got {n_columns}")
+    return stored
+
+
+def _check_fields(body: Body, fields: Mapping[str, Field]) -> None:
+    if len(fields) != len(body.fields):
+        raise SpecError("a request field is declared twice")
+    for f in body.fields:
+        if not f.name.isidentifier() or keyword.iskeyword(f.name) or f.name.startswith("__"):
+            raise SpecError(f"Expected a Python identifier as field name, got `{clip(f.name)}`")
+        if f.type not in FIELD_TYPES:
+            raise SpecError(f"Expected a field type of {FIELD_TYPES}, got `{clip(f.type)}` - at `$.{f.name}`")
+    if body.event_time is not None and (
+        body.event_time not in fields or fields[body.event_time].type != "timestamp"
+    ):
+        raise SpecError(
+            f"Expected event_time to be a request field of type Timestamp, got `{clip(body.event_time)}`"
+        )
+    if (
+        len(body.zone_offset_s) != len(body.zone_at_s) + 1
+        or list(body.zone_at_s) != sorted(set(body.zone_at_s))
+        or any(abs(s) > 86400 for s in body.zone_offset_s)
+    ):
+        raise SpecError("the time zone's transitions are not ascending moments with an offset each")
+
+
+def _check_entities(body: Body, fields: Mapping[str, Field]) -> None:
+    for name, entity in body.entities.items():
+        if not name.isidentifier():
+            raise SpecError(f"Expected a Python identifier as entity name, got `{clip(name)}`")
+        if not entity.key:
+            raise SpecError(f"entity `{name}` has no key field")
+        for key in entity.key:
+            if key not in fields or fields[key].type not in ("str", "int", "bytes"):
+                raise SpecError(
+                    f"Expected the key of entity `{name}` to be a request field of type str, int or bytes, got `{clip(key)}`",
+                    hint=f"declared fields: {', '.join(fields) or 'none'}",
+                )
+        for column, kind in entity.columns.items():
+            if kind not in STORED_TYPES:
+                raise SpecError(
+                    f"Expected a column type of {STORED_TYPES}, got `{clip(kind)}` - at `{name}.{column}`"
+                )
+    if body.candidate is not None:
+        if body.candidate not in body.entities:
+            raise SpecError(f"candidate `{clip(body.candidate)}` is not an entity")
+        if len(body.entities[body.candidate].key) != 1:
+            raise SpecError(
+                f"candidate `{body.candidate}` has a key of several fields",
+                hint="candidates are one id each; put the other fields into a separate entity",
+            )
+        if body.event_time in body.entities[body.candidate].key:
+            raise SpecError("the event time cannot be the key of the candidate")
+
+
+NUMBERS = frozenset({"float", "int", "bool"})
+KIND_TAKES: dict[str, frozenset[str]] = {
+    "numeric": NUMBERS,
+    "ratio": NUMBERS,
+    "difference": NUMBERS,
+    "product": NUMBERS,
+    "elapsed": frozenset({"timestamp"}),
+    "boolean": frozenset({"bool"}),
+    "raw": frozenset({"float", "int", "bool", "str", "bytes", "timestamp"}),
+    "categorical": frozenset({"str", "int", "bool"}),
+    "hashed": frozenset({"str", "bytes", "int", "bool", "timestamp"}),
+    "time": frozenset({"timestamp"}),
+    "equal": frozenset({"str", "bytes", "int", "float", "bool", "timestamp"}),
+    "embedding": frozenset({"vector"}),
+    "dot": frozenset({"vector"}),
+    "cosine": frozenset({"vector"}),
+    "sequence": frozenset({"list[float]", "list[int]", "list[str]"}),
+}
+# What a stored column is taken for when nobody said; the four kinds that read text or integers guess text until `fit`.
+KIND_IMPLIES = {
+    "elapsed": "timestamp",
+    "time": "timestamp",
+    "boolean": "bool",
+    "embedding": "vector",
+    "dot": "vector",
+    "cosine": "vector",
+}
+GUESS_TEXT = frozenset({"raw", "categorical", "hashed", "equal"})
+
+
+def _check_column(
+    body: Body,
+    fields: Mapping[str, Field],
+    tensor_name: str,
+    tensor: Tensor,
+    column: Column,
+    stored: dict[str, str],
+) -> None:
+    where = f"column `{column.name}`"
+    if column.kind not in KIND_TAKES:
+        raise SpecError(f"Unknown kind of column `{clip(column.kind)}` - at {where}")
+    if len(column.refs) > MAX_CROSS:
+        raise SpecError(f"Expected at most {MAX_CROSS} fields in a cross, got {len(column.refs)} - at {where}")
+    types_: list[str] = []
+    for ref in column.refs:
+        types_.append(_ref_type(body, fields, column, ref, stored))
+    for ref, kind in zip(column.refs, types_, strict=True):
+        if kind not in KIND_TAKES[column.kind]:
+            raise SpecError(
+                f"Expected {' or '.join(sorted(KIND_TAKES[column.kind]))} for c.{column.kind}, got {kind} "
+                f"- at {where}, reference `{ref}`"
+            )
+    if column.kind == "elapsed" and len(column.refs) == 1 and body.event_time is None:
+        raise SpecError(f"{where} measures up to the event time", hint="give the spec `event_time=` or `until`")
+    if column.kind == "equal":
+        text = {"str", "bytes"}
+        if (types_[0] in text) != (types_[1] in text):
+            raise SpecError(f"{where} compares {types_[0]} with {types_[1]}", hint="both text, or both numbers")
+    if column.max_age_ns is not None and not any("." in r for r in column.refs):
+        raise SpecError(f"{where} has max_age, but reads no stored column", hint="request fields are never stale")
+    _check_dtype(tensor_name, tensor, column, types_, where)
+    _check_vocabulary(body, column, types_, where)
+    _check_defaults(body, tensor, column, types_, where)
+    _check_axis(body, tensor, column, where)
+
+
+def _ref_type(
+    body: Body, fields: Mapping[str, Field], column: Column, ref: str, stored: dict[str, str]
+) -> str:
+    if ref in fields:
+        return fields[ref].type
+    entity, dot, name = ref.partition(".")
+    if not dot or entity not in body.entities or not name:
+        known = [*fields, *(f"{e}.<column>" for e in body.entities)]
+        raise SpecError(
+            f"Unknown reference `{clip(ref)}` - at column `{column.name}`",
+            hint=f"known: {', '.join(known)}",
+        )
+    declared = body.entities[entity].columns.get(name) or body.stored.get(ref)
+    if declared is not None:
+        stored[ref] = declared
+        return declared
+    implied = KIND_IMPLIES.get(column.kind) or ("str" if column.kind in GUESS_TEXT else "float")
+    before = stored.setdefault(ref, implied)
+    if before != implied:
+        if {before, implied} == {"str", "float"} or {before, implied} == {"str", "bool"}:
+            raise SpecError(
+                f"`{ref}` is read both as {before} and as {implied}",
+                hint=f'say which: entities={{"{entity}": ri.Entity({body.entities[entity].key!r}, columns={{"{name}": "int"}})}}',
+            )
+        raise SpecError(f"`{ref}` is read both as {before} and as {implied} - at column `{column.name}`")
+    return implied
+
+
+def _check_dtype(name: str, tensor: Tensor, column: Column, types_: Sequence[str], where: str) -> None:
+    text = {"str", "bytes"}
+    if (tensor.dtype == "string") != (column.kind == "raw" and types_[0] in text):
+        raise SpecError(
+            f"{where} cannot stand in tensor `{name}` of dtype {tensor.dtype}",
+            hint="text goes through c.raw into a string tensor, and only there",
+        )
+    floats = tensor.dtype in ("float32", "float64")
+    norm = column.transform is not None or column.center is not None or column.scale is not None
+    if not floats and (norm or column.kind in ("ratio", "dot", "cosine", "embedding", "elapsed")):
+        raise SpecError(f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor")
+    if not floats and (column.encoding == "target" or (column.part or "").endswith(("_sin", "_cos"))):
+        raise SpecError(f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor")
+
+
+def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: str) -> None:
+    if column.encoding not in ("index", "onehot", "target"):
+        return
+    vocab = vocabulary_of(column, body.vocabularies)
+    if vocab.oov not in ("first", "last", "zeros", "refuse"):
+        raise SpecError(f"Expected oov first, last, zeros or refuse, got `{clip(vocab.oov)}` - at {where}")
+    if vocab.oov == "zeros" and column.encoding != "onehot":
+        raise SpecError(f'oov="zeros" exists for one-hot columns only - at {where}')
+    if vocab.frozen and not vocab.values:
+        raise SpecError(f"the vocabulary of {where} is frozen and empty")
+    if len(set(vocab.values)) != len(vocab.values) or any(isinstance(v, bool) for v in vocab.values):
+        raise SpecError(f"the vocabulary of {where} holds a value twice, or a boolean")
+    if column.kind == "sequence" and types_[0] == "list[float]":
+        raise SpecError(f"{where} codes floats", hint='use encoding="number" or a list of int or str')
+    wants = str if types_[0] in ("str", "list[str]") else int
+    if vocab.values and not all(isinstance(v, wants) for v in vocab.values):
+        raise SpecError(
+            f"Expected a vocabulary of {wants.__name__} for {where}, got {clip(vocab.values[0])}"
+        )
+
+
+def _check_defaults(
+    body: Body, tensor: Tensor, column: Column, types_: Sequence[str], where: str
+) -> None:
+    scalar_only = (
+        tensor.dtype not in ("float32", "float64", "string")
+        and column.kind not in ("categorical", "hashed", "sequence")
+        and _can_be_missing(body, column)
+    )
+    for outcome in ("unknown", "null", "on_stale", "on_unavailable"):
+        value = getattr(column, outcome)
+        is_action = value in ACTIONS if isinstance(value, str) else False
+        if value is None or (outcome == "on_stale" and is_action):
+            continue
+        if is_action:
+            if scalar_only and value in ("use", "review"):
+                raise SpecError(
+                    f'{outcome}="{value}" would put NaN into {tensor.dtype} - at {where}',
+                    hint='give a default value, or "refuse"',
+                )
+            continue
+        if column.kind == "sequence":
+            raise SpecError(f"{where} is padded when it is missing; {outcome} takes an action, not a default")
+        text_default = types_[0] in ("str", "bytes") and column.kind in ("categorical", "hashed", "raw")
+        if text_default != isinstance(value, str):
+            wanted = "text" if text_default else "a number"
+            raise SpecError(f"Expected {wanted} or an action for {outcome}, got `{clip(value)}` - at {where}")
+        if column.kind == "hashed" and len(column.refs) > 1:
+            raise SpecError(f"a cross of fields has no default; {outcome} takes an action - at {where}")
+
+
+def _can_be_missing(body: Body, column: Column) -> bool:
+    optional = {f.name for f in body.fields if f.optional}
+    return column.kind in ("ratio", "cosine") or any("." in r or r in optional for r in column.refs)
+
+
+def _check_axis(body: Body, tensor: Tensor, column: Column, where: str) -> None:
+    if tensor.axis == "context" and body.candidate is not None:
+        own = set(body.entities[body.candidate].key)
+        for ref in column.refs:
+            entity = ref.partition(".")[0] if "." in ref else None
+            keys = set(body.entities[entity].key) if entity in body.entities else {ref}
+            if keys & own:
+                raise SpecError(
+                    f'{where} differs between candidates, but its tensor has axis="context" - at `{ref}`'
+                )
+
+
+def _needs_fit(body: Body) -> bool:
+    for tensor in body.tensors.values():
+        for column in tensor.columns:
+            learned = (column.center, column.scale, column.clip)
+            if any(isinstance(v, str) for v in learned) or column.encoding == "target":
+                return True
+            if column.encoding in ("index", "onehot") and not vocabulary_of(column, body.vocabularies).frozen:
+                return True
+    return False
+
+
+# ---- what the constructor takes ------------------------------------------------------------------------------------
+
+
+def _own_vocabularies(
+    tensors: Mapping[str, Tensor], shared: dict[str, Vocabulary]
+) -> tuple[dict[str, Tensor], dict[str, Vocabulary]]:
+    """Give each column that codes values, and names no shared vocabulary, one under its own name."""
+    out = dict(shared)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise SpecError(f"Expected ri.Tensor, got `{clip(tensor)}` - at tensor `{name}`")
+        for column in tensor.columns:
+            if not isinstance(column, Column):
+                raise SpecError(
+                    f"Expected a column of retailinfer.columns, got `{clip(column)}` - at tensor `{name}`"
+                )
+            if column.encoding not in ("index", "onehot", "target"):
+                continue
+            if column.vocabulary is not None:
+                if column.vocabulary not in shared:
+                    raise SpecError(
+                        f"Unknown vocabulary `{clip(column.vocabulary)}` - at column `{column.name}`",
+                        hint=f"declared: {', '.join(shared) or 'none'}",
+                    )
+                continue
+            if column.name in shared:
+                raise SpecError(
+                    f"column `{column.name}` has the name of a shared vocabulary",
+                    hint=f'say vocabulary="{column.name}" to use it, or rename the column',
+                )
+            out[column.name] = Vocabulary(
+                max_size=column.max_size, min_count=column.min_count, oov=column.oov
+            )
+    return dict(tensors), out
+
+
+_SCALARS = {float: "float", int: "int", str: "str", bool: "bool", bytes: "bytes", Timestamp: "timestamp"}
+
+
+def _fields_of(request: Mapping[str, Any] | type) -> tuple[Field, ...]:
+    if isinstance(request, Mapping):
+        return tuple(_field(name, kind, "") for name, kind in request.items())
+    if isinstance(request, type) and issubclass(request, msgspec.Struct):
+        hints = typing.get_type_hints(request)
+        return tuple(
+            _field(f.name, hints[f.name], "" if f.encode_name == f.name else f.encode_name)
+            for f in msgspec.structs.fields(request)
+        )
+    if isinstance(request, type) and dataclasses.is_dataclass(request):
+        hints = typing.get_type_hints(request)
+        return tuple(_field(f.name, hints[f.name], "") for f in dataclasses.fields(request))
+    raise SpecError(
+        f"Expected a mapping of fields, a msgspec Struct or a dataclass as request, got `{clip(request)}`"
+    )
+
+
+def _field(name: str, kind: Any, wire: str) -> Field:
+    if not isinstance(name, str):
+        raise SpecError(f"Expected text as field name, got `{clip(name)}`")
+    optional = False
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        args = [a for a in typing.get_args(kind) if a not in (type(None), msgspec.UnsetType)]
+        optional = len(args) < len(typing.get_args(kind))
+        if len(args) == 1:
+            kind = args[0]
+    if kind is dt.datetime:
+        kind = Timestamp
+    if isinstance(kind, type) and kind in _SCALARS:
+        return Field(name, _SCALARS[kind], optional, wire)
+    if typing.get_origin(kind) in (list, tuple) and typing.get_args(kind)[:1]:
+        item = typing.get_args(kind)[0]
+        if item in (float, int, str):
+            return Field(name, f"list[{item.__name__}]", optional, wire)
+    raise SpecError(
+        f"Expected str, float, int, bool, bytes, ri.Timestamp or a list of str, float or int, got `{clip(kind)}` "
+        f"- at `$.{name}`"
+    )
+
+
+def _zone_transitions(tz: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Moments (seconds since the epoch, 1970 to 2100) at which the zone's offset changes, and the offsets between them."""
+    if tz == "UTC":
+        return (), (0,)
+    try:
+        zone = ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise SpecError(
+            f"Unknown time zone `{clip(tz)}`", hint="an IANA name such as Europe/London; `pip install tzdata`?"
+        ) from exc
+
+    def offset(at_s: int) -> int:
+        delta = dt.datetime.fromtimestamp(at_s, tz=zone).utcoffset()
+        return 0 if delta is None else int(delta.total_seconds())
+
+    step, last = 14 * 86400, 4_102_444_800  # no zone changes twice within two weeks in these years but for Ramadan pauses
+    at: list[int] = []
+    offsets = [offset(0)]
+    start = 0
+    while start < last:
+        stop = min(start + step, last)
+        if offset(stop) != offsets[-1]:
+            low, high = start, stop
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if offset(middle) == offsets[-1] else (low, middle)
+            at.append(high)
+            offsets.append(offset(high))
+            start = high
+        else:
+            start = stop
+    return tuple(at), tuple(offsets)

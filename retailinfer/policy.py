@@ -1,0 +1,131 @@
+"""From a score to an action: bands of scores, by segment where they differ.
+
+Rules:
+  * Thresholds and scores are compared as float32, the lower bound belongs to the band.
+  * A score below the first threshold is outside the policy: ScoreError, never a guess. Start at 0.0 for probabilities, at
+    `float("-inf")` for raw scores.
+The comparison itself runs in `_native.engine`; this file checks and serialises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from retailinfer.errors import SpecError, clip
+
+__all__ = ["Band", "Policy"]
+
+
+class Band(msgspec.Struct, frozen=True, array_like=True):
+    """An action and the lowest score that gets it. `from_score` None: minus infinity (JSON has no infinity)."""
+
+    action: str
+    from_score: float | None
+
+
+class PolicyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """policy.json."""
+
+    bands: tuple[Band, ...]
+    segment_by: str | None = None
+    segments: dict[str, tuple[Band, ...]] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+    review: str | None = None
+
+
+class Policy:
+    """Score -> action.
+
+    Args:
+        bands: (action, lowest score) pairs with ascending scores.
+        segment_by: a request field of type str; `segments` then holds other bands for some of its values. The actions are
+            the same ones.
+        review: the action of columns that say "review"; taken to be "review" when there is such a band.
+    Raises: SpecError.
+    """
+
+    def __init__(
+        self,
+        bands: Sequence[tuple[str, float]],
+        *,
+        segment_by: str | None = None,
+        segments: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        review: str | None = None,
+    ) -> None:
+        if bool(segments) != (segment_by is not None):
+            raise SpecError("`segments` and `segment_by` go together")
+        made = _bands(bands, "bands")
+        actions = {band.action for band in made}
+        by_segment = {
+            value: _bands(some, f"segments[{value!r}]") for value, some in (segments or {}).items()
+        }
+        for value, some in by_segment.items():
+            unknown = {band.action for band in some} - actions
+            if unknown:
+                raise SpecError(
+                    f"segment `{clip(value)}` has actions that the policy lacks: {', '.join(sorted(unknown))}"
+                )
+        if review is not None and review not in actions:
+            raise SpecError(f"review=`{clip(review)}` is none of the actions {sorted(actions)}")
+        self.body = PolicyBody(
+            bands=made,
+            segment_by=segment_by,
+            segments=by_segment,
+            review=review or ("review" if "review" in actions else None),
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Policy:
+        """The inverse of `to_json`, with the same checks as the constructor."""
+        try:
+            body = msgspec.json.decode(data, type=PolicyBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise SpecError(f"policy.json is not a policy: {exc}") from exc
+        return cls(
+            [(b.action, _low(b)) for b in body.bands],
+            segment_by=body.segment_by,
+            segments={v: [(b.action, _low(b)) for b in some] for v, some in body.segments.items()} or None,
+            review=body.review,
+        )
+
+    def to_json(self) -> bytes:
+        """Canonical JSON; equal policies give equal bytes."""
+        return msgspec.json.encode(self.body, order="deterministic")
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Actions in the order of the bands."""
+        return tuple(dict.fromkeys(band.action for band in self.body.bands))
+
+    def thresholds(self, segment: str | None = None) -> tuple[tuple[str, ...], np.ndarray]:  # type: ignore[type-arg]
+        """Actions and their lowest scores (float32, ascending) for a segment's value; the common ones for an unknown value."""
+        bands = self.body.segments.get(segment, self.body.bands) if segment is not None else self.body.bands
+        return tuple(b.action for b in bands), np.array([_low(b) for b in bands], dtype=np.float32)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{b.action} from {_low(b)}" for b in self.body.bands)
+        return f"<Policy {shown}{f', by {self.body.segment_by}' if self.body.segment_by else ''}>"
+
+
+def _low(band: Band) -> float:
+    return -math.inf if band.from_score is None else band.from_score
+
+
+def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
+    try:
+        made = tuple(
+            Band(action, None if low == -math.inf else float(low)) for action, low in pairs
+        )
+    except (TypeError, ValueError) as exc:
+        raise SpecError(f"Expected (action, lowest score) pairs - at {where}") from exc
+    lows = np.array([_low(b) for b in made], dtype=np.float32)
+    if not made or any(not isinstance(b.action, str) or not b.action for b in made):
+        raise SpecError(f"Expected at least one (action, lowest score) pair with a name - at {where}")
+    if np.isnan(lows).any() or np.isposinf(lows).any() or bool((lows[1:] <= lows[:-1]).any()):
+        raise SpecError(
+            f"Expected ascending scores that differ as float32, got {[_low(b) for b in made]} - at {where}"
+        )
+    return made
