@@ -43,6 +43,10 @@ RUN := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(BESIDE))
 DEBUG_SITE := build/debug-site
 RUN_DEBUG := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(DEBUG_SITE)):$(abspath $(BESIDE))
 
+EXTENSIONS := $(patsubst retailinfer/_native/%.pyx,retailinfer._native.%,$(wildcard retailinfer/_native/*.pyx))
+CC ?= cc
+C_WARNINGS := -fsyntax-only -std=gnu11 -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wfloat-conversion -Werror
+
 say = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
 SOURCES := $(shell find retailinfer -type f \
@@ -112,12 +116,17 @@ demo: $(DEMO_VENV)/stamp
 test: check unit debug
 	$(call say,all tests passed)
 
-check: $(TEST_VENV)/stamp
+check: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,ruff)
 	@$(TEST_VENV)/bin/ruff check --quiet .
 	@$(TEST_VENV)/bin/ruff format --quiet --check .
 	$(call say,mypy --strict)
 	@$(TEST_VENV)/bin/mypy
+	$(call say,stubs against the compiled modules)
+	@$(RUN) $(TEST_VENV)/bin/python -m mypy.stubtest --concise --ignore-disjoint-bases --ignore-positional-only \
+		--allowlist tests/stubtest.txt --ignore-unused-allowlist $(EXTENSIONS)
+	$(call say,warnings of the C compiler)
+	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)
 
 unit: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests against the installed wheel)

@@ -108,6 +108,18 @@ def test_every_extension_has_a_stub():
     assert {path.stem for path in NATIVE.glob("*.pyx")} == {path.stem for path in NATIVE.glob("*.pyi")}
 
 
+def test_directives_stand_in_setup_py_alone():
+    """No Cython file sets a directive or a compiler option in its header, where the debug build could not change it."""
+    headers = [
+        f"{path.name}: {found}"
+        for path in sorted(NATIVE.glob("*.p[yx][xd]"))
+        for found in re.findall(
+            r"^#\s*(?:cython|distutils)\s*:.*", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    ]
+    assert headers == []
+
+
 def test_every_module_says_what_lives_there():
     """The first thing in every Python and Cython file is a docstring."""
     silent = [
