@@ -62,6 +62,10 @@ UNIX_FLAGS = [
     "-ffp-contract=off",  # without it arm64, and x86 with FMA, round differently from the baseline
     "-fno-math-errno",  # sqrt becomes one instruction; the value is the same
     "-fvisibility=hidden",
+    # Newer compilers refuse these by themselves; here every compiler does.
+    "-Werror=incompatible-pointer-types",
+    "-Werror=implicit-function-declaration",
+    "-Werror=int-conversion",
     "-fno-lto",  # the linker could keep one copy of a function for all instruction sets
     *(["-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]),
 ]

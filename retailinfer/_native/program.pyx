@@ -1,4 +1,3 @@
-# distutils: language = c
 """Requests and tables -> slots -> tensors: the Python-facing side of the feature program.
 
 Rules:
@@ -53,12 +52,12 @@ cdef extern from *:
     #define RI_RELATIVE_OFFSET Py_RELATIVE_OFFSET
     #endif
     /* Offset of a field from its member descriptor, or 0 when the descriptor is anything else than a plain object slot. */
-    static Py_ssize_t ri_member_offset(PyObject *descr, PyTypeObject *type) {
+    static Py_ssize_t ri_member_offset(PyObject *descr, PyObject *type) {
         if (!Py_IS_TYPE(descr, &PyMemberDescr_Type)) return 0;
         PyMemberDef *member = ((PyMemberDescrObject *)descr)->d_member;
         if (member->type != RI_T_OBJECT_EX || (member->flags & RI_RELATIVE_OFFSET)) return 0;
         if (member->offset < (Py_ssize_t)sizeof(PyObject)) return 0;
-        if (member->offset > type->tp_basicsize - (Py_ssize_t)sizeof(PyObject *)) return 0;
+        if (member->offset > ((PyTypeObject *)type)->tp_basicsize - (Py_ssize_t)sizeof(PyObject *)) return 0;
         return member->offset;
     }
     static inline PyObject *ri_slot_at(PyObject *object, Py_ssize_t offset) {
