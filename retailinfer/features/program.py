@@ -1,0 +1,292 @@
+"""Compile a spec: declarations and learned numbers -> the tables that the native program runs.
+
+Rules:
+  * All decisions that do not depend on a request are taken here, once.
+  * A slot is one raw value: the request's fields first, in the order of the spec, then stored columns by reference.
+  * A column that reads candidates only is an item column; one that reads both sides is a cross column; the rest is context.
+What an operation computes is `_native/feature_ops.c`, readable in `_native/reference.py`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from retailinfer._native.program import Program, hash_int, hash_text
+from retailinfer.columns import TIME_PARTS, TRANSFORMS, UNITS_NS, Column, _split_part
+from retailinfer.errors import SpecError
+from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, column_width, vocabulary_of
+
+__all__ = ["Section", "compile_program", "request_struct", "sections", "slot_names"]
+
+SLOT_KINDS = {
+    "float": 0,
+    "int": 1,
+    "bool": 2,
+    "timestamp": 3,
+    "str": 4,
+    "bytes": 4,
+    "vector": 5,
+    "list[float]": 6,
+    "list[int]": 7,
+    "list[str]": 8,
+}
+COLUMN_KINDS = {
+    "numeric": 0,
+    "ratio": 1,
+    "difference": 2,
+    "product": 3,
+    "elapsed": 4,
+    "boolean": 5,
+    "raw": 6,
+    "categorical": 7,
+    "onehot": 8,
+    "target": 9,
+    "hashed": 10,
+    "time": 11,
+    "equal": 12,
+    "embedding": 13,
+    "dot": 14,
+    "cosine": 15,
+    "sequence": 16,
+}
+ACTION_CODES = {"use": 0, "refuse": 2, "review": 3}
+DEFAULT = 1
+
+Section = Literal["context", "item", "cross"]
+
+
+def slot_names(body: Body) -> list[str]:
+    """What the slots hold, in order."""
+    return [f.name for f in body.fields] + list(body.stored)
+
+
+def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
+    """The native program of a spec.
+
+    Args:
+        allow_nan: False makes every NaN that would reach a tensor a FeatureMissingError (models that cannot take it).
+    Raises: SpecError when something is still to be learned.
+    """
+    if not body.is_fitted:
+        raise SpecError(
+            "the spec is not fitted: vocabularies, centres or scales are unknown",
+            hint="call spec = spec.fit(table) first, and pack that one",
+        )
+    if body.arrays:
+        raise SpecError("this spec brings arrays, it has no columns to compute", hint="use score_arrays(feeds)")
+    names = slot_names(body)
+    index = {name: i for i, name in enumerate(names)}
+    kinds = {f.name: f.type for f in body.fields} | body.stored
+    slots = [
+        {"name": f.name, "wire": f.wire or f.name, "kind": SLOT_KINDS[f.type], "optional": f.optional}
+        for f in body.fields
+    ]
+    slots += [{"name": r, "wire": r, "kind": SLOT_KINDS[t], "optional": True} for r, t in body.stored.items()]
+    vocab_index = {name: i for i, name in enumerate(body.vocabularies)}
+    vocabularies = []
+    for vocab in body.vocabularies.values():
+        first = 1 if vocab.oov == "first" else 0
+        oov = {"first": 0, "last": len(vocab.values), "refuse": -1, "zeros": -2}[vocab.oov]
+        vocabularies.append({"values": vocab.values, "first": first, "oov": oov, "size": vocab.size})
+    columns: list[dict[str, Any]] = []
+    tensors: list[tuple[Any, ...]] = []
+    for t, (name, tensor) in enumerate(body.tensors.items()):
+        offset = 0
+        for column in tensor.columns:
+            compiled = _compile_column(body, column, index, kinds, vocab_index, tensor.dtype)
+            compiled.update(tensor=t, offset=offset, dtype=DTYPES[tensor.dtype], allow_nan=allow_nan)
+            columns.append(compiled)
+            offset += compiled["width"]
+        mask_dtype = DTYPES[tensor.mask_dtype]
+        tensors.append(
+            (name, DTYPES[tensor.dtype], offset, tensor.axis == "context", tensor.mask, mask_dtype)
+        )
+    program = Program(
+        slots=slots,
+        n_request=len(body.fields),
+        event_slot=-1 if body.event_time is None else index[body.event_time],
+        columns=columns,
+        vocabularies=vocabularies,
+        tensors=tensors,
+        zone_at_s=tuple(body.zone_at_s),
+        zone_offset_s=tuple(body.zone_offset_s),
+    )
+    program.mark_bytes([i for name, i in index.items() if kinds[name] == "bytes"])
+    return program
+
+
+def _compile_column(
+    body: Body,
+    column: Column,
+    index: dict[str, int],
+    kinds: dict[str, str],
+    vocab_index: dict[str, int],
+    dtype: str,
+) -> dict[str, Any]:
+    refs = [index[r] for r in column.refs]
+    if column.kind == "elapsed" and len(refs) == 1:
+        assert body.event_time is not None  # the spec's own check
+        refs.append(index[body.event_time])
+    learned = body.fitted.get(column.name)
+    part, wave = _split_part(column.part) if column.part else ("second", None)
+    kind = column.encoding if column.encoding in ("onehot", "target") else column.kind
+    codes = column.encoding in ("index", "onehot", "target")
+    targets = None
+    if column.encoding == "target":
+        assert learned is not None
+        assert learned.targets is not None
+        vocab = vocabulary_of(column, body.vocabularies)
+        # by code: a vocabulary with oov="first" starts at 1; the last entry is the prior, for whatever is not known
+        lead = (learned.prior,) if vocab.oov == "first" else ()
+        tail = (learned.prior,) if vocab.oov == "last" else ()
+        targets = (*lead, *learned.targets, *tail, learned.prior)
+    center = learned.center if learned is not None and isinstance(column.center, str) else column.center
+    scale = learned.scale if learned is not None and isinstance(column.scale, str) else column.scale
+    seen = None
+    if learned is not None and learned.seen_low is not None and learned.seen_high is not None:
+        seen = (learned.seen_low, learned.seen_high)
+    clip: tuple[float, float] | None = None
+    if column.clip == "train":
+        clip = seen if seen is not None else (float("-inf"), float("inf"))
+    elif isinstance(column.clip, tuple):
+        low, high = column.clip
+        clip = (float("-inf") if low is None else low, float("inf") if high is None else high)
+    actions, fills = _outcomes(body, column, kinds, dtype)
+    return {
+        "name": column.name,
+        "kind": COLUMN_KINDS[kind],  # type: ignore[index]  # encoding is a text here
+        "refs": refs,
+        "width": column_width(column, body.vocabularies),
+        "transform": 0 if column.transform is None else TRANSFORMS.index(column.transform) + 1,
+        "part": list(TIME_PARTS).index(part),
+        "wave": {None: 0, "sin": 1, "cos": 2}[wave],
+        "sequence": {"index": 0, "hashed": 1, "number": 2}.get(column.encoding or "", 0),
+        "keep_first": column.keep == "first",
+        "clip": clip,
+        "norm": None if center is None and scale is None else (float(center or 0.0), float(scale or 1.0)),
+        "seen": seen if column.kind in SCALAR_KINDS else None,
+        "max_age_ns": column.max_age_ns or 0,
+        # dot and cosine keep the declared size of their vectors where others keep a unit of time
+        "unit_ns": (column.size or 0) if column.kind in ("dot", "cosine") else UNITS_NS[column.unit],
+        "buckets": column.buckets or 1,
+        "seed": column.seed,
+        "pad": column.pad,
+        "vocabulary": vocab_index[column.vocabulary or column.name] if codes else -1,
+        "targets": targets,
+        "actions": actions,
+        "fills": fills,
+    }
+
+
+def _outcomes(
+    body: Body, column: Column, kinds: dict[str, str], dtype: str
+) -> tuple[list[int], list[Any]]:
+    """Action and default by state: present, null, unknown, stale, unavailable."""
+    chosen = [
+        "use",
+        column.null,
+        column.null if column.unknown is None else column.unknown,
+        column.on_stale,
+        column.null if column.on_unavailable is None else column.on_unavailable,
+    ]
+    actions: list[int] = []
+    fills: list[Any] = []
+    for value in chosen:
+        if isinstance(value, str) and value in ACTION_CODES:
+            actions.append(ACTION_CODES[value])
+            fills.append(None)
+            continue
+        actions.append(DEFAULT)
+        fills.append(_fill(body, column, value, dtype))
+    return actions, fills
+
+
+def _fill(body: Body, column: Column, value: Any, dtype: str) -> Any:
+    """A default as what the cell takes: a code, a bucket, a text or a number."""
+    if column.kind == "categorical":
+        vocab = vocabulary_of(column, body.vocabularies)
+        if value in vocab.values:
+            at = vocab.values.index(value) + (vocab.oov == "first")
+        elif vocab.oov == "refuse":
+            raise SpecError(f"the default {value!r} of column `{column.name}` is not in its vocabulary")
+        else:
+            at = {"first": 0, "last": len(vocab.values), "zeros": -2}[vocab.oov]
+        if column.encoding != "target":
+            return at
+        learned = body.fitted[column.name]
+        return learned.targets[vocab.values.index(value)] if value in vocab.values and learned.targets else learned.prior
+    if column.kind == "hashed":
+        hashed = hash_text(value, column.seed) if isinstance(value, str) else hash_int(int(value), column.seed)
+        return hashed % (column.buckets or 1)
+    if column.kind == "raw" and isinstance(value, str):
+        return value
+    if dtype in ("int32", "int64") and float(value) != int(value):
+        raise SpecError(f"the default {value!r} of column `{column.name}` is not a whole number, its tensor is {dtype}")
+    return float(value)
+
+
+# ---- what depends on what, for rankings ------------------------------------------------------------------------------
+
+
+def sections(body: Body) -> tuple[dict[str, Section], list[Section]]:
+    """Where each slot and each column belongs when candidates are ranked."""
+    own = set(body.entities[body.candidate].key) if body.candidate is not None else set()
+
+    def combine(parts: set[str]) -> Section:
+        if parts == {"item"}:
+            return "item"
+        return "cross" if parts & {"item", "cross"} else "context"
+
+    slots: dict[str, Section] = {f.name: "item" if f.name in own else "context" for f in body.fields}
+    for ref in body.stored:
+        entity = body.entities[ref.partition(".")[0]]
+        slots[ref] = combine({slots[key] for key in entity.key})
+    columns: list[Section] = []
+    for tensor in body.tensors.values():
+        for column in tensor.columns:
+            refs = set(column.refs)
+            if column.kind == "elapsed" and len(column.refs) == 1 and body.event_time is not None:
+                refs.add(body.event_time)
+            columns.append(combine({slots[r] for r in refs}))
+    return slots, columns
+
+
+# ---- the request's own type ------------------------------------------------------------------------------------------
+
+_WIRE_TYPES: dict[str, Any] = {
+    "float": float,
+    "int": int,
+    "str": str,
+    "bool": bool,
+    "bytes": bytes,
+    "timestamp": Annotated[dt.datetime, msgspec.Meta(tz=True)] | float | int,
+    "list[float]": list[float],
+    "list[int]": list[int],
+    "list[str]": list[str],
+}
+
+
+def request_struct(body: Body, *, without: frozenset[str] = frozenset(), name: str = "Request") -> type[msgspec.Struct]:
+    """The frozen Struct that JSON and MessagePack requests decode into; its fields are read by offset."""
+    fields: list[Any] = []
+    for f in body.fields:
+        if f.name in without:
+            continue
+        kind = _WIRE_TYPES[f.type]
+        wire = msgspec.field(name=f.wire) if f.wire else msgspec.field()
+        if f.optional:
+            wire = msgspec.field(default=None, name=f.wire or None)
+            kind = kind | None
+        fields.append((f.name, kind, wire))
+    containers = any(f.type.startswith("list") for f in body.fields)
+    return msgspec.defstruct(
+        name,
+        fields,
+        frozen=True,
+        kw_only=True,
+        gc=containers,
+        forbid_unknown_fields=body.extra == "forbid",
+    )

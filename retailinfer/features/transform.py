@@ -1,0 +1,95 @@
+"""A spec over a whole table: the training matrix, by the same program that serves.
+
+Rules:
+  * Nothing is computed here: canonical columns go in, tensors come out of `Program.fill_table`.
+  * A row that serving would refuse is refused here too, by its number.
+Reading tables is arrow.py; learning is fit.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retailinfer._native.program import Program, text_cells
+from retailinfer.features.arrow import Columns, read_table
+from retailinfer.features.program import slot_names
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from retailinfer.features.spec import Body, FeatureSpec
+
+__all__ = ["FeatureMatrix", "fill", "transform"]
+
+NUMPY_DTYPES: dict[int, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+
+
+class FeatureMatrix(np.ndarray[Any, Any]):
+    """An ordinary array, shape (rows, cells), that knows the names of its cells. Trainers take it as the array it is."""
+
+    names: tuple[str, ...] | None
+
+    def __new__(cls, values: NDArray[Any], names: tuple[str, ...]) -> FeatureMatrix:
+        made = np.asarray(values).view(cls)
+        made.names = names
+        return made
+
+    def __array_finalize__(self, obj: Any) -> None:
+        # a slice of columns or another shape no longer has these names
+        names = getattr(obj, "names", None)
+        self.names = names if names is not None and self.ndim == 2 and self.shape[1] == len(names) else None
+
+    def to_arrow(self) -> Any:
+        """A pyarrow Table with one column a cell."""
+        from retailinfer.features.arrow import require_pyarrow  # noqa: PLC0415 - optional extra
+
+        pa = require_pyarrow()
+        plain = np.asarray(self)
+        names = self.names or tuple(f"cell_{i}" for i in range(plain.shape[1]))
+        return pa.table({name: np.ascontiguousarray(plain[:, i]) for i, name in enumerate(names)})
+
+
+def fill(
+    program: Program, body: Body, columns: Columns, *, now_ns: int = 0, first_row: int = 0
+) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None], list[int]]:
+    """Tensors, masks and, per column, the count of values outside the training range."""
+    outs: list[NDArray[Any]] = []
+    masks: list[NDArray[Any] | None] = []
+    n = columns.n_rows
+    for _, dtype, cells, _, mask, _ in program.tensors:
+        text = dtype == 8
+        outs.append(np.zeros(n * cells * 16, np.uint8) if text else np.zeros((n, cells), NUMPY_DTYPES[dtype]))
+        masks.append(None if mask is None else np.zeros((n, cells), np.uint8))
+    slots = [columns.by_name.get(name) for name in slot_names(body)]
+    outside = program.fill_table(slots, n, outs, masks, now_ns=now_ns, first_row=first_row)
+    for t, (_, dtype, cells, _, _, mask_dtype) in enumerate(program.tensors):
+        if dtype == 8:
+            texts = np.empty(n * cells, object)
+            texts[:] = text_cells(outs[t], n * cells)
+            outs[t] = texts.reshape(n, cells)
+        mask = masks[t]
+        if mask is not None:
+            masks[t] = mask.astype(NUMPY_DTYPES[mask_dtype])
+    return outs, masks, outside
+
+
+def transform(spec: FeatureSpec, table: Any) -> FeatureMatrix | dict[str, FeatureMatrix]:
+    """See `FeatureSpec.transform`."""
+    program = spec.program
+    outs, masks, _ = fill(program, spec.body, read_table(table, spec.body))
+    return as_matrices(spec, outs, masks)
+
+
+def as_matrices(
+    spec: FeatureSpec, outs: list[NDArray[Any]], masks: list[NDArray[Any] | None]
+) -> FeatureMatrix | dict[str, FeatureMatrix]:
+    """One matrix for a spec of one plain tensor, else all of them by name."""
+    made: dict[str, FeatureMatrix] = {}
+    for (name, _, _, _, mask_name, _), out, mask in zip(spec.program.tensors, outs, masks, strict=True):
+        names = spec.cell_names(name)
+        made[name] = FeatureMatrix(out, names)
+        if mask_name is not None and mask is not None:
+            made[mask_name] = FeatureMatrix(mask, names)
+    return next(iter(made.values())) if len(made) == 1 else made
