@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Python's view of the native hashes, for the NumPy twin, tools and tests.
 
 `xxh64` is the hash of hashed features; anything that repeats their values outside the native program uses this one.

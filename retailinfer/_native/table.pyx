@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Entity tables as the engine and the store see them: owned memory, checked input, look-ups.
 
 Rules:
@@ -648,12 +647,12 @@ cdef class SnapshotTable:
                 values[name] = _key_object(text.data, text.size, KEY_STR if kind == "str" else KEY_BYTES)
         return values
 
-    def gather(self, list keys not None, columns):
+    def gather(self, list keys not None, columns, *, out=None):
         cdef Py_ssize_t n = len(keys)
         cdef list picked = self._numeric(columns)
         cdef Py_ssize_t width = sum([column[4] for column in picked])
+        matrix = _matrix(out, n, width, np.dtype(np.float32))
         rows = self.rows_of(keys)
-        matrix = np.empty((n, width), np.float32)
         cdef const int32_t[::1] indices = rows
         cdef float[:, ::1] target = matrix
         if n and width:
@@ -682,7 +681,7 @@ cdef class SnapshotTable:
     def block(self, str name not None):
         return self.blocks.get(name)
 
-    def gather_block(self, list keys not None, str name not None, dtype=np.float32):
+    def gather_block(self, list keys not None, str name not None, dtype=np.float32, *, out=None):
         cdef RowBlock block = self.blocks.get(name)
         if block is None:
             raise ConfigError(f"Expected a block of table `{self.name}` out of {sorted(self.blocks)}, got {clip(name)}")
@@ -691,7 +690,7 @@ cdef class SnapshotTable:
             raise ShapeError(f"Expected a dtype that divides rows of {block.row_bytes} bytes, got {dtype}")
         cdef Py_ssize_t n = len(keys)
         rows = np.empty(n, np.int32)
-        matrix = np.empty((n, block.row_bytes // dtype.itemsize), dtype)
+        matrix = _matrix(out, n, block.row_bytes // dtype.itemsize, dtype)
         if n == 0:
             return matrix, rows
         cdef int32_t[::1] indices = rows
@@ -731,6 +730,15 @@ cdef class SnapshotTable:
         ri_read_rows(&self.view, plan, n_columns, rows, n, out, out_stride)
         free(plan)
         return 0
+
+
+cdef object _matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype):
+    """The caller's matrix, checked; or a new one, whose pages the kernel has to give first."""
+    if out is None:
+        return np.empty((n, width), dtype)
+    if out.shape != (n, width) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ShapeError(f"Expected a writeable C-contiguous {dtype} matrix ({n}, {width}), got {out.dtype} {out.shape}", path="$.out")
+    return out
 
 
 cdef inline void _touch_ahead(PyObject* key) noexcept nogil:
