@@ -17,6 +17,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# Before any test file imports onnxruntime, lightgbm's converter or anything else that brings it along.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 DEV = os.environ.get("RETAILINFER_DEV", "") not in ("", "0")
