@@ -22,7 +22,8 @@ cdef extern from "ort_run.h" nogil:
     ctypedef struct RiModel:
         pass
 
-    int ri_model_scores(const RiModel* model, const TensorRef* inputs, int64_t n_rows, float* scores, RunError* err)
+    ctypedef struct RiLane:     # one shape over memory that does not move: a workspace's single row
+        pass
 
 
 cdef class OrtModel:
@@ -44,6 +45,14 @@ cdef class OrtModel:
     # OUT err: filled when -1 is returned; give it to `raise_run_error` once the GIL is held.
     # Makes no allocation of its own for numeric inputs (ONNX Runtime does); strings are copied.
     cdef int run_scores(self, const TensorRef* inputs, int64_t n_rows, float* scores, RunError* err) noexcept nogil
+
+    # The same for a shape that is run again and again over the same memory, 0.2 us faster: make a lane when the workspace
+    # is made, write new cells into the memory of `inputs`, run. One run at a time per lane.
+    # The memory behind `inputs` (not the TensorRefs) must outlive the lane; close it before the model may go (a class that
+    # closes it in __dealloc__ needs @cython.no_gc_clear).
+    cdef RiLane* open_lane(self, const TensorRef* inputs, int64_t n_rows, RunError* err) noexcept nogil  # NULL: err
+    cdef int run_lane(self, RiLane* lane, float* scores, RunError* err) noexcept nogil                   # 0 or -1
+    cdef void close_lane(self, RiLane* lane) noexcept nogil                                              # NULL is fine
 
 
 # Raise what `err` says as SessionError or ScoreError. Always returns -1 with an exception set.

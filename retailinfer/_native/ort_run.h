@@ -47,6 +47,10 @@ typedef struct RiModel RiModel;
 int ri_start(const char *path, int (*holds_gil)(void), RunError *err);
 const char *ri_version(void); /* "1.32.0", or NULL before ri_start */
 
+/* Is this an ONNX model that keeps everything inside? Needs no library. Returns 0 or -1. */
+int ri_check_bytes(const void *bytes, size_t size, RunError *err);
+/* Make a message of ONNX Runtime fit to show: one line, no build paths, cut at `size` bytes. */
+void ri_clean_message(char *out, size_t size, const char *text);
 /* Open a model over bytes that may be freed afterwards. NULL and `err` on failure. */
 RiModel *ri_model_open(const void *bytes, size_t size, int flags, RunError *err);
 /* Put a model that nobody uses any more on the list of what is to be freed. Never blocks, never frees. */
@@ -69,6 +73,14 @@ int ri_model_select(RiModel *model, size_t n_heads, const size_t *outputs, const
  * inputs: in the order of the model's inputs. scores: OUT, n_heads blocks of n_rows; means nothing unless 0 is returned.
  * Returns 0 or -1. */
 int ri_model_scores(const RiModel *model, const TensorRef *inputs, int64_t n_rows, float *scores, RunError *err);
+
+/* The same over memory that does not move, for a caller that runs the same shape again and again: a workspace's single row.
+ * inputs: as above; the cells are read at each run and must outlive the lane, the TensorRefs are copied.
+ * One run at a time per lane. Close it before its model is dropped and before the memory is freed. */
+typedef struct RiLane RiLane;
+RiLane *ri_lane_open(const RiModel *model, const TensorRef *inputs, int64_t n_rows, RunError *err); /* NULL on failure */
+int ri_lane_scores(RiLane *lane, float *scores, RunError *err);
+void ri_lane_close(RiLane *lane); /* NULL is fine */
 
 /* Run and hand over the values of some outputs, to be released one by one with `ri_value_release`. Returns 0 or -1. */
 int ri_model_run(const RiModel *model, const TensorRef *inputs, size_t n_outputs, const size_t *outputs, void **values,
