@@ -4,6 +4,6 @@
     python -m benchmarks --short    the same figures with fewer calls, in under 4
     pytest benchmarks               the parts (decode, fill, gather, run, rank, policy, encode) with pytest-benchmark
 
-Where to go next: `workloads` defines the inputs, `targets.toml` the figures, `harness` how time is taken, `measures` how each
-figure is measured, `peers/` what it is compared with, `report` what is printed and written.
+Where to go next: `workloads` defines the inputs, `targets.toml` the figures, `harness` how time is taken, `measures`
+how each figure is measured, `peers/` what it is compared with, `report` what is printed and written.
 """

@@ -18,6 +18,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def codes(workload: workloads.Workload) -> dict[str, dict[str, int]]:
 
 
 def gbdt(name: str, *, n_trees: int = N_TREES) -> bytes:
-    """ONNX bytes of the booster of "fraud-lean" or "rank-gbdt". Input `input` (n, 40), output `probabilities` (n, 2)."""
+    """ONNX bytes of the booster "fraud-lean" or "rank-gbdt". Input `input` (n, 40), output `probabilities` (n, 2)."""
     return _cached(f"{name}-{n_trees}.onnx", "lightgbm onnxmltools onnx", lambda: _train(name, n_trees))
 
 
@@ -64,7 +65,7 @@ def mlp() -> bytes:
 def rank_matrix(
     context: dict[str, Any], rows: NDArray[np.int32], columns: tuple[workloads.ColumnDef, ...] = RANK.columns
 ) -> NDArray[np.float32]:
-    """The model's input for one request: context columns repeated, item columns gathered. Shape (n candidates, columns)."""
+    """The model's input for one request, shape (n candidates, columns): context repeated, item columns gathered."""
     one = {name: [v] if isinstance(v, str) else np.array([v]) for name, v in context.items()}
     contextual = [c for c in columns if c.kind != "stored"]
     items = [int(c.refs[0].removeprefix("item.x")) for c in columns if c.kind == "stored"]
@@ -84,7 +85,9 @@ def _cached(file_name: str, packages: str, make: Callable[[], bytes]) -> bytes:
     path = cache_dir() / f"{stem}-{digest.hexdigest()[:12]}.{suffix}"
     if not path.exists():
         data = make()
-        partial = path.with_suffix(f".{os.getpid()}.tmp")  # two runs at once: each writes its own, the last one stays
+        partial = path.with_suffix(
+            f".{os.getpid()}.tmp"
+        )  # two runs at once: each writes its own, the last one stays
         partial.write_bytes(data)
         partial.replace(path)
     return path.read_bytes()
@@ -100,7 +103,10 @@ def _train(name: str, n_trees: int) -> bytes:
     else:
         drawn = workloads.rank_requests(40, workloads.N_REQUESTS)
         x = np.concatenate(
-            [rank_matrix(drawn.contexts[i], drawn.candidates[i][:10], RANK_GBDT_COLUMNS) for i in range(2_000)]
+            [
+                rank_matrix(drawn.contexts[i], drawn.candidates[i][:10], RANK_GBDT_COLUMNS)
+                for i in range(2_000)
+            ]
         )
     model = lightgbm.LGBMClassifier(
         n_estimators=n_trees,
@@ -115,7 +121,9 @@ def _train(name: str, n_trees: int) -> bytes:
         verbose=-1,
     )
     model.fit(x, _labels(x))
-    graph = convert_lightgbm(model, initial_types=[("input", FloatTensorType([None, x.shape[1]]))], zipmap=False)
+    graph = convert_lightgbm(
+        model, initial_types=[("input", FloatTensorType([None, x.shape[1]]))], zipmap=False
+    )
     return bytes(graph.SerializeToString())
 
 
@@ -125,9 +133,13 @@ def _labels(x: NDArray[np.float32]) -> NDArray[np.int64]:
     z = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
     z = np.clip(z, -3.0, 3.0).astype(np.float64)
     weights = rng.normal(size=z.shape[1])
-    logit = z @ weights + 0.7 * (z * np.roll(z, 1, axis=1)) @ rng.normal(size=z.shape[1]) + np.sin(2.0 * z).sum(axis=1)
+    logit = (
+        z @ weights
+        + 0.7 * (z * np.roll(z, 1, axis=1)) @ rng.normal(size=z.shape[1])
+        + np.sin(2.0 * z).sum(axis=1)
+    )
     logit += rng.logistic(scale=0.5, size=len(z))
-    return (logit > np.quantile(logit, 0.8)).astype(np.int64)
+    return np.asarray(logit > np.quantile(logit, 0.8), np.int64)
 
 
 def _quantised_mlp() -> bytes:
@@ -142,7 +154,9 @@ def _quantised_mlp() -> bytes:
     import_onnxruntime()  # telemetry off first
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser recommends a pre-processing that this graph has no use for
+    logging.getLogger().setLevel(
+        logging.ERROR
+    )  # the quantiser recommends a pre-processing that this graph has no use for
     drawn = workloads.rank_requests()
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no type information
@@ -176,13 +190,15 @@ def _float_mlp() -> bytes:
     rng = np.random.default_rng(workloads.SEED)
     sizes = (len(RANK.columns), 128, 64, 1)
     nodes, weights, tensor = [], [], "input"
-    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         w = (rng.normal(size=(n_in, n_out)) * np.sqrt(2.0 / n_in)).astype(np.float32)
         b = np.zeros(n_out, np.float32)
         weights += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
         out = "score" if last else f"h{i}"
-        nodes.append(helper.make_node("Gemm", [tensor, f"w{i}", f"b{i}"], [out], name="head" if last else f"layer{i}"))
+        nodes.append(
+            helper.make_node("Gemm", [tensor, f"w{i}", f"b{i}"], [out], name="head" if last else f"layer{i}")
+        )
         if not last:
             nodes.append(helper.make_node("Relu", [out], [f"r{i}"], name=f"relu{i}"))
             tensor = f"r{i}"

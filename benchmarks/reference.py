@@ -3,8 +3,8 @@
 Rules:
   * Written from the definitions of the columns, not from the library's code; nothing here imports it.
   * All maths in float64, rounded to float32 once at the end.
-  * A vocabulary holds the values of the training rows, most frequent first (equal counts: in order of the value); code 0 is
-    "not in the vocabulary".
+  * A vocabulary holds the values of the training rows, most frequent first (equal counts: in order of value); code 0
+    is "not in the vocabulary".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.workloads import ColumnDef, Values
 
-__all__ = ["bucket", "day_of_week", "hour", "learn_vocabularies", "matrix"]
+__all__ = ["bucket", "cyclic", "day_of_week", "hour", "learn_vocabularies", "matrix"]
 
 Vocabularies = Mapping[str, Mapping[str, int]]  # column -> value -> code
 
@@ -30,7 +30,7 @@ def learn_vocabularies(columns: Sequence[ColumnDef], values: Values) -> dict[str
     out = {}
     for column in columns:
         if column.kind == "categorical":
-            counts = Counter(values[column.refs[0]])
+            counts: Counter[str] = Counter(values[column.refs[0]])
             ordered = sorted(counts, key=lambda value: (-counts[value], value))
             out[column.name] = {value: code for code, value in enumerate(ordered, start=1)}
     return out
@@ -51,14 +51,19 @@ def day_of_week(at_s: float) -> int:
     return (int(at_s // 86_400) + 3) % 7
 
 
+def cyclic(wave: str, value: int, period: int) -> float:
+    """Sine or cosine of value / period of a turn; exactly 0 at half and quarter turns, where pi in binary is not exact."""
+    result = {"sin": math.sin, "cos": math.cos}[wave](2.0 * math.pi * value / period)
+    return 0.0 if abs(result) < 1e-12 else result
+
+
 _PERIODS = {"hour": (hour, 24), "day_of_week": (day_of_week, 7)}
 
 
 def _time_part(part: str, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
     base, _, wave = part.rpartition("_")
     take, period = _PERIODS[base]
-    function = {"sin": math.sin, "cos": math.cos}[wave]
-    return np.array([function(2.0 * math.pi * take(at) / period) for at in at_s])
+    return np.array([cyclic(wave, take(at), period) for at in at_s])
 
 
 def _column(column: ColumnDef, values: Values, codes: Vocabularies, event_time: str) -> Any:

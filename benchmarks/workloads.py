@@ -3,7 +3,7 @@
 Rules:
   * Everything is drawn from one seed, so that two machines and two versions time the same bytes.
   * Here is data only: no import of retailinfer. `reference` computes the columns in NumPy, `library` declares them with
-    `retailinfer.columns`, `models` trains the models on them. So the library is checked against something that it is not.
+    `retailinfer.columns`, `models` trains the models on them: the library is checked against something that it is not.
   * No request repeats within 1,000: a repeated row teaches the branch predictor the paths through the trees.
 
 How 40 fields and 40 columns of fraud-lean fit together:
@@ -119,8 +119,19 @@ _PLAIN = (
     "failed_login_rate",
     "price_level",
 )
-_RATIO_PAIRS = (("mean_amount_7d", "mean_amount_30d"), ("refunds_90d", "orders_90d"), ("clicks_1h", "clicks_24h"))
-_CATEGORICAL = {"channel": 5, "currency": 12, "country": 30, "card_brand": 6, "device_os": 8, "payment_method": 9}
+_RATIO_PAIRS = (
+    ("mean_amount_7d", "mean_amount_30d"),
+    ("refunds_90d", "orders_90d"),
+    ("clicks_1h", "clicks_24h"),
+)
+_CATEGORICAL = {
+    "channel": 5,
+    "currency": 12,
+    "country": 30,
+    "card_brand": 6,
+    "device_os": 8,
+    "payment_method": 9,
+}
 _HASHED = {"merchant": 5_000, "email_domain": 2_000, "device_id": 50_000, "ip_prefix": 20_000}
 _BOOLEAN = ("is_guest", "is_new_device", "is_3ds")
 _CYCLIC = ("hour_sin", "hour_cos", "day_of_week_sin", "day_of_week_cos")
@@ -259,7 +270,9 @@ RANK = Workload(
     ),
     vocabularies={"user_id": 200_000},
     event_time="at",
-    entities={"item": "sku"},  # the candidate's entity: its key comes with the candidates, not with the context
+    entities={
+        "item": "sku"
+    },  # the candidate's entity: its key comes with the candidates, not with the context
     stored={"item": _ITEM_COLUMNS},
 )
 # The trees rank 40 columns: 12 of the context and 28 of the item.
@@ -272,8 +285,8 @@ RANK_GBDT_COLUMNS = RANK.columns[:12] + RANK.columns[24:52]
 def draw(workload: Workload, n_rows: int, *, seed: int = SEED) -> Values:
     """`n_rows` requests as columns: float64 and bool arrays, lists of str. Numbers have at most 6 decimals.
 
-    Numbers are mostly log-normal, as money, distances and ages are; words are Zipf-like, so that vocabularies have rare members;
-    ids of entities are uniform, so that look-ups do not stay in the cache.
+    Numbers are mostly log-normal, as money, distances and ages are; words are Zipf-like, so that vocabularies have rare
+    members; ids of entities are uniform, so that look-ups do not stay in the cache.
     """
     rng = np.random.default_rng([seed, len(workload.fields)])
     values: Values = {}

@@ -1,7 +1,7 @@
 """Bare run: Python's `InferenceSession.run` on rows that are ready, the denominator of most figures.
 
-The feed dicts exist before the clock starts; only the score output is asked for; one thread, no spinning; telemetry off. So
-this is the time of the model alone, as a Python program can have it, with no features, no decision and no JSON.
+The feed dicts exist before the clock starts; only the score output is asked for; one thread, no spinning; no telemetry.
+So this is the time of the model alone, as a Python program can have it, with no features, no decision and no JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Feed = dict[str, NDArray[np.float32]]
 
 
 def import_onnxruntime() -> Any:
-    """The package, with its telemetry off: the variable must be there before the import, the call alone comes too late."""
+    """The package, its telemetry off: the variable must be there before the import, the call alone comes too late."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

@@ -1,7 +1,7 @@
 """Rows of features in a dict or in cachetools' TTLCache, copied one by one into the matrix of a request.
 
-This is what an in-process feature cache is made of today: string key -> a small NumPy row. The rows are float32 arrays of
-one width; `gather` fills a matrix that was allocated before, so that only look-ups and copies are timed.
+This is what an in-process feature cache is made of today: string key -> a small NumPy row. The rows are float32 arrays
+of one width; `gather` fills a matrix that was allocated before, so that only look-ups and copies are timed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def ttl_cache_of_rows(keys: Sequence[str], values: NDArray[np.float32]) -> TTLCa
     return cache
 
 
-def gatherer(rows: Mapping[str, Row], n_keys: int, width: int) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+def gatherer(
+    rows: Mapping[str, Row], n_keys: int, width: int
+) -> Callable[[Sequence[str]], NDArray[np.float32]]:
     """keys -> matrix of shape (n_keys, width), the same one at every call."""
     out = np.empty((n_keys, width), np.float32)
 

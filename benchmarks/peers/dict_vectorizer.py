@@ -1,7 +1,7 @@
 """scikit-learn's DictVectorizer on one request, the usual way from a dict to a row.
 
-In its favour, it gets the derived columns (log1p, ratios, sines, hash buckets) ready-made as numbers: it only has to place
-40 values and to one-hot the 6 strings. The library's side starts from the raw request and derives them.
+In its favour, it gets the derived columns (log1p, ratios, sines, hash buckets) ready-made as numbers: it only has to
+place 40 values and to one-hot the 6 strings. The library's side starts from the raw request and derives them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ __all__ = ["Vectorizer"]
 class Vectorizer:
     """Fitted on prepared dicts; one call gives the dense float32 row of one of them, shape (1, width)."""
 
-    def __init__(self, workload: Workload, rows: Sequence[dict[str, Any]], matrix: NDArray[np.float32]) -> None:
+    def __init__(
+        self, workload: Workload, rows: Sequence[dict[str, Any]], matrix: NDArray[np.float32]
+    ) -> None:
         categorical = {c.name for c in workload.columns if c.kind == "categorical"}
         names = [c.name for c in workload.columns]
         self.numeric = [(name, i) for i, name in enumerate(names) if name not in categorical]
         self.prepared = [
-            {name: row[name] if name in categorical else float(value) for name, value in zip(names, values, strict=True)}
+            {
+                name: row[name] if name in categorical else float(value)
+                for name, value in zip(names, values, strict=True)
+            }
             for row, values in zip(rows, matrix, strict=True)
         ]
         self.categorical = sorted(categorical)

@@ -1,14 +1,14 @@
 """The model service: FastAPI (async def) on uvicorn, msgspec, onnxruntime, called over loopback on one kept connection.
 
-In its favour: the body is read raw and decoded by msgspec instead of pydantic, the answer is encoded by msgspec, there is no
-access log, uvloop and httptools are used where they are installed, and the caller is a raw socket that parses the
-minimum of HTTP. The server has all cores that the process may use; the library is measured on one.
+In its favour: the body is read raw and decoded by msgspec instead of pydantic, the answer is encoded by msgspec, there
+is no access log, uvloop and httptools are used where they are installed, and the caller is a raw socket that parses the
+minimum of HTTP. The server has all cores of the machine; the library is measured on one.
 
-The server is a child process (`python -m benchmarks.peers.fastapi_app MODEL CODES`) that ends when its standard input is closed,
-and by itself after ten minutes.
+The server is a child process (`python -m benchmarks.peers.fastapi_app MODEL CODES`) that ends when its standard input
+is closed, and by itself after ten minutes.
 """
 
-# No `from __future__ import annotations` here: FastAPI reads the annotations of the handler, whose types are local to `main`.
+# No `from __future__ import annotations`: FastAPI reads the annotations of the handler, whose types live in `main`.
 import contextlib
 import json
 import os
@@ -33,7 +33,13 @@ class HttpClient:
     def __init__(self, port: int, path: str = "/score") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+        head = (
+            f"POST {path} HTTP/1.1",
+            "Host: localhost",
+            "Content-Type: application/json",
+            "Content-Length: ",
+        )
+        self._head = "\r\n".join(head).encode()
 
     def post(self, body: bytes) -> bytes:
         self._socket.sendall(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
@@ -76,13 +82,17 @@ def serve(model: bytes, codes: Mapping[str, Mapping[str, int]]) -> Iterator[Http
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        watchdog = threading.Timer(START_S, process.kill)  # a server that does not come up must not hang the run
+        watchdog = threading.Timer(
+            START_S, process.kill
+        )  # a server that does not come up must not hang the run
         watchdog.start()
         try:
             line = process.stdout.readline()
             watchdog.cancel()
             if not line.strip():
-                raise RuntimeError(f"the FastAPI peer did not start (exit code {process.wait(5)}); its errors are above")
+                raise RuntimeError(
+                    f"the FastAPI peer did not start (exit code {process.wait(5)}); its errors are above"
+                )
             client = HttpClient(int(line))
             try:
                 yield client
@@ -117,7 +127,8 @@ def main(model_path: str, codes_path: str) -> None:
     async def score(request: Request) -> Response:
         return Response(fraud.with_msgspec(await request.body()), media_type="application/json")
 
-    listener = socket.socket()
+    # With the protocol named: asyncio turns Nagle's algorithm off only then, and 40 us would become 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()  # before the port is told: the client may connect at once
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

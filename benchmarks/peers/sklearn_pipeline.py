@@ -1,7 +1,7 @@
 """scikit-learn's way: a fitted ColumnTransformer over a one-row pandas DataFrame, then the same ONNX model.
 
-Every derived column that scikit-learn has no transformer for is a vectorised FunctionTransformer; hashes are computed with
-xxhash, as elsewhere. The DataFrame is built from the decoded request, because a request is not a DataFrame.
+Every derived column that scikit-learn has no transformer for is a vectorised FunctionTransformer; hashes are computed
+with xxhash, as elsewhere. The DataFrame is built from the decoded request, because a request is not a DataFrame.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ __all__ = ["SklearnPipeline"]
 
 
 def _buckets(frame: pd.DataFrame) -> NDArray[np.float64]:
-    return np.array([[xxh64_intdigest(v.encode()) % 1024 for v in row] for row in frame.to_numpy()], np.float64)
+    return np.array(
+        [[xxh64_intdigest(v.encode()) % 1024 for v in row] for row in frame.to_numpy()], np.float64
+    )
 
 
 def _cyclic(frame: pd.DataFrame) -> NDArray[np.float64]:
     at = frame.to_numpy()[:, 0]
     hour = 2 * np.pi * (at // 3600 % 24) / 24
     day = 2 * np.pi * ((at // 86_400 + 3) % 7) / 7
-    return np.column_stack([np.sin(hour), np.cos(hour), np.sin(day), np.cos(day)])
+    waves = np.column_stack([np.sin(hour), np.cos(hour), np.sin(day), np.cos(day)])
+    waves[np.abs(waves) < 1e-12] = 0.0  # sine of half a turn
+    return waves
 
 
 def _ratios(frame: pd.DataFrame) -> NDArray[np.float64]:
@@ -42,7 +46,9 @@ def _ratios(frame: pd.DataFrame) -> NDArray[np.float64]:
 class SklearnPipeline:
     """Fit on training rows; `transform_one` gives one row, `__call__` goes from bytes to bytes."""
 
-    def __init__(self, workload: Workload, training: Values, codes: Mapping[str, Mapping[str, int]], run: BareRun) -> None:
+    def __init__(
+        self, workload: Workload, training: Values, codes: Mapping[str, Mapping[str, int]], run: BareRun
+    ) -> None:
         def refs(kind: str, transform: str | None = None) -> list[str]:
             chosen: list[ColumnDef] = [c for c in workload.columns if c.kind == kind]
             chosen = [c for c in chosen if c.options.get("transform") == transform]
@@ -72,7 +78,9 @@ class SklearnPipeline:
         """The model's input of one request, shape (1, columns)."""
         out = self._transformer.transform(pd.DataFrame([request])).astype(np.float32)
         start = self._codes_at.start
-        out[:, start : start + self._n_codes] += 1  # scikit-learn counts known values from 0, the model from 1
+        out[:, start : start + self._n_codes] += (
+            1  # scikit-learn counts known values from 0, the model from 1
+        )
         return np.ascontiguousarray(out)
 
     def __call__(self, body: bytes) -> bytes:
