@@ -102,7 +102,7 @@ static inline int64_t ri_key_compose(const ri_key_part *parts, int n_parts, char
 
 /* ---- gathering finished rows --------------------------------------------------------------------------------------- */
 
-#define RI_GATHER_AHEAD 8
+#define RI_GATHER_AHEAD 16 /* rows; measured: 4 costs a quarter more, beyond 16 nothing is gained */
 
 RI_INLINE void ri_copy_row(uint8_t *restrict out, const uint8_t *restrict row, size_t nbytes) {
     size_t i = 0;

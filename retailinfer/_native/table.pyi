@@ -104,12 +104,12 @@ class SnapshotTable:
         """When the row was updated, in ns since the epoch; None if the key or the time is not known."""
 
     def gather(
-        self, keys: list[Any], columns: Sequence[str]
+        self, keys: list[Any], columns: Sequence[str], *, out: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Numeric columns of many keys.
 
         Returns: float32 (n, sum of widths), NaN where the key or the cell is absent, each number rounded once;
-            and int32 (n,) rows, -1 = no such key.
+            and int32 (n,) rows, -1 = no such key. With `out` (C-contiguous, of that shape) no matrix is allocated.
         Raises: FeatureTypeError, FeatureRangeError for keys; ConfigError for columns. Holds the GIL.
         """
 
@@ -125,7 +125,7 @@ class SnapshotTable:
     def detach_block(self, name: str) -> None: ...
     def block(self, name: str) -> RowBlock | None: ...
     def gather_block(
-        self, keys: list[Any], name: str, dtype: DTypeLike = ...
+        self, keys: list[Any], name: str, dtype: DTypeLike = ..., *, out: NDArray[Any] | None = None
     ) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """Rows of a block for many keys: cells (n, row_bytes / itemsize), zeros where the key is absent; and rows."""
 
@@ -145,4 +145,4 @@ def compose_keys(parts: list[NDArray[np.int64] | Texts], n: int) -> Texts:
     """Canonical keys of several parts out of n-row columns. Raises: ConfigError, ShapeError."""
 
 def scan_ids_list(json: bytes, cap: int = ...) -> list[bytes] | int:
-    """The plain strings of a JSON array; or -1 needs the decoder, -2 malformed, -3 more than `cap`. For tests, tools."""
+    """The plain strings of a JSON array; or -1 slow path, -2 malformed, -3 more than `cap`. For tests, tools."""

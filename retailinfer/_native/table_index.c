@@ -62,7 +62,7 @@ void ri_memory_free(void *memory, size_t size) {
 
 #define SHORT_KEY 15 /* keys up to here are two words: see ri_pack_short */
 #define LONG_KEY_MARK 0xFF
-#define CHUNK 16     /* keys in flight: each step prefetches what the next one reads, CHUNK keys before it does */
+#define CHUNK 32     /* keys in flight: each step prefetches what the next one reads; 16-64 measured alike, 8 a third slower */
 
 RI_INLINE int equal_bytes(const uint8_t *a, const uint8_t *b, size_t size) {
     if (size >= 8) {
