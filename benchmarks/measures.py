@@ -46,7 +46,7 @@ from benchmarks.peers.handwritten import HandwrittenFraud, HandwrittenRank, acti
 from benchmarks.report import PeerRow
 from benchmarks.workloads import FRAUD_LEAN, N_CANDIDATES, RANK, TOP_K
 
-__all__ = ["MEASURES", "Lab", "Measure", "UnmeasurableError"]
+__all__ = ["MEASURES", "Lab", "Measure", "UnmeasurableError", "checked_rankings"]
 
 Figures = dict[str, Figure]
 
@@ -348,7 +348,11 @@ def _expected_ranking(lab: Lab, inputs: _RankInputs, number: int) -> tuple[list[
     return [lab.item_keys[i] for i in rows], scores[best].tobytes()
 
 
-def _check_rankings(lab: Lab, inputs: _RankInputs, n: int) -> None:
+def checked_rankings(
+    lab: Lab, n_candidates: int, *, n: int, n_requests: int = workloads.N_REQUESTS
+) -> _RankInputs:
+    """The inputs of a ranking measure, after `n` rankings were compared with bare run, from lists and from JSON."""
+    inputs = _RankInputs(n_candidates, n_requests)
     want = [_expected_ranking(lab, inputs, i) for i in range(n)]
     ranker = lab.ranker
 
@@ -361,19 +365,15 @@ def _check_rankings(lab: Lab, inputs: _RankInputs, n: int) -> None:
         return r["items"], np.array(r["scores"], np.float32).tobytes()
 
     numbers = range(n)
-    check_answers(
-        f"rank {inputs.drawn.candidates.shape[1]} from a list", map(from_list, inputs.lists(numbers)), want
-    )
-    check_answers(
-        f"rank {inputs.drawn.candidates.shape[1]} from JSON", map(from_json, inputs.bodies(numbers)), want
-    )
+    check_answers(f"rank {n_candidates} from a list", map(from_list, inputs.lists(numbers)), want)
+    check_answers(f"rank {n_candidates} from JSON", map(from_json, inputs.bodies(numbers)), want)
+    return inputs
 
 
 @measures("rank_500_list", "rank_500_json")
 def rank(lab: Lab) -> Figures:
     """500 candidates, beside bare run on ready rows and a hand-written ranking."""
-    inputs = _RankInputs(N_CANDIDATES)
-    _check_rankings(lab, inputs, 60)
+    inputs = checked_rankings(lab, N_CANDIDATES, n=60)
     ranker = lab.ranker
     by_hand = HandwrittenRank(lab.rank_run, lab.item_keys, workloads.item_values())
     n_context = sum(column.kind != "stored" for column in RANK.columns)
@@ -413,8 +413,8 @@ def rank(lab: Lab) -> Figures:
 @measures("rank_5000_over_500")
 def rank_many(lab: Lab) -> Figures:
     """Ten times the candidates: no worse than ten times the time."""
-    few, many = _RankInputs(N_CANDIDATES), _RankInputs(10 * N_CANDIDATES, 1_000)
-    _check_rankings(lab, many, 5)
+    few = checked_rankings(lab, N_CANDIDATES, n=5)
+    many = checked_rankings(lab, 10 * N_CANDIDATES, n=5, n_requests=1_000)
     ranker = lab.ranker
     times = alternate(
         [
@@ -476,14 +476,17 @@ def threads(lab: Lab) -> Figures:
 
 @measures("gather_snapshot")
 def gather(lab: Lab) -> Figures:
-    """500 fresh keys x 32 floats out of 100,000 rows."""
+    """500 fresh keys x 32 floats out of 100,000 rows, into a matrix that is there, as in the peers."""
     from benchmarks import library
     from benchmarks.peers.cachetools_cache import dict_of_rows, gatherer, ttl_cache_of_rows
 
     width = 32
     values = workloads.item_values()[:, :width]
     snapshot = library.snapshot_of(width)
-    names = [f"x{i:02d}" for i in range(width)]
+    snapshot.table.make_block(
+        "rows", [f"x{i:02d}" for i in range(width)]
+    )  # finished rows, as rankings copy them
+    out = np.empty((N_CANDIDATES, width), np.float32)
     drawn = workloads.rank_requests()
     by_ttl = gatherer(ttl_cache_of_rows(lab.item_keys, values), N_CANDIDATES, width)
     by_dict = gatherer(dict_of_rows(lab.item_keys, values), N_CANDIDATES, width)
@@ -492,14 +495,14 @@ def gather(lab: Lab) -> Figures:
         return [drawn.fresh_ids(i % workloads.N_REQUESTS) for i in numbers]
 
     def by_snapshot(keys: list[str]) -> NDArray[np.float32]:
-        return np.asarray(snapshot.gather(keys, names)[0])
+        return np.asarray(snapshot.gather_block(keys, "rows", out=out)[0])
 
     want = [values[drawn.candidates[i]] for i in range(50)]
     for name, call in (("snapshot", by_snapshot), ("TTLCache", by_ttl), ("dict", by_dict)):
         check_answers(f"gather by {name}", (call(keys).copy() for keys in fresh(range(50))), want)
     times = alternate(
         [
-            Case("library", lambda keys: snapshot.gather(keys, names), fresh, max_calls=40),
+            Case("library", by_snapshot, fresh, max_calls=40),
             Case("cachetools TTLCache + copy", by_ttl, fresh, max_calls=10),
             Case("dict + copy", by_dict, fresh, max_calls=20),
         ],

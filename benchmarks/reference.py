@@ -52,7 +52,7 @@ def day_of_week(at_s: float) -> int:
 
 
 def cyclic(wave: str, value: int, period: int) -> float:
-    """Sine or cosine of value / period of a turn; exactly 0 at half and quarter turns, where pi in binary is not exact."""
+    """Sine or cosine of value / period of a turn; exactly 0 at quarter turns, where pi in binary is not exact."""
     result = {"sin": math.sin, "cos": math.cos}[wave](2.0 * math.pi * value / period)
     return 0.0 if abs(result) < 1e-12 else result
 

@@ -135,12 +135,13 @@ def slower(results: Sequence[Result], record: Mapping[str, float], *, noise: flo
 
 
 def cpu_model() -> str:
-    """The name that the system gives its processor."""
+    """The name that the system gives its processor, with family and model: clouds give one name to several."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        if "model name" in facts:
+            return f"{facts['model name']}, family {facts.get('cpu family')}, model {facts.get('model')}"
     return platform.processor() or platform.machine()
 
 
