@@ -1,4 +1,4 @@
-"""What the benchmarks of the parts share. `pytest benchmarks` runs them, with `--benchmark-disable` it only checks them.
+"""What the benchmarks of the parts share. `pytest benchmarks` times them, with `--benchmark-disable` it only checks.
 
 Rules:
   * One file a part, each with the same three steps: inputs in rotation, answer checked, `rotate` timed.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+import retailinfer as ri
 from benchmarks import library, workloads
 from benchmarks.conftest import Rotate
 
@@ -14,7 +15,7 @@ WIDTH = 32
 
 
 @pytest.fixture(scope="module")
-def snapshot() -> library.ri.Snapshot:
+def snapshot() -> ri.Snapshot:
     """100,000 items of 32 floats, with finished rows beside the records."""
     made = library.snapshot_of(WIDTH)
     made.table.make_block("rows", list(made.columns))
@@ -27,7 +28,7 @@ def fresh(numbers: Sequence[int]) -> list[list[str]]:
     return [drawn.fresh_ids(i % workloads.N_REQUESTS) for i in numbers]
 
 
-def test_gather_finished_rows(snapshot: library.ri.Snapshot, rotate: Rotate) -> None:
+def test_gather_finished_rows(snapshot: ri.Snapshot, rotate: Rotate) -> None:
     """One copy a row."""
     out = np.empty((workloads.N_CANDIDATES, WIDTH), np.float32)
     want = workloads.item_values()[workloads.rank_requests().candidates[3], :WIDTH]
@@ -35,7 +36,7 @@ def test_gather_finished_rows(snapshot: library.ri.Snapshot, rotate: Rotate) -> 
     rotate(lambda keys: snapshot.gather_block(keys, "rows", out=out), fresh, block=20)
 
 
-def test_gather_columns_of_records(snapshot: library.ri.Snapshot, rotate: Rotate) -> None:
+def test_gather_columns_of_records(snapshot: ri.Snapshot, rotate: Rotate) -> None:
     """Column by column out of the records, each number rounded to float32."""
     names = list(snapshot.columns)
     want = workloads.item_values()[workloads.rank_requests().candidates[3], :WIDTH]
