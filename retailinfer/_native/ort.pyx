@@ -241,8 +241,8 @@ def check_array(str name, int dtype, tuple shape, value):
         # Only now layout and byte order: neither changes a value. `reshape` because ascontiguousarray makes 0-d 1-d.
         if not array.dtype.isnative or array.dtype != expected:
             array = array.astype(expected)
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array).reshape(array.shape)
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            array = np.array(array, order="C", copy=True)
     # A declared rank of 0 may also mean that the model declares no shape; ONNX Runtime itself checks those.
     if shape and len(shape) != array.ndim:
         raise ShapeError(

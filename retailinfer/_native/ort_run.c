@@ -172,8 +172,9 @@ static const char *skip_signature(const char *at) {
  * it is too long. */
 void ri_clean_message(char *out, size_t size, const char *text) {
     size_t used = 0;
+    int cut = 0;
     const char *at = text;
-    while (*at && used + 1 < size) {
+    while (*at && !cut) {
         while (*at && (unsigned char)*at <= ' ') at++;
         const char *end = at;
         while ((unsigned char)*end > ' ') end++;
@@ -183,12 +184,12 @@ void ri_clean_message(char *out, size_t size, const char *text) {
             at = skip_signature(end);
             continue;
         }
-        if (used) out[used++] = ' ';
-        if (n > size - 1 - used) n = size - 1 - used;
+        if (used + 1 < size && used) out[used++] = ' ';
+        if (n > size - 1 - used) n = size - 1 - used, cut = 1;
         for (size_t i = 0; i < n; i++) out[used++] = at[i] == 0x7f ? '?' : at[i];
         at = end;
     }
-    if (*at) /* cut: do not leave half a character */
+    if (cut) /* do not leave half a character */
         while (used && ((unsigned char)out[used - 1] & 0x80)) {
             unsigned char last = (unsigned char)out[--used];
             if (last >= 0xc0) break;
