@@ -1,4 +1,3 @@
-# cython: language_level=3
 """The compiled feature program and the readers that fill its slots. C side: feature_ops.h. What Python sees: program.pyi.
 
 Who owns what: `Program.c` and everything it points to live as long as the Program. A RowState belongs to one call at a time.

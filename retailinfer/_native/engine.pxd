@@ -1,0 +1,192 @@
+"""Types of the engine: who owns which memory for how long. What it does: engine.pyx; what Python sees: engine.pyi."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+
+from retailinfer._native.ort cimport OrtModel, RiLane
+from retailinfer._native.program cimport Program, RequestReader, RowState, ri_state
+from retailinfer._native.table cimport RowBlock, SnapshotTable, TableSlot
+from retailinfer._native.tensor_ref cimport StrRef, TensorRef
+
+cdef enum:
+    TILE = 512          # rows of tensors that a workspace holds; larger requests loop
+    MAX_POOL = 8
+
+
+ctypedef struct Cell:       # one stored column of a record -> its slot
+    int32_t slot
+    int32_t kind            # of the cell: 0 f64, 1 i64, 2 text, 3 vector
+    int64_t bit
+    size_t offset
+    int64_t width
+
+
+ctypedef struct Segment:    # cells that are copied together
+    int32_t tensor
+    int64_t source          # byte offset in the item block's row
+    int64_t target          # byte offset in the tensor's row
+    int64_t size
+
+
+ctypedef struct Condition:  # one comparison of `available=`
+    int32_t kind
+    int32_t op              # 0 <, 1 <=, 2 >, 3 >=, 4 ==, 5 !=
+    int64_t bit
+    size_t offset
+    double number
+
+
+cdef class EntityPlan:
+    """How one entity's stored columns get into slots. Immutable but for the table that it was last fitted to."""
+    cdef:
+        readonly str name
+        readonly TableSlot slot       # where the store points
+        readonly int section          # 0 context, 1 item, 2 cross
+        int n_keys
+        int* keys                     # slots
+        int n_wanted
+        int* wanted                   # slots of the stored columns
+        tuple columns                 # their names in the table
+        tuple kinds                   # canonical type names that the spec wants
+        SnapshotTable table           # the table that `cells` describes
+        Cell* cells
+    cdef int fit(self, SnapshotTable table) except -1
+
+
+cdef class Workspace:
+    """Memory for one call at a time: slots, one tile of tensors, scores. Popped from the engine's pool, pushed back after."""
+    cdef:
+        RowState state
+        uint8_t** tensors             # (n_tensors) 64-byte aligned, TILE rows each
+        uint8_t** masks               # (n_tensors) or NULL each
+        uint8_t** wide_masks          # masks in the dtype of the model's input
+        uint8_t** rows                # scratch: where the current row of each tensor is
+        uint8_t** mask_rows
+        uint8_t** templates           # context cells of one row, per tensor
+        uint8_t** template_masks
+        TensorRef* inputs             # in the order of the model's inputs
+        int n_tensors
+        RiLane* lane                  # the single row, prepared
+        OrtModel model                # kept alive for the lane
+        float scores[TILE]
+        int64_t capacity              # candidates that the arrays below hold
+        int32_t* found                # row in the item table, per candidate
+        StrRef* keys                  # key bytes, per candidate
+        int64_t* numbers              # integer keys
+        int32_t* kept                 # candidate of each scored row
+        float* ranked                 # its score
+        uint8_t* why                  # per candidate: 0 kept, or why it is suppressed
+        int32_t* set_cells            # open addressing over rows: duplicates and exclusions
+        int64_t set_size
+        int32_t* kept_rows            # its row in the item table, -1: unknown
+        int32_t* order                # positions of the best, best first
+        uint8_t* seen                 # per column: 1 missing, 2 stale, over all rows of a ranking
+        bint has_unknown              # some kept candidate has no row
+        bint has_refused
+        char* key_scratch
+        int64_t key_room
+
+    cdef int reserve(self, int64_t n) except -1
+    cdef int reserve_set(self, int64_t size) except -1
+
+
+cdef class Available:
+    cdef:
+        readonly str text
+        list terms
+        Condition* conditions
+        int n
+        SnapshotTable table           # the table that the offsets describe
+    cdef int fit(self, SnapshotTable table) except -1
+    cdef bint holds(self, int64_t row) noexcept nogil
+
+
+cdef class Engine:
+    cdef:
+        readonly Program program
+        readonly RequestReader reader
+        readonly OrtModel model       # None: `session` is asked
+        readonly object session
+        readonly str release
+        readonly str arm
+        readonly double hold_below_us # GIL: kept where native work is predicted to be shorter
+        readonly double fixed_us      # prediction: fixed_us + row_us * rows
+        readonly double row_us
+        readonly int tile             # rows per model run; 1 where rows of a batch influence each other
+        readonly bint has_clock       # a column measures ages or elapsed time
+        list pool
+        tuple context_plans           # entities that depend on the request alone
+        tuple cross_plans             # entities that need the candidate too
+        EntityPlan item_plan          # the candidate's own table, or None
+        int candidate_slot            # -1: not a ranker
+        bint candidate_text           # True: ids are text, False: integers
+        uint16_t* context_columns
+        uint16_t* item_columns
+        uint16_t* cross_columns
+        int n_context, n_item, n_cross
+        Segment* item_segments
+        int n_item_segments
+        Segment* context_segments
+        int n_context_segments
+        int64_t item_row_bytes
+        int64_t max_item_age_ns       # smallest max_age among item columns; 0: none
+        str block_name
+        int n_inputs
+        tuple input_plan              # ((is mask, tensor), shape template) per model input
+        tuple actions                 # (action names) of all bands of all segments, by band number
+        float* thresholds
+        int n_bands
+        dict segments                 # value -> (first band, number of bands)
+        int segment_slot
+        object review_action
+        object decision_type
+        object ranking_type
+        object decode
+        object encode
+        object decode_ids
+        int64_t max_bytes
+        int max_depth
+        readonly int64_t max_rows
+        object wall_ns
+        int64_t* row_bytes            # per tensor
+        int64_t* cells                # per tensor
+        int* mask_dtype               # per tensor
+        int* tensor_is_context        # per tensor
+        int64_t* input_bytes          # per model input: bytes of a row
+        int* input_is_context         # per model input
+        bint has_masks
+        int n_common_bands            # bands [0, n) are those of no segment
+
+    cdef Workspace pop(self)
+    cdef void push(self, Workspace ws) noexcept
+    cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil
+    cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil
+    cdef int look_up(self, EntityPlan plan, Workspace ws) except -1
+    cdef void load_record(self, EntityPlan plan, ri_state* st, int64_t row) noexcept nogil
+    cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1
+    cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
+    cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
+    cdef int python_scores(self, Workspace ws, int64_t n) except -1
+    cdef object next_id(self)
+    cdef object band_action(self, float score, Workspace ws)
+    cdef object decide(self, Workspace ws, float score, object request_id, object action)
+    cdef tuple _flags(self, Workspace ws, int first)
+    cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1
+    cdef object decode_body(self, object body, bint json, object decode)
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t* marks)
+    cdef object _segment_bands(self, Workspace ws)
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id)
+    cdef int encode_row(self, EntityPlan plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
+    cdef void set_candidate(self, Workspace ws, StrRef key, int64_t row, SnapshotTable table) noexcept nogil
+    cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
+                         int64_t now_ns, int64_t* marks)
+    cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1
+    cdef void note_flags(self, Workspace ws) noexcept nogil
+    cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
+                             dict suppressed) except -1
+    cdef object key_object(self, list ids, Workspace ws, int64_t i)
+    cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
+    cdef int64_t assemble(self, list ids, Workspace ws, int64_t first, int64_t count) except -1
+    cdef void copy_rows(self, Workspace ws, RowBlock block, int64_t first, int64_t count) noexcept nogil
+    cdef object rank_core(self, object context, list ids, int64_t n, Workspace ws, int64_t k, object available, object exclude,
+                          object request_id, int64_t now_ns, int64_t* marks)
+    cdef int note_items(self, Workspace ws, int64_t k) except -1
+    cdef tuple seen_names(self, Workspace ws)

@@ -1,0 +1,1557 @@
+"""The engine of one release: request -> slots -> tensors -> scores -> answer, without a Python object in between.
+
+Rules:
+  * A call takes a workspace from the engine's pool and gives it back; nothing is thread-local, so greenlets, signals and
+    `__float__` may re-enter at will.
+  * One row holds the GIL from start to end. Larger work gives it up at most once, around native code alone, and only where
+    that is predicted to take longer than `hold_below_us`.
+  * More rows than a tile are looped over, so memory is bounded; a model whose rows influence each other runs one by one.
+  * Rankings copy item cells that were computed when the row entered the table; only cross columns are computed per pair.
+Filling slots is program.pyx, running models ort.pyx, tables table.pyx. What loads a release and builds this: pipeline.py.
+"""
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
+from libc.math cimport isfinite
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from retailinfer._native.ort cimport OrtModel, RiLane, raise_run_error
+from retailinfer._native.program cimport (
+    Program, RequestReader, RI_FLOAT32, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_I64, RI_SLOT_TEXT, RI_SLOT_VECTOR, RI_STALE,
+    RI_STRING, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
+)
+from retailinfer._native.table cimport (
+    KeyPart, RowBlock, SnapshotTable, TableSlot, gather_rows,
+    ri_cell_f64, ri_cell_i64, ri_cell_present, ri_cell_str, ri_cell_vec, ri_key_compose, ri_key_room, ri_record,
+    ri_updated_at_ns, scan_ids,
+)
+from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
+
+import os
+import time
+
+import msgspec
+import numpy as np
+
+from retailinfer.errors import (
+    FeatureError, FeatureMissingError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
+    SchemaMismatchError, ScoreError, SessionError, clip,
+)
+
+cdef inline int ri_dtype_size(int dtype) noexcept nogil:
+    if dtype == 8:
+        return sizeof(ri_text)
+    return 8 if dtype == 7 or dtype == 11 else 1 if dtype == 9 else 4
+
+cdef enum:
+    SCAN_SLOW = -1       # as RI_SCAN_* in table.h
+    SCAN_TOO_MANY = -3
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #include <string.h>
+    #if defined(_WIN32)
+    #include <malloc.h>
+    static void *ri_aligned(size_t size) { return _aligned_malloc(size ? size : 64, 64); }
+    static void ri_aligned_free(void *p) { _aligned_free(p); }
+    #else
+    static void *ri_aligned(size_t size) {
+        void *p = NULL;
+        return posix_memalign(&p, 64, size ? size : 64) ? NULL : p;
+    }
+    static void ri_aligned_free(void *p) { free(p); }
+    #endif
+    /* prefix (16 hex digits) + 8 or more hex digits of the counter, as one ASCII text */
+    static PyObject *ri_make_id(PyObject *prefix, unsigned long long counter) {
+        static const char digits[] = "0123456789abcdef";
+        int n = 8, i;
+        while (n < 16 && counter >> (4 * n)) n++;
+        PyObject *id = PyUnicode_New(16 + n, 127);
+        if (!id) return NULL;
+        char *out = (char *)PyUnicode_DATA(id);
+        memcpy(out, PyUnicode_DATA(prefix), 16);
+        for (i = 0; i < n; i++) out[16 + i] = digits[counter >> (4 * (n - 1 - i)) & 15];
+        return id;
+    }
+    /* Opening brackets bound the nesting from above, at the speed of one pass that the compiler vectorises. */
+    static long long ri_count_open(const char *p, long long n) {
+        long long total = 0;
+        while (n > 0) {
+            long long chunk = n < 255 * 16 ? n : 255 * 16, i;
+            unsigned int sum = 0;
+            for (i = 0; i < chunk; i++) sum += (p[i] == '[') | (p[i] == '{');
+            total += sum;
+            p += chunk;
+            n -= chunk;
+        }
+        return total;
+    }
+    /* The exact nesting outside of strings, for the few bodies with many brackets. */
+    static long long ri_depth(const char *p, long long n) {
+        long long depth = 0, worst = 0, i;
+        int text = 0;
+        for (i = 0; i < n; i++) {
+            char c = p[i];
+            if (text) {
+                if (c == '\\\\') i++;
+                else if (c == '"') text = 0;
+            } else if (c == '"') text = 1;
+            else if (c == '[' || c == '{') { if (++depth > worst) worst = depth; }
+            else if (c == ']' || c == '}') depth--;
+        }
+        return worst;
+    }
+    /* Nesting of MessagePack, counted by its containers; -1 when it is cut short. Iterative: depth cannot hurt it. */
+    static long long ri_msgpack_depth(const unsigned char *p, long long n, int limit) {
+        unsigned long long left[64];
+        long long at = 0;
+        int depth = 0;
+        if (limit > 63) limit = 63;
+        left[0] = 1;
+        while (depth >= 0) {
+            unsigned long long items = 0, skip = 0;
+            int open = 0;
+            if (left[depth] == 0) { depth--; continue; }
+            left[depth]--;
+            if (at >= n) return -1;
+            unsigned char c = p[at++];
+            #define RI_BE(k) ({ unsigned long long v = 0; int j; if (at + (k) > n) return -1; \
+                                for (j = 0; j < (k); j++) v = v << 8 | p[at + j]; at += (k); v; })
+            if (c <= 0x7f || c >= 0xe0) { }
+            else if (c <= 0x8f) { items = 2ULL * (c & 15); open = 1; }
+            else if (c <= 0x9f) { items = c & 15; open = 1; }
+            else if (c <= 0xbf) skip = c & 31;
+            else switch (c) {
+                case 0xc4: case 0xd9: skip = RI_BE(1); break;
+                case 0xc5: case 0xda: skip = RI_BE(2); break;
+                case 0xc6: case 0xdb: skip = RI_BE(4); break;
+                case 0xc7: skip = RI_BE(1) + 1; break;
+                case 0xc8: skip = RI_BE(2) + 1; break;
+                case 0xc9: skip = RI_BE(4) + 1; break;
+                case 0xca: case 0xce: case 0xd2: skip = 4; break;
+                case 0xcb: case 0xcf: case 0xd3: skip = 8; break;
+                case 0xcc: case 0xd0: skip = 1; break;
+                case 0xcd: case 0xd1: skip = 2; break;
+                case 0xd4: skip = 2; break;
+                case 0xd5: skip = 3; break;
+                case 0xd6: skip = 5; break;
+                case 0xd7: skip = 9; break;
+                case 0xd8: skip = 17; break;
+                case 0xdc: items = RI_BE(2); open = 1; break;
+                case 0xdd: items = RI_BE(4); open = 1; break;
+                case 0xde: items = 2 * RI_BE(2); open = 1; break;
+                case 0xdf: items = 2 * RI_BE(4); open = 1; break;
+                default: break;
+            }
+            #undef RI_BE
+            if (skip > (unsigned long long)(n - at)) return -1;
+            at += (long long)skip;
+            if (open) {
+                if (items > (unsigned long long)(n - at)) return -1; /* each item takes a byte at least */
+                if (++depth > limit) return depth;
+                left[depth] = items;
+            }
+        }
+        return 0;
+    }
+    """
+    const char* utf8_of "PyUnicode_AsUTF8AndSize"(object text, Py_ssize_t* size) except NULL
+    object make_id "ri_make_id"(object prefix, uint64_t counter)
+    void* ri_aligned(size_t size) nogil
+    void ri_aligned_free(void* p) nogil
+    long long ri_count_open(const char* p, long long n) nogil
+    long long ri_depth(const char* p, long long n) nogil
+    long long ri_msgpack_depth(const unsigned char* p, long long n, int limit) nogil
+
+cdef object perf_ns = time.perf_counter_ns
+cdef object wall_clock_ns = time.time_ns
+WHY = ("", "excluded", "unavailable", "unknown", "refused")
+cdef enum:
+    KEPT = 0
+    EXCLUDED = 1
+    UNAVAILABLE = 2
+    NOT_KNOWN = 3
+    REFUSED = 4
+    DUPLICATE = 5
+
+# Ids of answers: 8 random bytes per process and a counter. A forked child must not repeat its parent's.
+cdef str id_prefix = ""
+cdef uint64_t id_counter = 0
+
+
+def new_id_prefix() -> None:
+    """Draw this process's prefix of answer ids. Runs at the first answer and in every forked child."""
+    global id_prefix
+    id_prefix = os.urandom(8).hex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=new_id_prefix)
+
+
+@cython.final
+cdef class EntityPlan:
+    """How an entity's stored columns get into slots."""
+
+    def __init__(self, str name not None, TableSlot slot not None, int section, tuple keys, tuple wanted, tuple columns,
+                 tuple kinds):
+        cdef int i
+        self.name = name
+        self.slot = slot
+        self.section = section
+        self.columns = columns
+        self.kinds = kinds
+        self.n_keys = len(keys)
+        self.n_wanted = len(wanted)
+        self.keys = <int*>calloc(len(keys) + 1, sizeof(int))
+        self.wanted = <int*>calloc(len(wanted) + 1, sizeof(int))
+        self.cells = <Cell*>calloc(len(wanted) + 1, sizeof(Cell))
+        if self.keys == NULL or self.wanted == NULL or self.cells == NULL:
+            raise MemoryError()
+        for i in range(self.n_keys):
+            self.keys[i] = keys[i]
+        for i in range(self.n_wanted):
+            self.wanted[i] = wanted[i]
+        self.fit(slot.table)
+
+    def __dealloc__(self):
+        free(self.keys)
+        free(self.wanted)
+        free(self.cells)
+
+    cdef int fit(self, SnapshotTable table) except -1:
+        """Offsets of the wanted columns in this table's records. Raises: SchemaMismatchError."""
+        cdef int i
+        cdef dict schema = {entry[0]: entry for entry in table.schema}
+        cdef dict takes = {"float": ("f64", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
+                           "bytes": ("bytes",), "vector": ("vec",)}
+        for i in range(self.n_wanted):
+            entry = schema.get(self.columns[i])
+            if entry is None:
+                raise SchemaMismatchError(
+                    f"table `{self.name}` lacks the column `{self.columns[i]}` that the features read",
+                    hint=f"it has: {', '.join(schema) or 'none'}",
+                )
+            _, kind, offset, bit, width = entry
+            if kind not in takes[self.kinds[i]]:
+                raise SchemaMismatchError(
+                    f"Expected column `{self.name}.{self.columns[i]}` of type {self.kinds[i]}, the table has {kind}",
+                    hint="cast it before it enters the table, or declare its type in ri.Entity(columns=...)",
+                )
+            self.cells[i].slot = self.wanted[i]
+            self.cells[i].kind = {"f64": 0, "i64": 1, "str": 2, "bytes": 2, "vec": 3}[kind]
+            self.cells[i].bit = bit
+            self.cells[i].offset = offset
+            self.cells[i].width = width
+        self.table = table
+        return 0
+
+
+@cython.final
+cdef class Workspace:
+    def __dealloc__(self):
+        cdef int t
+        if self.lane != NULL:
+            self.model.close_lane(self.lane)
+        for t in range(self.n_tensors):
+            if self.tensors != NULL:
+                ri_aligned_free(self.tensors[t])
+            if self.masks != NULL:
+                ri_aligned_free(self.masks[t])
+            if self.wide_masks != NULL:
+                ri_aligned_free(self.wide_masks[t])
+            if self.templates != NULL:
+                ri_aligned_free(self.templates[t])
+            if self.template_masks != NULL:
+                ri_aligned_free(self.template_masks[t])
+        free(self.tensors)
+        free(self.masks)
+        free(self.wide_masks)
+        free(self.templates)
+        free(self.template_masks)
+        free(self.rows)
+        free(self.mask_rows)
+        free(self.inputs)
+        free(self.found)
+        free(self.keys)
+        free(self.numbers)
+        free(self.kept)
+        free(self.ranked)
+        free(self.why)
+        free(self.set_cells)
+        free(self.kept_rows)
+        free(self.order)
+        free(self.seen)
+        free(self.key_scratch)
+
+    cdef int reserve(self, int64_t n) except -1:
+        """Room for n candidates. Kept for the next call: a ranker's lists have similar lengths."""
+        cdef int64_t size = 1024
+        if n <= self.capacity:
+            return 0
+        while size < n:
+            size *= 2
+        free(self.found)
+        free(self.keys)
+        free(self.numbers)
+        free(self.kept)
+        free(self.ranked)
+        free(self.why)
+        free(self.set_cells)
+        free(self.kept_rows)
+        free(self.order)
+        self.found = self.kept = self.set_cells = self.kept_rows = self.order = NULL
+        self.keys = NULL
+        self.numbers = NULL
+        self.ranked = NULL
+        self.why = NULL
+        self.capacity = 0
+        self.found = <int32_t*>malloc(size * sizeof(int32_t))
+        self.keys = <StrRef*>malloc(size * sizeof(StrRef))
+        self.numbers = <int64_t*>malloc(size * sizeof(int64_t))
+        self.kept = <int32_t*>malloc(size * sizeof(int32_t))
+        self.ranked = <float*>malloc(size * sizeof(float))
+        self.why = <uint8_t*>malloc(size)
+        self.kept_rows = <int32_t*>malloc(size * sizeof(int32_t))
+        self.order = <int32_t*>malloc(size * sizeof(int32_t))
+        self.set_size = 4 * size
+        self.set_cells = <int32_t*>malloc(self.set_size * sizeof(int32_t))
+        if (self.found == NULL or self.keys == NULL or self.numbers == NULL or self.kept == NULL or self.ranked == NULL
+                or self.why == NULL or self.set_cells == NULL or self.kept_rows == NULL or self.order == NULL):
+            raise MemoryError()
+        self.capacity = size
+        return 0
+
+    cdef int reserve_set(self, int64_t size) except -1:
+        """Room for exclusions beside the candidates."""
+        free(self.set_cells)
+        self.set_size = 0
+        self.set_cells = <int32_t*>malloc(size * sizeof(int32_t))
+        if self.set_cells == NULL:
+            raise MemoryError()
+        self.set_size = size
+        return 0
+
+
+cdef inline bint better(float a, float b, StrRef ka, StrRef kb, int64_t na, int64_t nb, bint text) noexcept nogil:
+    """Does candidate a come before candidate b? Higher score first, then the smaller id: the same order every time."""
+    cdef int64_t size
+    cdef int order
+    if a != b:
+        return a > b
+    if not text:
+        return na < nb
+    size = ka.size if ka.size < kb.size else kb.size
+    order = memcmp(ka.data, kb.data, <size_t>size)
+    return order < 0 or (order == 0 and ka.size < kb.size)
+
+
+cdef int add_segment(Segment* segments, int n, Program program, int column, int64_t source) noexcept:
+    """Add a column's cells; neighbours in both places become one copy. Returns the number of segments."""
+    cdef int tensor = program.columns[column].tensor, width = ri_dtype_size(program.columns[column].dtype)
+    cdef int64_t target = program.columns[column].offset * width, size = program.columns[column].width * width
+    if n > 0 and segments[n - 1].tensor == tensor and segments[n - 1].target + segments[n - 1].size == target \
+            and segments[n - 1].source + segments[n - 1].size == source:
+        segments[n - 1].size += size
+        return n
+    segments[n].tensor = tensor
+    segments[n].source = source
+    segments[n].target = target
+    segments[n].size = size
+    return n + 1
+
+
+@cython.final
+cdef class Engine:
+    """See engine.pyi. Built by `pipeline.Pipeline`, which says what the arguments are."""
+
+    def __init__(self, *, Program program not None, RequestReader reader not None, OrtModel model=None, session=None,
+                 tuple inputs, tuple bands, int n_common_bands, dict segments, int segment_slot, str review_action, tuple plans, dict sections,
+                 int candidate_slot, bint candidate_is_text, str release, str block_name, type decision_type, type ranking_type,
+                 decode, encode, decode_ids=None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
+                 double hold_below_us=100.0, int64_t max_item_age_ns=0):
+        cdef int i, t
+        cdef int64_t before
+        self.program = program
+        self.reader = reader
+        self.model = model
+        self.session = session
+        self.release = release
+        self.arm = "default"
+        self.hold_below_us = hold_below_us
+        self.tile = TILE if row_independent else 1
+        self.has_clock = has_clock
+        self.pool = []
+        self.context_plans = tuple(p for p in plans if (<EntityPlan>p).section == 0)
+        self.cross_plans = tuple(p for p in plans if (<EntityPlan>p).section == 2)
+        items = [p for p in plans if (<EntityPlan>p).section == 1]
+        if len(items) > 1:
+            raise SchemaMismatchError("several entities are keyed by the candidate alone", hint="merge them into one table")
+        self.item_plan = items[0] if items else None
+        self.candidate_slot = candidate_slot
+        self.candidate_text = candidate_is_text
+        self.input_plan = inputs
+        self.n_inputs = len(inputs)
+        self.decision_type = decision_type
+        self.ranking_type = ranking_type
+        self.decode = decode
+        self.encode = encode
+        self.decode_ids = decode_ids
+        self.max_bytes = max_bytes
+        self.max_depth = max_depth
+        self.max_rows = max_rows
+        self.wall_ns = wall_clock_ns
+        self.block_name = block_name
+        self.max_item_age_ns = max_item_age_ns
+        self.segments = segments
+        self.segment_slot = segment_slot
+        self.review_action = review_action
+        self.n_bands = len(bands)
+        self.n_common_bands = n_common_bands
+        self.actions = tuple(action for action, _ in bands)
+        self.thresholds = <float*>calloc(len(bands) + 1, sizeof(float))
+        self.row_bytes = <int64_t*>calloc(program.c.n_tensors + 1, 8)
+        self.cells = <int64_t*>calloc(program.c.n_tensors + 1, 8)
+        self.tensor_is_context = <int*>calloc(program.c.n_tensors + 1, sizeof(int))
+        self.mask_dtype = <int*>calloc(program.c.n_tensors + 1, sizeof(int))
+        self.input_bytes = <int64_t*>calloc(self.n_inputs + 1, 8)
+        self.input_is_context = <int*>calloc(self.n_inputs + 1, sizeof(int))
+        self.context_columns = <uint16_t*>calloc(program.c.n_columns + 1, 2)
+        self.item_columns = <uint16_t*>calloc(program.c.n_columns + 1, 2)
+        self.cross_columns = <uint16_t*>calloc(program.c.n_columns + 1, 2)
+        self.item_segments = <Segment*>calloc(program.c.n_columns + 1, sizeof(Segment))
+        self.context_segments = <Segment*>calloc(program.c.n_columns + 1, sizeof(Segment))
+        if (self.thresholds == NULL or self.row_bytes == NULL or self.cells == NULL or self.mask_dtype == NULL or self.tensor_is_context == NULL
+                or self.input_bytes == NULL or self.input_is_context == NULL or self.context_columns == NULL or self.item_columns == NULL
+                or self.cross_columns == NULL or self.item_segments == NULL or self.context_segments == NULL):
+            raise MemoryError()
+        for i in range(self.n_bands):
+            self.thresholds[i] = bands[i][1]
+        for t in range(program.c.n_tensors):
+            _, dtype, cells, context, mask, mask_dtype = program.tensors[t]
+            self.cells[t] = cells
+            self.row_bytes[t] = cells * ri_dtype_size(dtype)
+            self.mask_dtype[t] = mask_dtype
+            self.has_masks = self.has_masks or mask is not None
+            self.tensor_is_context[t] = context
+        for i in range(self.n_inputs):
+            is_mask, t, _ = inputs[i]
+            _, dtype, cells, context, _, mask_dtype = program.tensors[t]
+            self.input_bytes[i] = cells * ri_dtype_size(mask_dtype if is_mask else dtype)
+            self.input_is_context[i] = context
+        for i in range(program.c.n_columns):
+            section = sections["columns"][i]
+            if section == "context":
+                self.context_columns[self.n_context] = i
+                self.n_context += 1
+                self.n_context_segments = add_segment(
+                    self.context_segments, self.n_context_segments, program, i,
+                    program.columns[i].offset * ri_dtype_size(program.columns[i].dtype))
+            elif section == "item":
+                self.item_columns[self.n_item] = i
+                self.n_item += 1
+                before = self.item_row_bytes
+                self.item_row_bytes += program.columns[i].width * ri_dtype_size(program.columns[i].dtype)
+                self.n_item_segments = add_segment(self.item_segments, self.n_item_segments, program, i, before)
+            else:
+                self.cross_columns[self.n_cross] = i
+                self.n_cross += 1
+
+    def __dealloc__(self):
+        free(self.thresholds)
+        free(self.row_bytes)
+        free(self.cells)
+        free(self.mask_dtype)
+        free(self.tensor_is_context)
+        free(self.input_bytes)
+        free(self.input_is_context)
+        free(self.context_columns)
+        free(self.item_columns)
+        free(self.cross_columns)
+        free(self.item_segments)
+        free(self.context_segments)
+
+    # ---- workspaces --------------------------------------------------------------------------------------------------
+
+    cdef Workspace pop(self):
+        if self.pool:
+            return <Workspace>self.pool.pop()
+        return self._new_workspace()
+
+    cdef void push(self, Workspace ws) noexcept:
+        ws.state.release()
+        if len(self.pool) < MAX_POOL:
+            self.pool.append(ws)
+
+    def _new_workspace(self):
+        cdef Workspace ws = Workspace.__new__(Workspace)
+        cdef int n = self.program.c.n_tensors, t, i, j
+        cdef RunError err
+        cdef bint text = False
+        ws.state = self.program.new_state()
+        ws.n_tensors = n
+        ws.model = self.model
+        ws.tensors = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.masks = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.wide_masks = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.rows = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.mask_rows = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.templates = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.template_masks = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
+        ws.inputs = <TensorRef*>calloc(self.n_inputs + 1, sizeof(TensorRef))
+        ws.seen = <uint8_t*>calloc(self.program.c.n_columns + 1, 1)
+        if (ws.tensors == NULL or ws.masks == NULL or ws.wide_masks == NULL or ws.rows == NULL or ws.mask_rows == NULL
+                or ws.templates == NULL or ws.template_masks == NULL or ws.inputs == NULL or ws.seen == NULL):
+            raise MemoryError()
+        for t in range(n):
+            _, dtype, cells, _, mask, mask_dtype = self.program.tensors[t]
+            ws.tensors[t] = <uint8_t*>ri_aligned(TILE * self.row_bytes[t])
+            ws.templates[t] = <uint8_t*>ri_aligned(self.row_bytes[t])
+            if ws.tensors[t] == NULL or ws.templates[t] == NULL:
+                raise MemoryError()
+            memset(ws.tensors[t], 0, TILE * self.row_bytes[t])
+            memset(ws.templates[t], 0, self.row_bytes[t])
+            text = text or dtype == RI_STRING
+            if mask is not None:
+                ws.masks[t] = <uint8_t*>ri_aligned(TILE * cells)
+                ws.wide_masks[t] = <uint8_t*>ri_aligned(TILE * cells * 8)
+                ws.template_masks[t] = <uint8_t*>ri_aligned(cells)
+                if ws.masks[t] == NULL or ws.wide_masks[t] == NULL or ws.template_masks[t] == NULL:
+                    raise MemoryError()
+                memset(ws.masks[t], 0, TILE * cells)
+                memset(ws.wide_masks[t], 0, TILE * cells * 8)
+                memset(ws.template_masks[t], 0, cells)
+        for i in range(self.n_inputs):
+            is_mask, t, shape = self.input_plan[i]
+            _, dtype, cells, context, _, mask_dtype = self.program.tensors[t]
+            ws.inputs[i].data = ws.wide_masks[t] if is_mask else ws.tensors[t]
+            ws.inputs[i].dtype = mask_dtype if is_mask else dtype
+            ws.inputs[i].rank = len(shape) + 1
+            ws.inputs[i].dims[0] = 1
+            for j in range(len(shape)):
+                ws.inputs[i].dims[j + 1] = shape[j]
+        self._set_rows(ws, 1)
+        if self.model is not None and not text:
+            ws.lane = self.model.open_lane(ws.inputs, 1, &err)  # NULL: run_scores will say what is wrong
+        return ws
+
+    cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil:
+        """Tell ONNX Runtime how many rows this call has; context tensors keep their one."""
+        cdef int i
+        cdef int64_t rows
+        for i in range(self.n_inputs):
+            rows = 1 if self.input_is_context[i] and self.candidate_slot >= 0 else n
+            ws.inputs[i].dims[0] = rows
+            ws.inputs[i].nbytes = <size_t>(rows * self.input_bytes[i])
+
+    cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil:
+        """Mask bytes -> the dtype that the model wants."""
+        cdef int t
+        cdef int64_t i, count
+        for t in range(ws.n_tensors):
+            if ws.masks[t] == NULL:
+                continue
+            count = n * self.cells[t]
+            if self.mask_dtype[t] == 9:
+                memcpy(ws.wide_masks[t], ws.masks[t], <size_t>count)
+            elif self.mask_dtype[t] == 1:
+                for i in range(count):
+                    (<float*>ws.wide_masks[t])[i] = ws.masks[t][i]
+            elif self.mask_dtype[t] == 6:
+                for i in range(count):
+                    (<int32_t*>ws.wide_masks[t])[i] = ws.masks[t][i]
+            else:
+                for i in range(count):
+                    (<int64_t*>ws.wide_masks[t])[i] = ws.masks[t][i]
+
+    # ---- resolve: keys -> stored columns ------------------------------------------------------------------------------
+
+    cdef int look_up(self, EntityPlan plan, Workspace ws) except -1:
+        """Find the entity's row and load its stored columns. An absent or null key is `unknown`."""
+        cdef ri_slot* slots = ws.state.st.slots
+        cdef ri_slot* s
+        cdef KeyPart parts[16]
+        cdef int64_t row = -1, size, number
+        cdef size_t room = 0
+        cdef int i
+        cdef bint known = True
+        if plan.slot.table is not plan.table:
+            plan.fit(plan.slot.table)
+        for i in range(plan.n_keys):
+            known = known and slots[plan.keys[i]].state == RI_PRESENT
+        if known:
+            s = slots + plan.keys[0]
+            if plan.n_keys == 1:
+                if s.kind == RI_SLOT_TEXT:
+                    row = plan.table.find_bytes(s.v.text, s.n)
+                else:
+                    number = s.v.i
+                    row = plan.table.find_bytes(<const char*>&number, 8)
+            else:
+                for i in range(plan.n_keys):
+                    s = slots + plan.keys[i]
+                    parts[i].text.data = s.v.text if s.kind == RI_SLOT_TEXT else NULL
+                    parts[i].text.size = s.n if s.kind == RI_SLOT_TEXT else 8
+                    parts[i].number = s.v.i if s.kind != RI_SLOT_TEXT else 0
+                    room += ri_key_room(parts[i].text.size)
+                if <int64_t>room > ws.key_room:
+                    free(ws.key_scratch)
+                    ws.key_room = 0
+                    ws.key_scratch = <char*>malloc(room)
+                    if ws.key_scratch == NULL:
+                        raise MemoryError()
+                    ws.key_room = <int64_t>room
+                size = ri_key_compose(parts, plan.n_keys, ws.key_scratch, room)
+                row = plan.table.find_bytes(ws.key_scratch, size)
+        self.load_record(plan, &ws.state.st, row)
+        return 0
+
+    cdef void load_record(self, EntityPlan plan, ri_state* st, int64_t row) noexcept nogil:
+        cdef const uint8_t* record
+        cdef ri_slot* s
+        cdef Cell* cell
+        cdef StrRef text
+        cdef int64_t updated
+        cdef int i
+        if row < 0:
+            for i in range(plan.n_wanted):
+                st.slots[plan.wanted[i]].state = RI_UNKNOWN
+            return
+        record = ri_record(&plan.table.view, row)
+        updated = ri_updated_at_ns(record)
+        if updated == 0:
+            updated = INT64_MIN
+        for i in range(plan.n_wanted):
+            cell = plan.cells + i
+            s = st.slots + cell.slot
+            s.hashed = 0
+            s.calendar = 0
+            s.updated_ns = updated
+            if not ri_cell_present(record, cell.bit):
+                s.state = RI_NULL
+                continue
+            s.state = RI_PRESENT
+            if cell.kind == 0:
+                s.v.f = ri_cell_f64(record, cell.offset)
+            elif cell.kind == 1:
+                if s.kind == RI_SLOT_F64:
+                    s.v.f = <double>ri_cell_i64(record, cell.offset)
+                else:
+                    s.v.i = ri_cell_i64(record, cell.offset)
+            elif cell.kind == 2:
+                text = ri_cell_str(&plan.table.view, record, cell.offset)
+                s.v.text = text.data
+                s.n = text.size
+            else:
+                s.v.vector = ri_cell_vec(record, cell.offset)
+                s.n = cell.width
+
+    # ---- one row -------------------------------------------------------------------------------------------------------
+
+    cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1:
+        """Request and its entities -> slots."""
+        cdef EntityPlan plan
+        self.reader.read(request, ws.state, row)
+        ws.state.st.n_flags = 0
+        ws.state.st.review = 0
+        if self.has_clock:
+            ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
+        for plan in self.context_plans:
+            self.look_up(plan, ws)
+        if self.item_plan is not None:
+            self.look_up(self.item_plan, ws)
+        for plan in self.cross_plans:
+            self.look_up(plan, ws)
+        return 0
+
+    cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1:
+        """Slots -> row `at` of the tensors. `row` is what an error names (-1: the one request)."""
+        cdef int t, code
+        for t in range(ws.n_tensors):
+            ws.rows[t] = ws.tensors[t] + at * self.row_bytes[t]
+            ws.mask_rows[t] = NULL if ws.masks[t] == NULL else ws.masks[t] + at * self.cells[t]
+        code = self.program.run_columns(self.program.all_columns, self.program.c.n_columns, &ws.state.st, ws.rows, ws.mask_rows)
+        if code:
+            self.program.fail(&ws.state.st.error, row)
+        return 0
+
+    # ---- the model -----------------------------------------------------------------------------------------------------
+
+    cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1:
+        """Scores of the first n rows of the tile into ws.scores."""
+        cdef RunError err
+        cdef int failed
+        if self.has_masks:
+            self._widen_masks(ws, n)
+        if self.model is None:
+            return self.python_scores(ws, n)
+        if n == 1 and ws.lane != NULL:
+            self._set_rows(ws, 1)
+            failed = self.model.run_lane(ws.lane, ws.scores, &err)
+        elif release_gil:
+            with nogil:
+                self._set_rows(ws, n)
+                failed = self.model.run_scores(ws.inputs, n, ws.scores, &err)
+        else:
+            self._set_rows(ws, n)
+            failed = self.model.run_scores(ws.inputs, n, ws.scores, &err)
+        if failed:
+            raise_run_error(&err)
+        return 0
+
+    cdef int python_scores(self, Workspace ws, int64_t n) except -1:
+        """The way without ONNX Runtime's C API, and of releases with several models: arrays in, scores out."""
+        cdef const float[::1] scores
+        cdef int64_t i
+        scores = np.ascontiguousarray(self.session(self._arrays(ws, n)), dtype=np.float32)
+        if scores.shape[0] != n:
+            raise SessionError(f"Expected {n} scores of the model, got {scores.shape[0]}")
+        for i in range(n):
+            if not isfinite(scores[i]):
+                raise ScoreError(f"Expected a finite score in row {i}, got {scores[i]}")
+            ws.scores[i] = scores[i]
+        return 0
+
+    def _arrays(self, Workspace ws not None, int64_t n):
+        """Copies of the tensors' first n rows, in the order of the model's inputs."""
+        out = []
+        for is_mask, t, shape in self.input_plan:
+            out.append(self._array(ws, n, t, is_mask).reshape(-1, *shape))
+        return out
+
+    def _array(self, Workspace ws not None, int64_t n, int t, bint is_mask):
+        cdef ri_text* texts
+        _, dtype, cells, context, _, mask_dtype = self.program.tensors[t]
+        rows = 1 if context and self.candidate_slot >= 0 else n
+        if dtype == RI_STRING and not is_mask:
+            texts = <ri_text*>ws.tensors[t]
+            out = np.empty(rows * cells, object)
+            for i in range(rows * cells):
+                out[i] = PyUnicode_DecodeUTF8(texts[i].data, texts[i].size, NULL)
+            return out.reshape(rows, cells)
+        kind = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}[mask_dtype if is_mask else dtype]
+        source = <uintptr_t>(ws.wide_masks[t] if is_mask else ws.tensors[t])
+        size = rows * cells * np.dtype(kind).itemsize
+        data = (<const char*>source)[:size]
+        return np.frombuffer(data, kind).reshape(rows, cells).copy()
+
+    # ---- decide --------------------------------------------------------------------------------------------------------
+
+    cdef object next_id(self):
+        global id_counter
+        if not id_prefix:
+            new_id_prefix()
+        id_counter += 1
+        return make_id(id_prefix, id_counter)
+
+    cdef object band_action(self, float score, Workspace ws):
+        """Lowest scores are inclusive, compared as float32."""
+        cdef int first = 0, n = self.n_common_bands, i
+        cdef ri_slot* s
+        if self.segment_slot >= 0:
+            s = ws.state.st.slots + self.segment_slot
+            if s.state == RI_PRESENT:
+                found = self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL))
+                if found is not None:
+                    first, n = found
+        for i in range(first + n - 1, first - 1, -1):
+            if score >= self.thresholds[i]:
+                return self.actions[i]
+        raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}",
+                         hint="begin the bands at the lowest score that the model can give")
+
+    cdef object decide(self, Workspace ws, float score, object request_id, object action):
+        """`action` None: by the bands. Flags of ws tell what was stale or missing."""
+        cdef tuple stale = (), missing = ()
+        if ws.state.st.n_flags:
+            stale, missing = self._flags(ws, 0)
+        if action is None and self.n_bands:
+            action = self.review_action if ws.state.st.review else self.band_action(score, ws)
+        return self.decision_type(self.next_id() if request_id is None else request_id, <double>score, action, (), self.release,
+                                  self.arm, 0, stale, missing)
+
+    cdef tuple _flags(self, Workspace ws, int first):
+        cdef int i
+        cdef ri_flag* flag
+        stale, missing = {}, {}
+        for i in range(first, ws.state.st.n_flags):
+            flag = ws.state.st.flags + i
+            (stale if flag.state == RI_STALE else missing)[self.program.column_names[flag.column]] = None
+        return tuple(stale), tuple(missing)
+
+    # ---- bytes ---------------------------------------------------------------------------------------------------------
+
+    cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1:
+        """Size and depth, before any decoder sees the bytes: decoders recurse, and this runs on small stacks too."""
+        if size > self.max_bytes:
+            raise LimitError(f"Expected at most {self.max_bytes} bytes, got {size}")
+        if json:
+            if ri_count_open(data, size) > self.max_depth and ri_depth(data, size) > self.max_depth:
+                raise RequestError(f"Expected at most {self.max_depth} levels of nesting")
+        elif ri_msgpack_depth(<const unsigned char*>data, size, self.max_depth) > self.max_depth:
+            raise RequestError(f"Expected at most {self.max_depth} levels of nesting")
+        return 0
+
+    cdef object decode_body(self, object body, bint json, object decode):
+        cdef Py_buffer view
+        if PyBytes_CheckExact(body):
+            self.guard(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), json)
+        else:
+            if isinstance(body, str) or not isinstance(body, (bytes, bytearray, memoryview)):
+                raise FeatureTypeError(f"Expected bytes, got `{type(body).__name__}`", path="$", hint="encode text as UTF-8 first")
+            body = bytes(body)
+            self.guard(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), json)
+        try:
+            return decode(body)
+        except msgspec.ValidationError as exc:
+            raise RequestError(str(exc)) from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as exc:
+            raise RequestError(f"not a request: {clip(str(exc), 200)}") from exc
+
+    # ---- single scores -------------------------------------------------------------------------------------------------
+
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t* marks):
+        cdef Workspace ws = self.pop()
+        try:
+            self.resolve_row(request, ws, now_ns, -1)
+            if marks != NULL:
+                marks[0] = perf_ns()
+            self.fill_row(ws, 0, -1)
+            if marks != NULL:
+                marks[1] = perf_ns()
+            self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
+            if marks != NULL:
+                marks[2] = perf_ns()
+            return self.decide(ws, ws.scores[0], request_id, None)
+        finally:
+            self.push(ws)
+
+    def score(self, request, request_id=None, int64_t now_ns=0):
+        """One request object -> decision."""
+        return self.score_object(request, request_id, now_ns, NULL)
+
+    def score_json(self, body, request_id=None, int64_t now_ns=0):
+        """JSON bytes -> JSON bytes."""
+        return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, NULL))
+
+    def score_msgpack(self, body, decode, encode, request_id=None, int64_t now_ns=0):
+        """MessagePack bytes -> MessagePack bytes."""
+        return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, NULL))
+
+    def score_json_staged(self, body):
+        """As `score_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
+        cdef int64_t marks[3]
+        cdef int64_t start = perf_ns(), decoded, decided
+        request = self.decode_body(body, True, self.decode)
+        decoded = perf_ns()
+        decision = self.score_object(request, None, 0, marks)
+        decided = perf_ns()
+        encoded = self.encode(decision)
+        end = perf_ns()
+        return encoded, (decoded - start, marks[0] - decoded, marks[1] - marks[0], marks[2] - marks[1], decided - marks[2],
+                         end - decided)
+
+    # ---- batches -------------------------------------------------------------------------------------------------------
+
+    def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None):
+        """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would."""
+        cdef Workspace ws
+        cdef int64_t n, start, i, filled, tile = self.tile
+        cdef list items = list(requests), out, meta
+        n = len(items)
+        if n > self.max_rows:
+            raise LimitError(f"Expected at most {self.max_rows} requests, got {n}", hint="see max_rows of the contract")
+        out = [None] * n
+        ws = self.pop()
+        try:
+            for start in range(0, n, tile):
+                meta = []
+                filled = 0
+                for i in range(start, min(start + tile, n)):
+                    try:
+                        self.resolve_row(items[i], ws, now_ns, i)
+                        self.fill_row(ws, filled, i)
+                    except RetailInferError as exc:
+                        if not row_errors:
+                            raise
+                        out[i] = exc
+                        continue
+                    flags = self._flags(ws, 0) if ws.state.st.n_flags else None
+                    review = self.review_action if ws.state.st.review else None
+                    segment = self._segment_bands(ws) if self.segment_slot >= 0 else None
+                    meta.append((i, flags, review, segment))
+                    filled += 1
+                if filled:
+                    self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
+                    for at, (i, flags, action, segment) in enumerate(meta):
+                        try:
+                            out[i] = self._decide_row(ws.scores[at], flags, action, segment,
+                                                      None if request_ids is None else request_ids[i])
+                        except ScoreError as exc:
+                            if not row_errors:
+                                raise
+                            out[i] = exc
+        finally:
+            self.push(ws)
+        return out
+
+    cdef object _segment_bands(self, Workspace ws):
+        cdef ri_slot* s = ws.state.st.slots + self.segment_slot
+        return self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL)) if s.state == RI_PRESENT else None
+
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id):
+        cdef int first = 0, n = self.n_common_bands, i
+        if segment is not None:
+            first, n = segment
+        if action is None and self.n_bands:
+            for i in range(first + n - 1, first - 1, -1):
+                if score >= self.thresholds[i]:
+                    action = self.actions[i]
+                    break
+            else:
+                raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
+        stale, missing = ((), ()) if flags is None else flags
+        return self.decision_type(self.next_id() if request_id is None else request_id, <double>score, action, (), self.release,
+                                  self.arm, 0, stale, missing)
+
+    # ---- tensors, for tests and tools ----------------------------------------------------------------------------------
+
+    def tensors(self, requests, int64_t now_ns=0):
+        """What the model would get for these requests (a list): arrays by input position, and (stale, missing) per row."""
+        cdef Workspace ws = self.pop()
+        cdef int64_t i
+        cdef list rows = [], flags = []
+        try:
+            for i in range(len(requests)):
+                self.resolve_row(requests[i], ws, now_ns, i)
+                self.fill_row(ws, 0, i)
+                if self.has_masks:
+                    self._widen_masks(ws, 1)
+                rows.append([self._array(ws, 1, t, is_mask) for is_mask, t, _ in self.input_plan])
+                flags.append(self._flags(ws, 0))
+        finally:
+            self.push(ws)
+        return [np.concatenate(parts) for parts in zip(*rows)], flags
+
+    def tensors_batch(self, requests, int64_t now_ns=0):
+        """The same through one tile, as `score_batch` fills it; at most 512 requests."""
+        cdef Workspace ws = self.pop()
+        cdef int64_t i, n = len(requests)
+        if n > TILE:
+            raise LimitError(f"Expected at most {TILE} requests, got {n}")
+        try:
+            for i in range(n):
+                self.resolve_row(requests[i], ws, now_ns, i)
+                self.fill_row(ws, i, i)
+            if self.has_masks:
+                self._widen_masks(ws, n)
+            return [self._array(ws, n, t, is_mask) for is_mask, t, _ in self.input_plan]
+        finally:
+            self.push(ws)
+
+    # ---- timing --------------------------------------------------------------------------------------------------------
+
+    def calibrate(self, int rounds=5):
+        """Time the model on what the workspace holds (zeros): fixed cost and cost of a row, for the GIL policy."""
+        cdef Workspace ws = self.pop()
+        cdef int64_t start, one = INT64_MAX, many = INT64_MAX
+        cdef int i
+        try:
+            for i in range(rounds):
+                start = perf_ns()
+                self.run_model(ws, 1, False)
+                one = min(one, <int64_t>perf_ns() - start)
+            if self.tile > 1:
+                for i in range(2):
+                    start = perf_ns()
+                    self.run_model(ws, 64, False)
+                    many = min(many, <int64_t>perf_ns() - start)
+                self.row_us = max(0.0, (many - one) / 63.0 / 1000.0)
+            self.fixed_us = max(0.0, one / 1000.0 - self.row_us)
+        finally:
+            self.push(ws)
+        return self.fixed_us, self.row_us
+
+    # ---- item blocks -----------------------------------------------------------------------------------------------------
+
+    def encode_items(self, SnapshotTable table not None):
+        """Compute the item columns of every row of the candidates' table once; `rank` copies them from then on.
+
+        Attached to the table under the spec's fingerprint, so all rankers of one spec share them. Releases the GIL.
+        """
+        cdef EntityPlan plan = self.item_plan
+        cdef RowBlock block, flags
+        cdef Workspace ws
+        cdef int64_t row, n
+        cdef int i, bad = 0
+        cdef EntityPlan own
+        if plan is None or self.n_item == 0:
+            return
+        found = table.blocks.get(self.block_name)
+        if found is not None:
+            return
+        n = len(table)
+        own = EntityPlan(plan.name, plan.slot, plan.section, tuple(plan.keys[i] for i in range(plan.n_keys)),
+                         tuple(plan.wanted[i] for i in range(plan.n_wanted)), plan.columns, plan.kinds)
+        own.fit(table)
+        block = RowBlock(n, max(1, self.item_row_bytes))
+        flags = RowBlock(n, 1)
+        ws = self._new_workspace()
+        with nogil:
+            for row in range(n):
+                bad |= self.encode_row(own, ws, row, block.data + row * block.stride, flags.data + row * flags.stride)
+        if bad:
+            table.attach_block(self.block_name + ".flags", flags)
+        table.attach_block(self.block_name, block)
+
+    cdef int encode_row(self, EntityPlan plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil:
+        cdef int i, t, code
+        self.set_candidate(ws, plan.table.key_of(row), row, plan.table)
+        self.load_record(plan, &ws.state.st, row)
+        ws.state.st.n_flags = 0
+        ws.state.st.now_ns = INT64_MIN  # ages are looked at when the row is used
+        for t in range(ws.n_tensors):
+            ws.rows[t] = ws.tensors[t]
+            ws.mask_rows[t] = ws.masks[t]
+        code = self.program.run_columns(self.item_columns, self.n_item, &ws.state.st, ws.rows, ws.mask_rows)
+        flag[0] = (1 if code else 0) | (2 if ws.state.st.n_flags else 0)
+        for i in range(self.n_item_segments):
+            memcpy(out + self.item_segments[i].source, ws.tensors[self.item_segments[i].tensor] + self.item_segments[i].target,
+                   <size_t>self.item_segments[i].size)
+        return flag[0]
+
+    cdef void set_candidate(self, Workspace ws, StrRef key, int64_t row, SnapshotTable table) noexcept nogil:
+        """The candidate's own field from canonical key bytes."""
+        cdef ri_slot* s = ws.state.st.slots + self.candidate_slot
+        s.state = RI_PRESENT
+        s.hashed = 0
+        s.calendar = 0
+        s.updated_ns = INT64_MAX
+        if s.kind == RI_SLOT_TEXT:
+            s.v.text = key.data
+            s.n = key.size
+        else:
+            memcpy(&s.v.i, key.data, 8)
+
+    # ---- rankings --------------------------------------------------------------------------------------------------------
+
+    def compile_available(self, str text not None, list terms):
+        """`available=` as native comparisons. terms: ((column, operator number, constant), ...) of the candidates' table."""
+        return Available(self.item_plan, text, terms)
+
+    def rank(self, context, candidates, int64_t k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
+        """Context and ids -> ranking."""
+        cdef list ids = candidates if type(candidates) is list else list(candidates)
+        cdef Workspace ws
+        if len(ids) > self.max_rows:
+            raise LimitError(f"Expected at most {self.max_rows} candidates, got {len(ids)}", hint="see max_rows of the contract")
+        ws = self.pop()
+        try:
+            ws.reserve(len(ids))
+            return self.rank_core(context, ids, len(ids), ws, k, available, exclude, request_id, now_ns, NULL)
+        finally:
+            self.push(ws)
+
+    cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
+                         int64_t now_ns, int64_t* marks):
+        """The ids straight from the JSON array: no text object is made but for what is returned."""
+        cdef Workspace ws = self.pop()
+        cdef Py_buffer view
+        cdef int64_t n, cap
+        cdef list ids = None
+        PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
+        try:
+            cap = view.len // 2 + 1
+            if cap > self.max_rows:
+                cap = self.max_rows
+            ws.reserve(cap)
+            n = SCAN_SLOW
+            if self.candidate_text:
+                n = scan_ids(<const char*>view.buf, view.len, ws.keys, cap)
+            if n == SCAN_TOO_MANY:
+                raise LimitError(f"Expected at most {self.max_rows} candidates, got more", hint="see max_rows of the contract")
+            if n < 0:
+                ids = self.decode_body(bytes(raw), True, self.decode_ids)
+                if len(ids) > self.max_rows:
+                    raise LimitError(f"Expected at most {self.max_rows} candidates, got {len(ids)}",
+                                     hint="see max_rows of the contract")
+                n = len(ids)
+                ws.reserve(n)
+            return self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
+        finally:
+            PyBuffer_Release(&view)
+            self.push(ws)
+
+    def rank_json(self, body, available=None, request_id=None, int64_t now_ns=0):
+        """JSON bytes with context, candidates, k, exclude -> JSON bytes."""
+        request = self.decode_body(body, True, self.decode)
+        return self.encode(self.rank_raw(request.context, request.candidates, request.k, available, request.exclude,
+                                         request.request_id if request_id is None else request_id, now_ns, NULL))
+
+    def rank_json_staged(self, body, available=None):
+        """As `rank_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
+        cdef int64_t marks[3]
+        cdef int64_t start = perf_ns(), decoded, decided
+        marks[0] = marks[1] = marks[2] = 0
+        request = self.decode_body(body, True, self.decode)
+        decoded = perf_ns()
+        ranking = self.rank_raw(request.context, request.candidates, request.k, available, request.exclude, None, 0, marks)
+        decided = perf_ns()
+        encoded = self.encode(ranking)
+        end = perf_ns()
+        return encoded, (decoded - start, marks[0] - decoded, marks[1], marks[2], decided - marks[0] - marks[1] - marks[2],
+                         end - decided)
+
+    def tensors_ranking(self, context, candidates, int64_t now_ns=0):
+        """What the model would get for one tile of candidates, for tests: arrays by input position, and the ids scored."""
+        cdef Workspace ws = self.pop()
+        cdef list ids = list(candidates)
+        cdef int64_t m, placed, i
+        if len(ids) > TILE:
+            raise LimitError(f"Expected at most {TILE} candidates, got {len(ids)}")
+        try:
+            ws.reserve(len(ids))
+            self.rank_context(context, ws, now_ns)
+            m = self.rank_filter(ids, len(ids), ws, None, None, None)
+            placed = self.assemble(ids, ws, 0, m)
+            if self.has_masks:
+                self._widen_masks(ws, placed)
+            out = [self._array(ws, placed, t, is_mask) for is_mask, t, _ in self.input_plan]
+            return out, [ids[ws.kept[i]] for i in range(placed)]
+        finally:
+            self.push(ws)
+
+    cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1:
+        """Context fields and entities -> slots -> the template row that every candidate's row begins with."""
+        cdef EntityPlan plan
+        cdef int code
+        self.reader.read(context, ws.state, -1)
+        ws.state.st.n_flags = 0
+        ws.state.st.review = 0
+        if self.has_clock:
+            ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
+        for plan in self.context_plans:
+            self.look_up(plan, ws)
+        code = self.program.run_columns(self.context_columns, self.n_context, &ws.state.st, ws.templates, ws.template_masks)
+        if code:
+            self.program.fail(&ws.state.st.error, -1)
+        memset(ws.seen, 0, <size_t>self.program.c.n_columns)
+        self.note_flags(ws)
+        if self.item_plan is not None and self.item_plan.slot.table is not self.item_plan.table:
+            self.item_plan.fit(self.item_plan.slot.table)
+        return 0
+
+    cdef void note_flags(self, Workspace ws) noexcept nogil:
+        cdef int i
+        for i in range(ws.state.st.n_flags):
+            ws.seen[ws.state.st.flags[i].column] |= 2 if ws.state.st.flags[i].state == RI_STALE else 1
+        ws.state.st.n_flags = 0
+
+    cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
+                             dict suppressed) except -1:
+        """Keys -> rows; leaves out what is excluded, unavailable, refused or named twice. Returns how many are kept."""
+        cdef EntityPlan plan = self.item_plan
+        cdef SnapshotTable table = None if plan is None else plan.table
+        cdef RowBlock flags = None
+        cdef int64_t i, m = 0, size = 64, mask, place, row, number
+        cdef int32_t cell
+        cdef int overflow = 0
+        cdef set gone = set(), named = set()
+        cdef Py_ssize_t length
+        if table is not None:
+            if ids is None:
+                table.find_many_bytes(ws.keys, n, ws.found)
+            else:
+                table.find_many(ids, ws.found, ws.keys)
+                if not self.candidate_text:
+                    for i in range(n):
+                        ws.numbers[i] = PyLong_AsLongLongAndOverflow(ids[i], &overflow)
+            found = table.blocks.get(self.block_name + ".flags")
+            flags = <RowBlock>found if found is not None else None
+            if available is not None:
+                available.fit(table)
+        else:
+            if available is not None:
+                raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
+            for i in range(n):
+                ws.found[i] = -1
+                if ids is not None:
+                    self.own_key(ids[i], ws, i)
+        excluded = () if exclude is None else list(exclude)
+        while size < 2 * (n + len(excluded)) + 2:
+            size *= 2
+        if size > ws.set_size:
+            ws.reserve_set(size)
+        mask = size - 1
+        memset(ws.set_cells, 0, <size_t>(size * sizeof(int32_t)))
+        for item in excluded:
+            row = table.find(item) if table is not None else -1
+            if row < 0:
+                gone.add(item)
+                continue
+            place = (row * 0x9E3779B1) & mask
+            while ws.set_cells[place] != 0:
+                place = (place + 1) & mask
+            ws.set_cells[place] = -<int32_t>(row + 1)
+        for i in range(n):
+            row = ws.found[i]
+            ws.why[i] = KEPT
+            if row >= 0:
+                place = (row * 0x9E3779B1) & mask
+                while True:
+                    cell = ws.set_cells[place]
+                    if cell == 0:
+                        ws.set_cells[place] = <int32_t>(row + 1)
+                        break
+                    if cell == row + 1:
+                        ws.why[i] = DUPLICATE
+                        break
+                    if cell == -(row + 1):
+                        ws.why[i] = EXCLUDED
+                        break
+                    place = (place + 1) & mask
+                if ws.why[i] == KEPT and flags is not None and flags.data[row * flags.stride] & 1:
+                    ws.why[i] = REFUSED
+                if ws.why[i] == KEPT and available is not None and not available.holds(row):
+                    ws.why[i] = UNAVAILABLE
+            else:
+                key = ids[i] if ids is not None else PyUnicode_DecodeUTF8(ws.keys[i].data, ws.keys[i].size, NULL)
+                if key in gone:
+                    ws.why[i] = EXCLUDED
+                elif key in named:
+                    ws.why[i] = DUPLICATE
+                elif available is not None:
+                    ws.why[i] = NOT_KNOWN
+                named.add(key)
+                ws.has_unknown = True
+            if ws.why[i] == KEPT:
+                ws.kept[m] = <int32_t>i
+                ws.kept_rows[m] = <int32_t>row
+                m += 1
+            elif suppressed is not None and ws.why[i] != DUPLICATE:
+                suppressed[self.key_object(ids, ws, i)] = WHY[ws.why[i]]
+        return m
+
+    cdef object key_object(self, list ids, Workspace ws, int64_t i):
+        if ids is not None:
+            return ids[i]
+        return PyUnicode_DecodeUTF8(ws.keys[i].data, ws.keys[i].size, NULL)
+
+    cdef int own_key(self, object key, Workspace ws, int64_t i) except -1:
+        """Canonical key of a candidate that no table is asked about."""
+        cdef Py_ssize_t size = 0
+        cdef int overflow = 0
+        if self.candidate_text:
+            if type(key) is not str:
+                raise FeatureTypeError(f"Expected `str`, got `{type(key).__name__}` {clip(key)}", path=f"$.candidates[{i}]")
+            ws.keys[i].data = utf8_of(key, &size)
+            ws.keys[i].size = size
+        else:
+            if not PyLong_CheckExact(key):
+                raise FeatureTypeError(f"Expected `int`, got `{type(key).__name__}` {clip(key)}", path=f"$.candidates[{i}]")
+            ws.numbers[i] = PyLong_AsLongLongAndOverflow(key, &overflow)
+            if overflow:
+                raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"$.candidates[{i}]")
+        return 0
+
+    cdef int64_t assemble(self, list ids, Workspace ws, int64_t first, int64_t count) except -1:
+        """Rows of kept candidates [first, first + count) into the tile. Returns how many were placed; the rest was refused."""
+        cdef EntityPlan plan = self.item_plan, cross
+        cdef RowBlock block = None
+        cdef int64_t i, placed = 0, row, updated
+        cdef int32_t candidate
+        cdef int t, code
+        cdef bint direct
+        cdef StrRef key
+        if plan is not None and self.n_item:
+            found = plan.table.blocks.get(self.block_name)
+            if found is None:
+                self.encode_items(plan.table)
+                found = plan.table.blocks.get(self.block_name)
+            block = <RowBlock>found
+        for t in range(ws.n_tensors):
+            if self.tensor_is_context[t]:
+                memcpy(ws.tensors[t], ws.templates[t], <size_t>self.row_bytes[t])
+                if ws.masks[t] != NULL:
+                    memcpy(ws.masks[t], ws.template_masks[t], <size_t>self.cells[t])
+        if self.n_cross == 0 and not ws.has_unknown and not self.has_masks and self.max_item_age_ns == 0 \
+                and (block is not None or self.n_item == 0):
+            self.copy_rows(ws, block, first, count)
+            return count
+        for i in range(count):
+            candidate = ws.kept[first + i]
+            row = ws.kept_rows[first + i]
+            if self.candidate_text:
+                key = ws.keys[candidate]
+            else:
+                key.data = <const char*>&ws.numbers[candidate]
+                key.size = 8
+            self.set_candidate(ws, key, row, None)
+            for t in range(ws.n_tensors):
+                if self.tensor_is_context[t]:
+                    ws.rows[t] = ws.tensors[t]
+                    ws.mask_rows[t] = ws.masks[t]
+                    continue
+                ws.rows[t] = ws.tensors[t] + placed * self.row_bytes[t]
+                ws.mask_rows[t] = NULL if ws.masks[t] == NULL else ws.masks[t] + placed * self.cells[t]
+                memcpy(ws.rows[t], ws.templates[t], <size_t>self.row_bytes[t])
+                if ws.masks[t] != NULL:
+                    memcpy(ws.mask_rows[t], ws.template_masks[t], <size_t>self.cells[t])
+            if plan is not None:
+                self.load_record(plan, &ws.state.st, row)
+            direct = row < 0 or self.has_masks or block is None
+            if not direct and self.max_item_age_ns:
+                updated = ri_updated_at_ns(ri_record(&plan.table.view, row))
+                direct = updated == 0 or ws.state.st.now_ns - updated > self.max_item_age_ns
+            code = 0
+            if direct:
+                code = self.program.run_columns(self.item_columns, self.n_item, &ws.state.st, ws.rows, ws.mask_rows)
+            else:
+                for t in range(self.n_item_segments):
+                    memcpy(ws.rows[self.item_segments[t].tensor] + self.item_segments[t].target,
+                           block.data + row * <int64_t>block.stride + self.item_segments[t].source,
+                           <size_t>self.item_segments[t].size)
+            if code == 0:
+                for cross in self.cross_plans:
+                    self.look_up(cross, ws)
+                code = self.program.run_columns(self.cross_columns, self.n_cross, &ws.state.st, ws.rows, ws.mask_rows)
+            self.note_flags(ws)
+            if code:
+                ws.why[candidate] = NOT_KNOWN if row < 0 else REFUSED
+                ws.has_refused = True
+                continue
+            ws.kept[first + placed] = candidate
+            ws.kept_rows[first + placed] = <int32_t>row
+            placed += 1
+        return placed
+
+    cdef void copy_rows(self, Workspace ws, RowBlock block, int64_t first, int64_t count) noexcept nogil:
+        """Rows that need nothing but copying: context cells from the template, item cells from the block."""
+        cdef int s
+        cdef int64_t i
+        cdef Segment* seg
+        cdef uint8_t* out
+        for s in range(self.n_context_segments):
+            seg = self.context_segments + s
+            if self.tensor_is_context[seg.tensor]:
+                continue
+            out = ws.tensors[seg.tensor] + seg.target
+            for i in range(count):
+                memcpy(out, ws.templates[seg.tensor] + seg.target, <size_t>seg.size)
+                out += self.row_bytes[seg.tensor]
+        for s in range(self.n_item_segments):
+            seg = self.item_segments + s
+            gather_rows(block.data + seg.source, block.stride, ws.kept_rows + first, count, <size_t>seg.size,
+                        ws.tensors[seg.tensor] + seg.target, <size_t>self.row_bytes[seg.tensor])
+
+    cdef object rank_core(self, object context, list ids, int64_t n, Workspace ws, int64_t k, object available, object exclude,
+                          object request_id, int64_t now_ns, int64_t* marks):
+        cdef int64_t m, first, count, placed, total = 0, i, mark, tile = self.tile
+        cdef dict suppressed = {}
+        cdef list items, scores
+        cdef bint release
+        if k < 1:
+            raise FeatureRangeError(f"Expected k >= 1, got {k}", path="$.k")
+        ws.has_unknown = False
+        ws.has_refused = False
+        self.rank_context(context, ws, now_ns)
+        m = self.rank_filter(ids, n, ws, available, exclude, suppressed)
+        if marks != NULL:
+            marks[0] = perf_ns()
+        release = self.fixed_us + m * self.row_us >= self.hold_below_us
+        first = 0
+        while first < m:
+            count = m - first if m - first < tile else tile
+            if marks != NULL:
+                mark = perf_ns()
+            placed = self.assemble(ids, ws, first, count)
+            if marks != NULL:
+                marks[1] += perf_ns() - mark
+                mark = perf_ns()
+            if placed:
+                self.run_model(ws, placed, release)
+            if marks != NULL:
+                marks[2] += perf_ns() - mark
+            for i in range(placed):
+                ws.ranked[total + i] = ws.scores[i]
+                ws.kept[total + i] = ws.kept[first + i]
+                ws.kept_rows[total + i] = ws.kept_rows[first + i]
+            total += placed
+            first += count
+        if ws.has_refused:
+            for i in range(n):
+                if ws.why[i] == REFUSED or ws.why[i] == NOT_KNOWN:
+                    suppressed[self.key_object(ids, ws, i)] = WHY[ws.why[i]]
+        if k > total:
+            k = total
+        with nogil:
+            select_top(ws, total, k, self.candidate_text)
+        items = [None] * k
+        scores = [None] * k
+        for i in range(k):
+            items[i] = self.key_object(ids, ws, ws.kept[ws.order[i]])
+            scores[i] = <double>ws.ranked[ws.order[i]]
+        self.note_items(ws, k)
+        stale, missing = self.seen_names(ws)
+        return self.ranking_type(self.next_id() if request_id is None else request_id, items, scores, self.release, self.arm, 0,
+                                 stale, missing, suppressed)
+
+    cdef int note_items(self, Workspace ws, int64_t k) except -1:
+        """Columns that were missing in the encoded rows of the answer: told when they are shown, not copied with each row."""
+        cdef EntityPlan plan = self.item_plan
+        cdef RowBlock flags
+        cdef int64_t i, row
+        cdef int t
+        if plan is None:
+            return 0
+        found = plan.table.blocks.get(self.block_name + ".flags")
+        if found is None:
+            return 0
+        flags = <RowBlock>found
+        for i in range(k):
+            row = ws.kept_rows[ws.order[i]]
+            if row < 0 or not flags.data[row * <int64_t>flags.stride] & 2:
+                continue
+            self.set_candidate(ws, plan.table.key_of(row), row, None)
+            self.load_record(plan, &ws.state.st, row)
+            for t in range(ws.n_tensors):
+                ws.rows[t] = ws.tensors[t]
+                ws.mask_rows[t] = ws.masks[t]
+            self.program.run_columns(self.item_columns, self.n_item, &ws.state.st, ws.rows, ws.mask_rows)
+            self.note_flags(ws)
+        return 0
+
+    cdef tuple seen_names(self, Workspace ws):
+        cdef int i
+        cdef list stale = None, missing = None
+        for i in range(self.program.c.n_columns):
+            if ws.seen[i]:
+                stale, missing = stale or [], missing or []
+                if ws.seen[i] & 2:
+                    stale.append(self.program.column_names[i])
+                if ws.seen[i] & 1:
+                    missing.append(self.program.column_names[i])
+        return ((), ()) if stale is None else (tuple(stale), tuple(missing))
+
+
+cdef void select_top(Workspace ws, int64_t m, int64_t k, bint text) noexcept nogil:
+    """Indices of the k best of m scored rows into ws.order, best first: a heap of k with the worst on top, then unwound."""
+    cdef int64_t i, size = 0
+    cdef int32_t last
+    if k <= 0:
+        return
+    for i in range(m):
+        if size < k:
+            ws.order[size] = <int32_t>i
+            size += 1
+            if size == k:
+                heapify(ws, size, text)
+        elif row_better(ws, <int32_t>i, ws.order[0], text):
+            ws.order[0] = <int32_t>i
+            sift_down(ws, 0, size, text)
+    while size > 1:
+        size -= 1
+        last = ws.order[size]
+        ws.order[size] = ws.order[0]
+        ws.order[0] = last
+        sift_down(ws, 0, size, text)
+
+
+cdef void heapify(Workspace ws, int64_t size, bint text) noexcept nogil:
+    cdef int64_t at = size // 2
+    while at > 0:
+        at -= 1
+        sift_down(ws, at, size, text)
+
+
+cdef inline bint row_better(Workspace ws, int32_t a, int32_t b, bint text) noexcept nogil:
+    if ws.ranked[a] != ws.ranked[b]:
+        return ws.ranked[a] > ws.ranked[b]
+    return better(0.0, 0.0, ws.keys[ws.kept[a]], ws.keys[ws.kept[b]], ws.numbers[ws.kept[a]], ws.numbers[ws.kept[b]], text)
+
+
+cdef void sift_down(Workspace ws, int64_t at, int64_t size, bint text) noexcept nogil:
+    cdef int64_t child
+    cdef int32_t moved = ws.order[at]
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and row_better(ws, ws.order[child], ws.order[child + 1], text):
+            child += 1
+        if not row_better(ws, moved, ws.order[child], text):
+            break
+        ws.order[at] = ws.order[child]
+        at = child
+    ws.order[at] = moved
+
+
+@cython.final
+cdef class Available:
+    """Comparisons of stored columns with constants, joined by `and`; a null cell does not hold."""
+
+    def __init__(self, EntityPlan plan, str text not None, list terms):
+        if plan is None:
+            raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
+        self.text = text
+        self.terms = terms
+        self.conditions = <Condition*>calloc(len(terms) + 1, sizeof(Condition))
+        if self.conditions == NULL:
+            raise MemoryError()
+        self.fit(plan.slot.table)
+
+    def __dealloc__(self):
+        free(self.conditions)
+
+    cdef int fit(self, SnapshotTable table) except -1:
+        cdef int i
+        if table is self.table:
+            return 0
+        schema = {entry[0]: entry for entry in table.schema}
+        for i in range(len(self.terms)):
+            column, op, number = self.terms[i]
+            entry = schema.get(column)
+            if entry is None or entry[1] not in ("f64", "i64"):
+                raise FeatureTypeError(
+                    f"Expected a number column of table `{table.name}` in `{self.text}`, got `{column}`", path="$.available",
+                    hint=f"it has: {', '.join(e[0] for e in table.schema if e[1] in ('f64', 'i64')) or 'none'}",
+                )
+            self.conditions[i].kind = 0 if entry[1] == "f64" else 1
+            self.conditions[i].op = op
+            self.conditions[i].offset = entry[2]
+            self.conditions[i].bit = entry[3]
+            self.conditions[i].number = number
+        self.n = len(self.terms)
+        self.table = table
+        return 0
+
+    cdef bint holds(self, int64_t row) noexcept nogil:
+        cdef const uint8_t* record = ri_record(&self.table.view, row)
+        cdef Condition* c
+        cdef double value
+        cdef int i
+        cdef bint ok
+        for i in range(self.n):
+            c = self.conditions + i
+            if not ri_cell_present(record, c.bit):
+                return False
+            value = ri_cell_f64(record, c.offset) if c.kind == 0 else <double>ri_cell_i64(record, c.offset)
+            if c.op == 0:
+                ok = value < c.number
+            elif c.op == 1:
+                ok = value <= c.number
+            elif c.op == 2:
+                ok = value > c.number
+            elif c.op == 3:
+                ok = value >= c.number
+            elif c.op == 4:
+                ok = value == c.number
+            else:
+                ok = value != c.number
+            if not ok:
+                return False
+        return True
