@@ -241,9 +241,8 @@ INLINE int as_double(const ctx *x, const ri_column *c, int slot, double *out) {
     return RI_OK;
 }
 
-INLINE int finish_scalar(const ctx *x, const ri_column *c, double value) {
-    /* NaN bounds (range not known) compare false */
-    if (UNLIKELY(value < c->seen_low || value > c->seen_high)) x->st->outside[c - x->p->columns]++;
+/* A raw value, or a default in its place: clip, transform, centre and scale, store. */
+INLINE int finish_default(const ctx *x, const ri_column *c, double value) {
     if (c->has_clip) value = value < c->clip_low ? c->clip_low : value > c->clip_high ? c->clip_high : value;
     switch (c->transform) {
     case RI_LOG1P:
@@ -262,6 +261,12 @@ INLINE int finish_scalar(const ctx *x, const ri_column *c, double value) {
     }
     if (c->has_norm) value = (value - c->center) / c->scale;
     return store_f(x, c, 0, value);
+}
+
+INLINE int finish_scalar(const ctx *x, const ri_column *c, double value) {
+    /* NaN bounds (range not known) compare false; a default is no observation and is not counted */
+    if (UNLIKELY(value < c->seen_low || value > c->seen_high)) x->st->outside[c - x->p->columns]++;
+    return finish_default(x, c, value);
 }
 
 /* 8 lanes, element i into lane i mod 8, then a fixed tree: the order is part of the definition. */
@@ -284,11 +289,11 @@ INLINE int fill_missing(const ctx *x, const ri_column *c, int state) {
     int action = c->action[state], result = RI_OK;
     if (action == RI_REFUSE) return fail(x->st, RI_ERR_REFUSED, x->p, c, -1, state, 0.0);
     if (action == RI_REVIEW) x->st->review = 1;
-    if (c->kind != RI_SEQUENCE) put_mask(x, 0, 0);
+    if (c->kind != RI_SEQUENCE && c->width > 0) put_mask(x, 0, 0);
     if (action == RI_DEFAULT) {
         switch (c->kind) {
         case RI_NUMERIC: case RI_RATIO: case RI_DIFFERENCE: case RI_PRODUCT: case RI_ELAPSED: case RI_DOT: case RI_COSINE:
-            return finish_scalar(x, c, c->fill_f[state]);
+            return finish_default(x, c, c->fill_f[state]);
         case RI_EMBEDDING:
             for (int64_t i = 0; i < c->width && !result; i++) {
                 put_mask(x, i, 0);
@@ -355,13 +360,16 @@ INLINE int fill_missing(const ctx *x, const ri_column *c, int state) {
     }
 }
 
-static int flag_and_fill(const ctx *x, const ri_column *c, int state) {
-    ri_state *st = x->st;
+static void flag(ri_state *st, const ri_program *p, const ri_column *c, int state) {
     if (st->n_flags < st->max_flags) {
-        st->flags[st->n_flags].column = (uint16_t)(c - x->p->columns);
+        st->flags[st->n_flags].column = (uint16_t)(c - p->columns);
         st->flags[st->n_flags].state = (uint8_t)state;
         st->n_flags++;
     }
+}
+
+static int flag_and_fill(const ctx *x, const ri_column *c, int state) {
+    flag(x->st, x->p, c, state);
     return fill_missing(x, c, state);
 }
 
@@ -400,6 +408,13 @@ static int run_sequence(const ctx *x, const ri_column *c) {
 
 /* ---- one column ---------------------------------------------------------------------------------------------------- */
 
+/* Which of two inputs decides the outcome: an old value is still a value, an absent one is not. */
+INLINE int worse(int a, int b) {
+    static const uint8_t severity[RI_N_STATES] = {
+        [RI_PRESENT] = 0, [RI_STALE] = 1, [RI_NULL] = 2, [RI_UNKNOWN] = 3, [RI_UNAVAILABLE] = 4};
+    return severity[b] > severity[a] ? b : a;
+}
+
 INLINE int input_state(const ri_column *c, const ri_state *st, const ri_slot *s) {
     if (UNLIKELY(c->max_age_ns && s->state == RI_PRESENT && s->updated_ns != INT64_MAX)) {
         /* a row from the future (its clock or ours is wrong) has age 0, never a negative one */
@@ -414,7 +429,7 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
     ri_slot *a = st->slots + c->ref[0];
     ctx x = {p, st, rows[c->tensor] + c->offset * ri_dtype_size(c->dtype),
              masks[c->tensor] ? masks[c->tensor] + c->offset : (uint8_t *)0};
-    int state = input_state(c, st, a), stale_used = 0, code;
+    int state = input_state(c, st, a), code;
     double va, vb;
     if (c->kind == RI_HASHED && c->n_refs > 1) { /* null parts of a cross count as hash 0: only all-missing is missing */
         uint64_t parts[16];
@@ -425,12 +440,13 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
             int part = input_state(c, st, s);
             any |= part == RI_PRESENT || part == RI_STALE;
             parts[i] = part == RI_PRESENT || part == RI_STALE ? slot_hash(s, c->seed) : 0;
-            if (part > state) state = part;
+            state = worse(state, part);
         }
-        if (state != RI_PRESENT && (!any || c->action[state] != RI_USE)) return flag_and_fill(&x, c, state);
-        if (state != RI_PRESENT && st->n_flags < st->max_flags) {
-            st->flags[st->n_flags].column = (uint16_t)(c - p->columns);
-            st->flags[st->n_flags++].state = (uint8_t)state;
+        if (UNLIKELY(state != RI_PRESENT)) {
+            int action = c->action[state];
+            if (!any || (action != RI_USE && action != RI_REVIEW)) return flag_and_fill(&x, c, state);
+            if (action == RI_REVIEW) st->review = 1;
+            flag(st, p, c, state);
         }
         uint8_t bytes[8 * 16];
         for (int i = 0; i < c->n_refs; i++)
@@ -439,20 +455,15 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
         return store_i(&x, c, 0, (int64_t)(ri_xxh64(bytes, (size_t)(8 * c->n_refs), c->seed) % c->buckets));
     }
     if (c->n_refs > 1) {
-        int other = input_state(c, st, st->slots + c->ref[1]);
-        if (other > state) state = other;
+        state = worse(state, input_state(c, st, st->slots + c->ref[1]));
     }
     if (UNLIKELY(state != RI_PRESENT)) {
         int action = c->action[state];
         if (state != RI_STALE || action == RI_DEFAULT || action == RI_REFUSE) return flag_and_fill(&x, c, state);
-        stale_used = 1; /* "use" and "review": the old value */
-        if (action == RI_REVIEW) st->review = 1;
+        if (action == RI_REVIEW) st->review = 1; /* "use" and "review": the old value */
+        flag(st, p, c, RI_STALE);
     }
-    if (stale_used && st->n_flags < st->max_flags) {
-        st->flags[st->n_flags].column = (uint16_t)(c - p->columns);
-        st->flags[st->n_flags++].state = RI_STALE;
-    }
-    if (c->kind != RI_SEQUENCE) put_mask(&x, 0, 1);
+    if (c->kind != RI_SEQUENCE && c->width > 0) put_mask(&x, 0, 1); /* a one-hot of nothing has no cell */
     switch (c->kind) {
     case RI_NUMERIC:
         if (LIKELY(a->kind == RI_SLOT_F64)) return finish_scalar(&x, c, a->v.f);

@@ -166,7 +166,9 @@ def _compile_column(
         "sequence": {"index": 0, "hashed": 1, "number": 2}.get(column.encoding or "", 0),
         "keep_first": column.keep == "first",
         "clip": clip,
-        "norm": None if center is None and scale is None else (float(center or 0.0), float(scale or 1.0)),
+        "norm": None
+        if center is None and scale is None
+        else (0.0 if center is None else float(center), 1.0 if scale is None else float(scale)),
         "seen": seen if column.kind in SCALAR_KINDS else None,
         "max_age_ns": column.max_age_ns or 0,
         # dot and cosine keep the declared size of their vectors where others keep a unit of time
@@ -225,7 +227,9 @@ def _fill(body: Body, column: Column, value: Any, dtype: str) -> Any:
         return value
     if dtype in ("int32", "int64") and float(value) != int(value):
         raise SpecError(f"the default {value!r} of column `{column.name}` is not a whole number, its tensor is {dtype}")
-    return float(value)
+    if column.kind == "raw" and dtype == "bool":
+        return value != 0
+    return int(value) if column.kind == "raw" and dtype == "int64" else float(value)
 
 
 # ---- what depends on what, for rankings ------------------------------------------------------------------------------
