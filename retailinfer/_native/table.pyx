@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 
+from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -126,7 +127,8 @@ cdef int _text_of(PyObject* key, StrRef* out, object path) except -1:
 cdef int _int_of(object key, int64_t* out, str table, object path) except -1:
     cdef int overflow = 0
     if not PyLong_CheckExact(key):
-        if isinstance(key, (bool, np.bool_)) or not isinstance(key, (int, np.integer)):
+        # by the type alone: isinstance would ask the object for its `__class__`
+        if PyBool_Check(key) or not (PyLong_Check(key) or issubclass(type(key), np.integer)):
             raise _wrong_key("int", key, path if isinstance(path, str) else f"$.candidates[{path}]", table)
         key = int.__index__(key) if PyLong_Check(key) else int(key)
     out[0] = PyLong_AsLongLongAndOverflow(key, &overflow)
@@ -525,9 +527,11 @@ cdef class SnapshotTable:
         cdef int64_t numbers[CHUNK]
         cdef StrRef* texts
         cdef PyObject* key
+        cdef object owned
         for i in range(min(CHUNK, n)):
             _touch_ahead(<PyObject*>PyList_GET_ITEM(keys, i))
         for base in range(0, n, CHUNK):
+            _same_size(keys, n)
             end = min(base + CHUNK, n)
             texts = &chunk[0]
             if refs != NULL:
@@ -544,15 +548,15 @@ cdef class SnapshotTable:
                         _part_of(<object>key, KEY_STR, &texts[i - base], numbers, self.name, i)
             elif self.key_code == KEY_PARTS:
                 for i in range(base, end):
-                    rows[i] = <int32_t>self._find_parts(<object><PyObject*>PyList_GET_ITEM(keys, i), i)
+                    owned = _item(keys, i, n)
+                    rows[i] = <int32_t>self._find_parts(owned, i)
                     texts[i - base].data = NULL
                     texts[i - base].size = 0
                 continue
             else:
                 for i in range(base, end):
-                    _part_of(
-                        <object><PyObject*>PyList_GET_ITEM(keys, i), self.key_code, &texts[i - base], &numbers[i - base], self.name, i
-                    )
+                    owned = _item(keys, i, n)
+                    _part_of(owned, self.key_code, &texts[i - base], &numbers[i - base], self.name, i)
             ri_index_find_many(&self.index, texts, end - base, rows + base)
             if refs != NULL and self.key_code == KEY_INT:   # `numbers` is ours and ends here
                 memset(texts, 0, <size_t>(end - base) * sizeof(StrRef))
@@ -736,6 +740,8 @@ cdef object _matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype):
     """The caller's matrix, checked; or a new one, whose pages the kernel has to give first."""
     if out is None:
         return np.empty((n, width), dtype)
+    if not isinstance(out, np.ndarray):
+        raise ShapeError(f"Expected a matrix to gather into, got `{type(out).__name__}`", path="$.out")
     if out.shape != (n, width) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
         raise ShapeError(f"Expected a writeable C-contiguous {dtype} matrix ({n}, {width}), got {out.dtype} {out.shape}", path="$.out")
     return out
@@ -745,6 +751,19 @@ cdef inline void _touch_ahead(PyObject* key) noexcept nogil:
     """A str of an id spans two lines: its header, and the rest of its text."""
     ri_prefetch(key)
     ri_prefetch(<const char*>key + 63)
+
+
+cdef int _same_size(list keys, Py_ssize_t n) except -1:
+    """A subclass of a NumPy integer may run code of its own in `__int__`, and that may change the list."""
+    if PyList_GET_SIZE(keys) != n:
+        raise FeatureTypeError(f"Expected {n} keys, got {PyList_GET_SIZE(keys)} while reading them", path="$.candidates")
+    return 0
+
+
+cdef object _item(list keys, Py_ssize_t i, Py_ssize_t n):
+    """One key, owned, so that it outlives what happens to the list."""
+    _same_size(keys, n)
+    return <object>PyList_GET_ITEM(keys, i)
 
 
 cdef object _key_object(const char* data, int64_t size, int code):
@@ -771,11 +790,13 @@ cdef int swap_slots(list slots, list snapshots) except -1:
     cdef list tables = [], old = []
     cdef TableSlot slot
     cdef Py_ssize_t i
+    if len(slots) != len(snapshots):
+        raise ConfigError(f"Expected a snapshot for each of {len(slots)} slots, got {len(snapshots)}")
     for i in range(len(slots)):                # all that can fail comes first
-        slot = slots[i]
-        table = snapshots[i].table
-        if not isinstance(slot, TableSlot) or not isinstance(table, SnapshotTable):
-            raise ConfigError(f"Expected a Snapshot to swap in, got `{type(snapshots[i]).__name__}`")
+        table = getattr(snapshots[i], "table", None)
+        if not isinstance(slots[i], TableSlot) or not isinstance(table, SnapshotTable):
+            raise ConfigError(f"Expected slots and snapshots to swap in, got `{type(slots[i]).__name__}`, `{type(snapshots[i]).__name__}`")
+        slot = <TableSlot>slots[i]
         tables.append(table)
         old.append(slot.table)                 # kept until the end: freeing one may run code (weak references)
         old.append(slot.snapshot)

@@ -101,8 +101,7 @@ class Snapshot:
             updated_at: the column that says when each row was true: aware datetimes, or seconds since the epoch.
             name: for messages.
         """
-        names = list(dict.fromkeys(column for row in rows.values() for column in row))
-        names += [column for column in kinds or {} if column not in names]
+        names = list(dict.fromkeys([*(kinds or ()), *(column for row in rows.values() for column in row)]))
         times = None
         if updated_at is not None:
             if updated_at not in names:
@@ -312,13 +311,14 @@ def _double(value: Any, path: str) -> float:
 
 
 def _vectors(values: list[Any], path: str) -> NDArray[np.float32]:
+    for i, value in enumerate(values):
+        if value is not None and not _is_flat(value):
+            raise _wrong_cell("a flat list of numbers", value, f"{path}[{i}]")
     width = next((len(value) for value in values if value is not None), 1)
     cells = np.zeros((len(values), width), np.float32)
     for i, value in enumerate(values):
         if value is None:
             continue
-        if not isinstance(value, (list, tuple, np.ndarray)):
-            raise _wrong_cell("a list of numbers", value, f"{path}[{i}]")
         vector = np.asarray(value)
         if vector.ndim != 1 or len(vector) != width or vector.dtype.kind not in "fiub":
             raise FeatureTypeError(
@@ -327,6 +327,14 @@ def _vectors(values: list[Any], path: str) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused by name
             cells[i] = vector
     return cells
+
+
+def _is_flat(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, (list, tuple)) and not any(
+        isinstance(one, (list, tuple, np.ndarray)) for one in value
+    )
 
 
 def _is_not_a_time(value: Any) -> bool:
