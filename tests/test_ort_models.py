@@ -1,7 +1,7 @@
 """Models that nobody here made: same bits as onnxruntime's Python API, or refused with the reason.
 
-The corpus: the files that the `onnx` package ships with their inputs, its generated one-operator models (about 1,900, of
-all dtypes), and the example models of onnxruntime. Each goes through both implementations of a session.
+The corpus: the files that the `onnx` package ships with their inputs, its generated one-operator models (about
+1,900, of all dtypes), and the example models of onnxruntime. Each goes through both implementations of a session.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def test_the_corpus_of_files_is_not_empty():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operator_models_give_the_bits_of_onnxruntime_or_are_refused(backend):
-    """Over every operator and dtype that ONNX tests: equal bits, or a typed refusal that names input, output or operator."""
+    """Every operator and dtype that ONNX tests: equal bits, or a typed refusal that names what is refused."""
     counts, wrong = {"equal": 0, "refused": 0, "random": 0, "failed": 0}, []
     for name, model_bytes, feeds in node_models():
         try:

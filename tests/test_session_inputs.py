@@ -69,7 +69,11 @@ def test_any_cells_of_any_rank_come_back_with_the_same_bits(name, backend, data)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(texts=hnp.arrays(object, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), elements=st.text()))
+@given(
+    texts=hnp.arrays(
+        object, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), elements=st.text()
+    )
+)
 def test_strings_come_back_whole(texts, backend):
     """Embedded NULs, empty strings and every script survive, in any rank."""
     got = echo(texts, dtype=8, shape=[None] * texts.ndim, backend=backend)
@@ -97,7 +101,9 @@ def test_numpy_text_arrays_are_strings(backend):
         lambda array: array[::-1, ::-1].copy()[::-1, ::-1],
         lambda array: np.broadcast_to(array[:1], array.shape),
         lambda array: array.view(np.matrix),
-        lambda array: np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape),
+        lambda array: (
+            np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        ),
     ],
     ids=["big-endian", "little-endian", "fortran", "strided", "reversed", "broadcast", "matrix", "unaligned"],
 )
@@ -138,7 +144,11 @@ def test_a_numpy_scalar_is_an_array_without_dimensions(backend):
         (1, memoryview(b"abc"), "Expected a NumPy array, got `memoryview`"),
         (1, None, "Expected a NumPy array, got `NoneType`"),
         (1, np.ma.masked_array(np.zeros(3, np.float32), [0, 1, 0]), "got a masked one"),
-        (7, np.array(["2024-01-01"] * 3, "datetime64[ns]"), r"Expected dtype `int64`, got `datetime64\[ns\]`"),
+        (
+            7,
+            np.array(["2024-01-01"] * 3, "datetime64[ns]"),
+            r"Expected dtype `int64`, got `datetime64\[ns\]`",
+        ),
         (7, np.zeros(3, np.uint64), "Expected dtype `int64`, got `uint64`"),
         (9, np.zeros(3, np.uint8), "Expected dtype `bool`, got `uint8`"),
         (2, np.zeros(3, np.bool_), "Expected dtype `uint8`, got `bool`"),
@@ -221,7 +231,7 @@ def test_a_failing_operator_is_a_session_error_that_says_where(backend, capfd):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = open_session(model.SerializeToString(), backend=backend)
-    with pytest.raises(SessionError, match="look_up.*idx=7 must be within") as caught:
+    with pytest.raises(SessionError, match=r"look_up.*idx=7 must be within") as caught:
         session.run({"i": np.array([7])})
     assert "onnxruntime_src" not in str(caught.value)
     assert "::" not in str(caught.value)

@@ -54,13 +54,17 @@ def inside_subgraph(tensor):
         outputs = [helper.make_tensor_value_info("b", 1, None)]
         return helper.make_graph(nodes, name, [], outputs, list(initializers))
 
-    plain = helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(np.ones(3, np.float32), "c"))
+    plain = helper.make_node(
+        "Constant", [], ["b"], value=numpy_helper.from_array(np.ones(3, np.float32), "c")
+    )
     inner = helper.make_node(
         "If", ["p"], ["b"],
         then_branch=branch("t2", [helper.make_node("Identity", ["w"], ["b"])], [tensor]),
         else_branch=branch("e2", [plain]),
     )  # fmt: skip
-    outer = helper.make_node("If", ["p"], ["y"], then_branch=branch("t", [inner]), else_branch=branch("e", [plain]))
+    outer = helper.make_node(
+        "If", ["p"], ["y"], then_branch=branch("t", [inner]), else_branch=branch("e", [plain])
+    )
     return model_proto(
         [outer],
         inputs=[helper.make_tensor_value_info("p", 9, [])],
@@ -71,7 +75,9 @@ def inside_subgraph(tensor):
 
 def as_constant(tensor):
     """A model that holds `tensor` in the attribute of a node."""
-    return model_proto([helper.make_node("Constant", [], ["k"], value=tensor), helper.make_node("Add", ["x", "k"], ["y"])])
+    return model_proto(
+        [helper.make_node("Constant", [], ["k"], value=tensor), helper.make_node("Add", ["x", "k"], ["y"])]
+    )
 
 
 def in_function(tensor):
@@ -108,7 +114,9 @@ def test_weights_in_other_files_are_refused_wherever_they_hide(build, backend, t
 def test_the_place_of_external_data_does_not_matter(location, backend):
     """Absolute, outside, or the marker for memory addresses: refused before ONNX Runtime sees it."""
     with pytest.raises(ModelError, match="external data"):
-        open_session(model_proto(initializers=[external(WEIGHT, location)]).SerializeToString(), backend=backend)
+        open_session(
+            model_proto(initializers=[external(WEIGHT, location)]).SerializeToString(), backend=backend
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,16 +137,21 @@ def test_bytes_that_are_no_model_are_refused(model_bytes, message, backend):
         open_session(model_bytes, backend=backend)
 
 
-@given(cut=st.integers(0, 10_000), flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=3))
+@given(
+    cut=st.integers(0, 10_000),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=3),
+)
 def test_a_truncated_or_altered_model_is_opened_or_refused(cut, flips):
     """No bytes bring the process down, and no other error comes out."""
     model_bytes = bytearray(inside_subgraph(WEIGHT).SerializeToString())
     for at, value in flips:
         model_bytes[at % len(model_bytes)] = value
+    message = ""
     try:
         open_session(bytes(model_bytes[: cut % (len(model_bytes) + 1)]))
     except ModelError as exc:
-        assert "onnxruntime_src" not in str(exc)
+        message = str(exc)
+    assert "onnxruntime_src" not in message
 
 
 def test_nesting_without_end_is_refused():
@@ -162,7 +175,10 @@ def test_nesting_without_end_is_refused():
     ("proto", "message"),
     [
         (model_proto([helper.make_node("Frobnicate", ["x"], ["y"])]), "Frobnicate"),
-        (model_proto([helper.make_node("PyOp", ["x"], ["y"], domain="ai.onnx.contrib")]), "PyOp|ai.onnx.contrib"),
+        (
+            model_proto([helper.make_node("PyOp", ["x"], ["y"], domain="ai.onnx.contrib")]),
+            "PyOp|ai.onnx.contrib",
+        ),
         (model_proto(opset_imports=[helper.make_opsetid("", 999)]), "Opset 999"),
         (model_proto([helper.make_node("Add", ["x", "nowhere"], ["y"])]), "nowhere"),
     ],
@@ -177,7 +193,9 @@ def test_what_onnxruntime_refuses_says_what_it_was(proto, message, backend):
 
 def zipmap():
     """A classifier as skl2onnx writes it by default: probabilities as a sequence of maps."""
-    sequence = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, None)))
+    sequence = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, None))
+    )
     return model_proto(
         [helper.make_node("ZipMap", ["x"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])],
         outputs=[helper.make_value_info("p", sequence)],
@@ -189,7 +207,11 @@ def sequence_input():
     """A model that takes a sequence of tensors."""
     return model_proto(
         [helper.make_node("SequenceAt", ["s", "zero"], ["y"])],
-        inputs=[helper.make_value_info("s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None)))],
+        inputs=[
+            helper.make_value_info(
+                "s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None))
+            )
+        ],
         initializers=[numpy_helper.from_array(np.int64(0), "zero")],
     )
 
@@ -232,8 +254,14 @@ def test_a_model_tells_what_it_takes_and_gives(backend):
     """Names, dtypes, shapes and metadata as in the file; initialisers that can be overridden are no inputs."""
     proto = model_proto(
         [helper.make_node("Add", ["x", "w"], ["été"]), helper.make_node("Cast", ["x"], ["label"], to=8)],
-        inputs=[helper.make_tensor_value_info("x", 1, ["rows", None, 3]), helper.make_tensor_value_info("w", 1, [3])],
-        outputs=[helper.make_tensor_value_info("été", 1, None), helper.make_tensor_value_info("label", 8, [2, "k", 3])],
+        inputs=[
+            helper.make_tensor_value_info("x", 1, ["rows", None, 3]),
+            helper.make_tensor_value_info("w", 1, [3]),
+        ],
+        outputs=[
+            helper.make_tensor_value_info("été", 1, None),
+            helper.make_tensor_value_info("label", 8, [2, "k", 3]),
+        ],
     )
     helper.set_model_props(proto, {"features": "a,b,c", "clé": "valeur ✓", "empty": ""})
     session = open_session(proto.SerializeToString(), backend=backend)
@@ -275,7 +303,11 @@ def test_denormals_are_not_flushed():
 def test_the_c_library_is_taken_where_it_is():
     """`auto` and `c` use the library, `python` the package."""
     model_bytes = model_proto().SerializeToString()
-    assert [open_session(model_bytes, backend=name).backend for name in ("auto", "c", "python")] == ["c", "c", "python"]
+    assert [open_session(model_bytes, backend=name).backend for name in ("auto", "c", "python")] == [
+        "c",
+        "c",
+        "python",
+    ]
     assert isinstance(open_session(model_bytes, backend="python"), PythonSession)
     with pytest.raises(ConfigError, match="rust"):
         open_session(model_bytes, backend="rust")
@@ -331,13 +363,14 @@ def test_messages_are_cleaned():
     """Paths, C++ signatures and conditions go; what happened stays, on one line, cut between characters."""
     text = (
         "Non-zero status code returned while running Add node. Name:'n' Status Message: "
-        "/onnxruntime_src/onnxruntime/core/framework/op.cc:540 void onnxruntime::Broadcast(ptrdiff_t, T) [with T = float] "
-        "axis == 1 || axis == largest was false. Attempting to broadcast\n an axis by 2"
+        "/onnxruntime_src/onnxruntime/core/framework/op.cc:540 void onnxruntime::Broadcast(ptrdiff_t, T) "
+        "[with T = float] axis == 1 || axis == largest was false. Attempting to broadcast\n an axis by 2"
     )
     assert ort.clean_message(text) == (
-        "Non-zero status code returned while running Add node. Name:'n' Status Message: Attempting to broadcast an axis by 2"
+        "Non-zero status code returned while running Add node. Name:'n' Status Message: "
+        "Attempting to broadcast an axis by 2"
     )
-    thrown = "Failed: /onnxruntime_src/onnxruntime/core/x.cc:9 onnxruntime::A::A(const std::string&)::<lambda()> no such locale"
+    thrown = "Failed: /onnxruntime_src/core/x.cc:9 onnxruntime::A::A(const std::string&)::<lambda()> no such locale"
     assert ort.clean_message(thrown) == "Failed: no such locale"
     cut = ort.clean_message("é" * 600)
     assert cut == "é" * (len(cut.encode()) // 2)

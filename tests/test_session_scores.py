@@ -27,12 +27,14 @@ def model_bytes(nodes, outputs, *, inputs=None, initializers=()):
         [helper.make_tensor_value_info(name, *entry) for name, entry in outputs.items()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(initializers).items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
 
 
 def shaped(dtype, declared, actual):
     """x cast to a dtype, the first columns taken, brought into the shape `actual` (0 keeps a dimension)."""
-    width = int(np.prod([size for size in actual[1:]], initial=1))
+    width = int(np.prod(actual[1:], initial=1))
     return model_bytes(
         [
             helper.make_node("Slice", ["x", "zero", "width", "one"], ["part"]),
@@ -41,9 +43,12 @@ def shaped(dtype, declared, actual):
         ],
         {"y": (dtype, declared)},
         initializers={
-            "zero": np.array([0]), "one": np.array([1]), "width": np.array([width]), "shape": np.array([-1, *actual[1:]]),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "width": np.array([width]),
+            "shape": np.array([-1, *actual[1:]]),
         },
-    )  # fmt: skip
+    )
 
 
 def rows(n_rows, seed=0):
@@ -84,10 +89,16 @@ def test_a_column_of_an_output_is_the_score(declared, actual, column, dtype, n_r
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("declared", "actual"),
-    [([None, 2], (0, 4)), ([None, 1], (0,)), ([None], (0, 2)), ([None, 3, 1], (0, 1, 4)), ([None, 1], (0, 4))],
+    [
+        ([None, 2], (0, 4)),
+        ([None, 1], (0,)),
+        ([None], (0, 2)),
+        ([None, 3, 1], (0, 1, 4)),
+        ([None, 1], (0, 4)),
+    ],
 )
 def test_a_wrong_declaration_of_the_output_does_no_harm(declared, actual, backend):
-    """Converters declare shapes that their models do not give; what counts is what the model gives, for one row and more."""
+    """Converters declare shapes that their models do not give; what counts is what the model gives."""
     column = min(1, actual[-1] - 1) if len(actual) > 1 else 0
     session = open_session(shaped(1, declared, actual), backend=backend)
     session.select_score(0, column)
@@ -133,7 +144,9 @@ def test_a_matrix_per_row_holds_no_score(backend):
 @pytest.mark.parametrize("n_rows", [1, 4])
 def test_an_output_with_another_number_of_rows_is_an_error(n_rows, backend):
     """A mean over the batch is no score per row."""
-    model = model_bytes([helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)], {"y": (1, [None, WIDTH])})
+    model = model_bytes(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)], {"y": (1, [None, WIDTH])}
+    )
     session = open_session(model, backend=backend)
     session.select_score(0)
     if n_rows == 1:
@@ -146,9 +159,7 @@ def test_an_output_with_another_number_of_rows_is_an_error(n_rows, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_score_without_dimensions_is_that_of_one_row(backend):
     """Models that squeeze their output give a scalar for a single row."""
-    model = model_bytes(
-        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"y": (1, [])}
-    )
+    model = model_bytes([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"y": (1, [])})
     session = open_session(model, backend=backend)
     session.select_score(0)
     assert session.scores([np.ones((1, WIDTH), np.float32)]).tolist() == [4.0]
@@ -240,7 +251,8 @@ def test_many_inputs_of_many_dtypes_make_one_row(backend):
     nodes.append(helper.make_node("Concat", [f"c{name}" for name in names], ["all"], axis=1))
     nodes.append(helper.make_node("ReduceSum", ["all", "axis"], ["y"], keepdims=1))
     session = open_session(
-        model_bytes(nodes, {"y": (1, [None, 1])}, inputs=inputs, initializers={"axis": np.array([1])}), backend=backend
+        model_bytes(nodes, {"y": (1, [None, 1])}, inputs=inputs, initializers={"axis": np.array([1])}),
+        backend=backend,
     )
     session.select_score(0)
     for n_rows in (1, 600):
@@ -305,7 +317,11 @@ def test_a_lane_works_where_the_output_cannot_be_pinned(model):
 def test_a_lane_with_strings_reads_them_at_each_run():
     """Strings are copied into every run, so a lane with them is an ordinary run."""
     model = OrtModel(
-        model_bytes([helper.make_node("Cast", ["s"], ["y"], to=1)], {"y": (1, [None, 1])}, inputs={"s": (8, [None, 1])})
+        model_bytes(
+            [helper.make_node("Cast", ["s"], ["y"], to=1)],
+            {"y": (1, [None, 1])},
+            inputs={"s": (8, [None, 1])},
+        )
     )
     model.select_score(0)
     lane = model.lane([np.array([["2.5"]], object)])

@@ -1,12 +1,12 @@
 """Sessions of ONNX Runtime: what Python sees of `ort.pyx`.
 
-Dtypes are ONNX numbers: float32 1, uint8 2, int8 3, uint16 4, int16 5, int32 6, int64 7, string 8, bool 9, float16 10,
-float64 11, uint32 12, uint64 13. A shape is a tuple in which a dynamic dimension is None; the empty tuple is a scalar, or
-a model that declares no shape. Application code uses `retailinfer.runtime.session`.
+Dtypes are ONNX numbers: float32 1, uint8 2, int8 3, uint16 4, int16 5, int32 6, int64 7, string 8, bool 9,
+float16 10, float64 11, uint32 12, uint64 13. A shape is a tuple in which a dynamic dimension is None; the empty tuple
+is a scalar, or a model that declares no shape. Application code uses `retailinfer.runtime.session`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ NUMPY_DTYPES: Final[dict[int, np.dtype[Any]]]
 FORK_WAIT_S: float
 EXIT_WAIT_S: float
 
-type_entry = tuple[str, int, tuple[int | None, ...]]
+_IoEntry: TypeAlias = tuple[str, int, tuple[int | None, ...]]
 
 def library_path() -> str | None:
     """Absolute path of ONNX Runtime's library in the installed wheel, found without importing it; None: there is none.
@@ -57,7 +57,10 @@ def clean_message(text: str) -> str:
     """A message of ONNX Runtime on one line, without the paths of the machine that built it, at most 511 bytes."""
 
 def check_model_bytes(model_bytes: bytes | bytearray | memoryview) -> None:
-    """Raises ModelError for what is no ONNX model, keeps weights in other files, or nests without end. Loads nothing."""
+    """Look through the bytes without loading anything.
+
+    Raises: ModelError for what is no ONNX model, keeps weights in other files, or nests without end.
+    """
 
 def check_array(name: str, dtype: int, shape: tuple[int | None, ...], value: object) -> NDArray[Any]:
     """`value` as a C-contiguous array in native byte order with the declared dtype, rank and fixed dimensions.
@@ -65,17 +68,23 @@ def check_array(name: str, dtype: int, shape: tuple[int | None, ...], value: obj
     Raises: FeatureTypeError (no array, another dtype, masked), ShapeError (another rank or size).
     """
 
-def check_feeds(inputs: tuple[type_entry, ...], feeds: Mapping[str, object]) -> list[NDArray[Any]]:
-    """`check_array` for every input, in the model's order. Raises also FeatureMissingError; ShapeError for unknown names."""
+def check_feeds(inputs: tuple[_IoEntry, ...], feeds: Mapping[str, object]) -> list[NDArray[Any]]:
+    """`check_array` for every input, in the model's order.
 
-def check_tensors(inputs: tuple[type_entry, ...], tensors: Sequence[object]) -> tuple[list[NDArray[Any]], int]:
+    Raises: as that; FeatureMissingError for a missing input, ShapeError for an unknown one.
+    """
+
+def check_tensors(inputs: tuple[_IoEntry, ...], tensors: Sequence[object]) -> tuple[list[NDArray[Any]], int]:
     """The same for arrays in the model's order; also that all have the same number of rows, which is returned."""
 
-def output_numbers(outputs: tuple[type_entry, ...], names: Sequence[str] | None) -> list[int]:
+def output_numbers(outputs: tuple[_IoEntry, ...], names: Sequence[str] | None) -> list[int]:
     """Positions of the named outputs, all for None. Raises: ConfigError."""
 
 def encode_strings(array: NDArray[Any], path: str) -> list[bytes]:
-    """UTF-8 of every cell in C order. Raises: FeatureTypeError for what is no str, FeatureRangeError for lone surrogates."""
+    """UTF-8 of every cell in C order.
+
+    Raises: FeatureTypeError for what is no str, FeatureRangeError for lone surrogates.
+    """
 
 @final
 class OrtModel:
@@ -86,13 +95,18 @@ class OrtModel:
     when packing). `model_bytes` may be freed afterwards. Opening releases the GIL.
     """
 
-    inputs: Final[tuple[type_entry, ...]]
-    outputs: Final[tuple[type_entry, ...]]
-    metadata: Final[dict[str, str]]
-    n_heads: Final[int]
-    backend: Final[Literal["c"]]
-    version: Final[str]
-
+    @property
+    def inputs(self) -> tuple[_IoEntry, ...]: ...
+    @property
+    def outputs(self) -> tuple[_IoEntry, ...]: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def backend(self) -> Literal["c"]: ...
+    @property
+    def version(self) -> str: ...
     def __init__(
         self,
         model_bytes: bytes | bytearray | memoryview,
@@ -111,17 +125,22 @@ class OrtModel:
         """Run on one array per input; returns fresh arrays, strings as objects of type str.
 
         Layout and byte order are converted; another dtype, rank or fixed dimension is an error, never a cast.
-        Raises: FeatureTypeError, FeatureRangeError, FeatureMissingError, ShapeError (the feeds), ConfigError (`outputs`),
-        SessionError (the model failed).
+        Raises: FeatureTypeError, FeatureRangeError, FeatureMissingError, ShapeError (the feeds); ConfigError
+        (`outputs`, `gil`); SessionError (the model failed).
         """
 
     def select_score(self, output: int, column: int = 0) -> None:
-        """Choose the score: column `column` of output number `output`. Before the first `scores`. Raises: ModelError."""
+        """Choose the score: column `column` of output number `output`.
+
+        Call it before the first `scores` and before other threads run the model. Raises: ModelError.
+        """
 
     def select_scores(self, heads: Sequence[tuple[int, int]]) -> None:
-        """Choose up to 16 scores as (output, column). Before the first `scores`. Raises: ModelError."""
+        """The same for up to 16 scores as (output, column)."""
 
-    def scores(self, tensors: Sequence[object], *, gil: Literal["hold", "release"] = "hold") -> NDArray[np.float32]:
+    def scores(
+        self, tensors: Sequence[object], *, gil: Literal["hold", "release"] = "hold"
+    ) -> NDArray[np.float32]:
         """Scores of a batch: shape (rows,), or (heads, rows) when several scores are chosen. All finite.
 
         tensors: one array per input in the model's order, each with the rows first.
@@ -134,8 +153,10 @@ class OrtModel:
 
 @final
 class Lane:
-    arrays: Final[tuple[NDArray[Any], ...]]
-    n_rows: Final[int]
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]: ...
+    @property
+    def n_rows(self) -> int: ...
     def __init__(self, model: OrtModel, tensors: Sequence[object]) -> None: ...
     def scores(self) -> float | list[float]:
         """Run on what `arrays` hold now: one float for one row and one score, else all scores, head by head."""

@@ -1,4 +1,4 @@
-"""ONNX models through onnxruntime's Python package: where its wheel has no C library, and the twin that tests compare with.
+"""ONNX models through onnxruntime's Python package: for wheels without the C library, and the twin of the tests.
 
 Rules:
   * The same interface, checks and errors as `_native.ort.OrtModel`; the checks are that module's own functions.
@@ -159,7 +159,9 @@ class PythonSession:
         feeds: dict[str, NDArray[Any]] = {}
         for (name, dtype, _), array in zip(self.inputs, arrays, strict=True):
             if dtype == ort.STRING:
-                ort.encode_strings(array, f"$.{name}")  # for its errors: the package would call str() on anything
+                ort.encode_strings(
+                    array, f"$.{name}"
+                )  # for its errors: the package would call str() on anything
             feeds[name] = array
         try:
             values = self._session.run(names, feeds)
@@ -174,7 +176,12 @@ class PythonSession:
         if value.ndim == 0 and n_rows == 1:
             value = value.reshape(1)
         n_wide = sum(size != 1 for size in value.shape[1:])
-        if value.dtype != ort.NUMPY_DTYPES[dtype] or value.ndim == 0 or value.shape[0] != n_rows or n_wide > 1:
+        if (
+            value.dtype != ort.NUMPY_DTYPES[dtype]
+            or value.ndim == 0
+            or value.shape[0] != n_rows
+            or n_wide > 1
+        ):
             raise SessionError(
                 f"Expected output `{name}` to be {_SCORE_DTYPES[dtype]} with one score per row for {n_rows} rows, "
                 f"got {value.dtype} with shape {value.shape}"
@@ -203,7 +210,8 @@ def _io_entry(node: Any, side: str) -> IoEntry:
             else "export the model so that it takes and gives tensors"
         )
         raise ModelError(
-            f"Expected tensors only, but {side} `{node.name}` is {_KINDS.get(kind, 'of unknown type')}", hint=hint
+            f"Expected tensors only, but {side} `{node.name}` is {_KINDS.get(kind, 'of unknown type')}",
+            hint=hint,
         )
     if element not in _DTYPES:
         raise ModelError(
