@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from retailinfer._native.hashing import siphash13
 from retailinfer._native.table import SnapshotTable, compose_keys
-from retailinfer.errors import ConfigError, FeatureError, FeatureRangeError, FeatureTypeError, ShapeError
+from retailinfer.errors import (
+    ConfigError,
+    FeatureError,
+    FeatureRangeError,
+    FeatureTypeError,
+    LimitError,
+    ShapeError,
+)
 from retailinfer.store.table import Snapshot
 
 # Few different characters and sizes around 8, 16, 32 and 64 bytes, where the index changes its way of storing keys.
@@ -213,6 +220,24 @@ def test_keys_crafted_against_a_known_hash_key_are_spread_by_the_random_one():
     assert (
         len({table.max_probe for table in (str_table(keys) for _ in range(8))}) > 1
     )  # another key every time
+
+
+def test_index_that_cannot_be_spread_is_refused():
+    """A build gives up after a bounded number of probes and tries; only a fixed hash key can get there."""
+    keys = crafted_keys(520, 11)
+    with pytest.raises(LimitError, match="collide"):
+        str_table(keys, hash_key=(0, 0))
+    table = str_table(keys)
+    assert table.rows_of(keys).tolist() == list(range(520))
+
+
+def test_key_of_several_long_parts_is_found():
+    """Parts beyond the scratch memory of a look-up, and beyond every key of the table."""
+    table = table_of([("a" * 1000, 7, b"b" * 3000), ("a", 7, b"b")])
+    assert table.rows_of(
+        [("a" * 1000, 7, b"b" * 3000), ("a", 7, b"b"), ("a" * 1001, 7, b"b" * 2999)]
+    ).tolist() == [0, 1, -1]
+    assert table.row_of(("a" * 100_000, 7, b"")) == -1
 
 
 def test_integers_that_share_their_low_bits_take_no_longer():
