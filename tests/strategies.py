@@ -215,8 +215,7 @@ class Case:
             key = keys[0] if len(keys) == 1 else tuple(keys)
             there = None if None in keys else self.tables[entity].get(key)
             found[ref] = None if there is None else there[0].get(name)
-            # without a key there is nobody to be unknown: that is null
-            states[ref] = reference.NULL if None in keys else reference.UNKNOWN if there is None else 0
+            states[ref] = reference.UNKNOWN if there is None else reference.PRESENT
             at = 0 if there is None else there[1]
             written[ref] = at or reference.AGE_UNKNOWN
         return found, states, written
@@ -336,7 +335,7 @@ def _with_tensors(
         types |= {f"{name}.{column}": kind for column, kind in entity.columns.items()}
     shared = {
         "words": Vocabulary(
-            tuple(draw(st.lists(st.sampled_from(POOL), unique=True, max_size=5))),
+            tuple(draw(st.lists(st.sampled_from(POOL), unique=True, min_size=1, max_size=5))),
             oov=draw(st.sampled_from(("first", "last", "refuse"))),
         ),
         "numbers": Vocabulary(
@@ -360,7 +359,8 @@ def _with_tensors(
                 continue
             n += 1
             if column.encoding in ("index", "onehot", "target"):
-                column = _with_vocabulary(draw, column, usable, shared, vocabularies, dtype)
+                # the first column has cells, so that the tensor has some
+                column = _with_vocabulary(draw, column, usable, shared, vocabularies, 0 if made else 1)
             learned = _learned(draw, column, shared | vocabularies)
             if learned is not None:
                 fitted[column.name] = learned
@@ -568,7 +568,7 @@ def _with_vocabulary(
     types: Mapping[str, str],
     shared: Mapping[str, Vocabulary],
     own: dict[str, Vocabulary],
-    dtype: str,
+    min_size: int,
 ) -> Column:
     """A shared vocabulary or one of its own; a default that it would refuse becomes an action."""
     text = types[column.refs[0]] in ("str", "list[str]")
@@ -579,7 +579,8 @@ def _with_vocabulary(
         oov = ["first", "last", "refuse"] + (["zeros"] if column.encoding == "onehot" else [])
         pool = st.sampled_from(POOL) if text else st.integers(0, 6)
         own[column.name] = Vocabulary(
-            tuple(draw(st.lists(pool, unique=True, max_size=5))), oov=draw(st.sampled_from(oov))
+            tuple(draw(st.lists(pool, unique=True, min_size=min_size, max_size=5))),
+            oov=draw(st.sampled_from(oov)),
         )
     used = vocabulary_of(column, shared | own)
     if used.oov != "refuse":

@@ -100,6 +100,10 @@ def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
             compiled.update(tensor=t, offset=offset, dtype=DTYPES[tensor.dtype], allow_nan=allow_nan)
             columns.append(compiled)
             offset += compiled["width"]
+        if offset == 0:
+            raise SpecError(
+                f"tensor `{name}` has no cells: its vocabularies are empty", hint="was the column all null in fit?"
+            )
         mask_dtype = DTYPES[tensor.mask_dtype]
         tensors.append(
             (name, DTYPES[tensor.dtype], offset, tensor.axis == "context", tensor.mask, mask_dtype)
