@@ -147,8 +147,26 @@ def test_candidates_of_the_held_out_week(week):
 
 def test_baselines_are_as_published(week):
     """The household's own history hits about 0.69 to 0.70 of the households, popularity about 0.40."""
-    assert recommend.own_history_hits(week).mean() == pytest.approx(0.70, abs=0.015)
-    assert recommend.popularity_hits(week, "households").mean() == pytest.approx(0.40, abs=0.015)
+    own, popular = recommend.own_history(week), recommend.popular(week, "households")
+    assert recommend.hits(week, own)[:, -1].mean() == pytest.approx(0.70, abs=0.015)
+    assert recommend.hits(week, popular)[:, -1].mean() == pytest.approx(0.40, abs=0.015)
+
+
+def test_hits_look_at_the_first_items_only(week):
+    """A household that bought its third recommendation only has a hit from length three on; -1 is no product."""
+    household, key = week.households[0], week.bought_keys[0]
+    bought = key - household * week.state.purchases.n_items
+    other = next(i for i in range(1_000) if key + i - bought not in set(week.bought_keys.tolist()))
+    items = np.full((len(week.households), 4), -1)
+    items[0] = other, -1, bought, other
+    assert recommend.hits(week, items)[0].tolist() == [False, False, True, True]
+    assert not recommend.hits(week, items)[1:].any()
+
+
+def test_best_items_have_the_highest_scores(week):
+    """Ten of the candidates, best first."""
+    score = -np.argsort(np.argsort(week.candidates, axis=1), axis=1).astype(float)
+    np.testing.assert_array_equal(recommend.best(week, score), np.sort(week.candidates, axis=1)[:, :10])
 
 
 def test_training_rows_equal_what_the_tables_hold(week):
@@ -174,6 +192,6 @@ def test_ranker_beats_the_own_history(purchases, week):
     rows, label, weight = recommend.training_rows(purchases, n_weeks=3)
     spec, model = recommend.train(recommend.make_spec(), rows, label, weight, n_epochs=3)
     score = model.predict_proba(np.asarray(spec.transform(week.rows())))[:, 1]
-    measured = recommend.quality(week, score.reshape(week.bought.shape))
+    measured = recommend.quality(week, recommend.best(week, score.reshape(week.bought.shape)))
     assert measured.over_own_history.low > 0
     assert measured.own_history > measured.popularity_4w > measured.popularity

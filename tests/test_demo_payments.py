@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -212,9 +210,8 @@ def test_paired_bootstrap_brackets_the_mean_difference():
     assert none.low < 0 < none.high
 
 
-def test_hits_look_at_the_best_k_only():
-    """A row is a hit when something bought is among its k best scores; ties keep the order of the candidates."""
-    score = np.array([[0.1, 0.9, 0.5], [0.5, 0.5, 0.5]])
-    for k, bought in itertools.product((1, 2), np.eye(3, dtype=bool)):
-        got = metrics.hits_at_k(score, np.array([bought, bought]), k=k)
-        assert got.tolist() == [bool(bought[[1, 2][:k]].any()), bool(bought[:k].any())]
+def test_recall_by_group_counts_what_lies_in_the_looked_at_share():
+    """Of each kind of fraud, the share among the highest scores."""
+    group = np.array([0, 1, 1, 2, 0, 0, 0, 0, 0, 0])
+    score = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert metrics.recall_by_group(group, score, share=0.2) == {1: 0.5, 2: 1.0}

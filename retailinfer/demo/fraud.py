@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.demo.metrics import card_precision, ranking_quality
 from retailinfer.demo.payments import DAY_S, LABEL_DELAY_S, VELOCITY_COLUMNS, Payments
-from retailinfer.features.spec import FeatureSpec, Timestamp
 
 if TYPE_CHECKING:
     import lightgbm
@@ -29,7 +29,7 @@ __all__ = ["FraudData", "FraudQuality", "make_spec", "prepare", "quality", "trai
 
 REQUEST: Final[dict[str, Any]] = {
     "payment_id": str,
-    "at": Timestamp,
+    "at": ri.Timestamp,
     "customer_id": str,
     "terminal_id": str,
     "amount": float,
@@ -64,7 +64,7 @@ class FraudQuality:
     card_precision_100: float
 
 
-def make_spec(*, velocity: bool = True) -> FeatureSpec:
+def make_spec(*, velocity: bool = True) -> ri.FeatureSpec:
     """What the model sees of a payment; without velocity, only the payment itself and its two profiles."""
     columns = [
         c.numeric("amount", transform="log1p"),
@@ -84,7 +84,7 @@ def make_spec(*, velocity: bool = True) -> FeatureSpec:
             c.ratio("amount", f"customer_mean_amount_{days}d", null=0.0, name=f"amount_over_mean_{days}d")
             for days in (1, 7, 30)
         ]
-    return FeatureSpec(
+    return ri.FeatureSpec(
         request=REQUEST,
         event_time="at",
         entities={"customer": "customer_id", "terminal": "terminal_id"},
@@ -118,7 +118,9 @@ def prepare(payments: pa.Table, world: Payments, *, held_out_days: int = 21) -> 
     )
 
 
-def train(spec: FeatureSpec, data: FraudData, *, n_trees: int = 300) -> tuple[FeatureSpec, lightgbm.Booster]:
+def train(
+    spec: ri.FeatureSpec, data: FraudData, *, n_trees: int = 300
+) -> tuple[ri.FeatureSpec, lightgbm.Booster]:
     """Fit the spec and a LightGBM model to the training days. About ten seconds on two cores."""
     import lightgbm
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "card_precision", "hits_at_k", "paired_bootstrap", "ranking_quality"]
+__all__ = ["Interval", "card_precision", "paired_bootstrap", "ranking_quality", "recall_by_group"]
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -52,10 +52,11 @@ def card_precision(
     return float(np.mean(shares))
 
 
-def hits_at_k(score: Floats, bought: Bools, *, k: int = 10) -> Bools:
-    """For each row of candidates, whether one of the k with the highest score was bought. Shapes (n, m) -> (n,)."""
-    top = np.argsort(-score, axis=1, kind="stable")[:, :k]
-    return np.asarray(np.take_along_axis(bought, top, axis=1).any(axis=1))
+def recall_by_group(group: NDArray[np.integer[Any]], score: Floats, *, share: float) -> dict[int, float]:
+    """Of each group of positives (1, 2 ..; 0 = negative), what the `share` of rows with the highest scores holds."""
+    looked_at = np.zeros(len(score), bool)
+    looked_at[np.argsort(-score, kind="stable")[: int(len(score) * share)]] = True
+    return {int(g): float(looked_at[group == g].mean()) for g in np.unique(group[group > 0])}
 
 
 def paired_bootstrap(ours: Bools, theirs: Bools, *, n_samples: int = 10_000, seed: int = 0) -> Interval:

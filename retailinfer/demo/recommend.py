@@ -17,15 +17,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.demo.grocery import LAST_WEEK, N_CANDIDATES, TASTE_SIZE, AsOf, Purchases
-from retailinfer.demo.metrics import Interval, hits_at_k, paired_bootstrap
-from retailinfer.features.spec import FeatureSpec, Timestamp
+from retailinfer.demo.metrics import Interval, paired_bootstrap
 
 if TYPE_CHECKING:
     from sklearn.neural_network import MLPClassifier
 
-__all__ = ["HeldOutWeek", "RankingQuality", "held_out_week", "make_spec", "quality", "train", "training_rows"]
+__all__ = [
+    "HeldOutWeek",
+    "K",
+    "RankingQuality",
+    "best",
+    "held_out_week",
+    "hits",
+    "make_spec",
+    "own_history",
+    "popular",
+    "quality",
+    "train",
+    "training_rows",
+]
 
 K: Final = 10
 _NEGATIVES: Final = 0.1  # share of the candidates that were not bought that is trained on
@@ -60,9 +73,10 @@ class RankingQuality:
     popularity_4w: float  # by households that bought it in the four weeks before
     over_own_history: Interval
     n_households: int
+    by_length: dict[str, tuple[float, ...]]  # who recommends -> hit rate of its first 1, 2 .. 10
 
 
-def make_spec() -> FeatureSpec:
+def make_spec() -> ri.FeatureSpec:
     """What the model sees of a household, a product, and the two together."""
     amount: dict[str, Any] = {"transform": "log1p", "center": "mean", "scale": "std", "null": 0.0}
     share: dict[str, Any] = {"center": "mean", "scale": "std", "null": 0.0}
@@ -70,8 +84,8 @@ def make_spec() -> FeatureSpec:
     days: dict[str, Any] = {
         "transform": "log1p", "center": "mean", "scale": "std", "clip": (0.0, None), "null": 365.0,
     }  # fmt: skip
-    return FeatureSpec(
-        request={"household_id": str, "product_id": str, "at": Timestamp},
+    return ri.FeatureSpec(
+        request={"household_id": str, "product_id": str, "at": ri.Timestamp},
         event_time="at",
         tz="America/New_York",
         entities={"user": "household_id", "item": "product_id", "pair": ("household_id", "product_id")},
@@ -158,13 +172,13 @@ def training_rows(
 
 
 def train(
-    spec: FeatureSpec,
+    spec: ri.FeatureSpec,
     rows: pa.Table,
     label: NDArray[np.bool_],
     weight: NDArray[np.float64],
     *,
     n_epochs: int = 4,
-) -> tuple[FeatureSpec, MLPClassifier]:
+) -> tuple[ri.FeatureSpec, MLPClassifier]:
     """Fit the spec, and a small neural network to its matrix. Some ten seconds."""
     import warnings
 
@@ -184,38 +198,48 @@ def train(
     return spec, model
 
 
-def quality(week: HeldOutWeek, score: NDArray[np.floating[Any]]) -> RankingQuality:
-    """Hit rate at 10 of scores, shape (households, candidates), and of the baselines."""
-    ours = hits_at_k(score, week.bought, k=K)
-    own = own_history_hits(week)
-    return RankingQuality(
-        hit_rate=float(ours.mean()),
-        own_history=float(own.mean()),
-        popularity=float(popularity_hits(week, "households").mean()),
-        popularity_4w=float(popularity_hits(week, "households_4w").mean()),
-        over_own_history=paired_bootstrap(ours, own),
-        n_households=len(ours),
-    )
+def best(week: HeldOutWeek, score: NDArray[np.floating[Any]], *, k: int = K) -> NDArray[np.int64]:
+    """The items with the highest scores, which have the shape of the candidates. Ties keep the candidates' order."""
+    return np.take_along_axis(week.candidates, np.argsort(-score, axis=1, kind="stable")[:, :k], axis=1)
 
 
-def own_history_hits(week: HeldOutWeek) -> NDArray[np.bool_]:
-    """Whether one of the ten products that the household bought most often (ties: most recently) was bought again."""
+def own_history(week: HeldOutWeek) -> NDArray[np.int64]:
+    """The ten products that each household bought most often (ties: most recently); -1 where it has fewer."""
     own, first = week.state.own_items()
     begin, end = first[week.households], first[week.households + 1]
     rank = np.arange(K)
     place = np.minimum(begin[:, None] + rank, len(own) - 1)
-    return _any_bought(week, own[place], rank < (end - begin)[:, None])
+    return np.where(rank < (end - begin)[:, None], own[place], -1)
 
 
-def popularity_hits(week: HeldOutWeek, column: str) -> NDArray[np.bool_]:
-    """Whether one of the ten products with the most households was bought."""
+def popular(week: HeldOutWeek, column: str) -> NDArray[np.int64]:
+    """The ten products with the most households, for everybody."""
     top = week.state.popular_items(column)[:K]
-    return _any_bought(week, np.broadcast_to(top, (len(week.households), K)))
+    return np.broadcast_to(top, (len(week.households), K))
 
 
-def _any_bought(
-    week: HeldOutWeek, items: NDArray[np.int64], counts: NDArray[np.bool_] | bool = True
-) -> NDArray[np.bool_]:
-    """For each household, whether one of its items that count was bought; shape (n, k) -> (n,)."""
+def hits(week: HeldOutWeek, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each household and length 1, 2 .. k, whether it bought one of its first items. Shape (n, k) -> (n, k)."""
     keys = week.state.purchases.pair_key(week.households[:, None], items)
-    return np.asarray((np.isin(keys, week.bought_keys) & counts).any(axis=1))
+    bought = np.isin(keys, week.bought_keys) & (items >= 0)
+    return np.logical_or.accumulate(bought, axis=1)
+
+
+def quality(week: HeldOutWeek, recommended: NDArray[np.int64]) -> RankingQuality:
+    """How good ten recommended items a household are, best first, beside the baselines. Shape (households, 10)."""
+    found = {
+        "this ranker": hits(week, recommended),
+        "own history": hits(week, own_history(week)),
+        "popular, 4 weeks": hits(week, popular(week, "households_4w")),
+        "popular ever": hits(week, popular(week, "households")),
+    }
+    rates = {name: tuple(some.mean(axis=0).tolist()) for name, some in found.items()}
+    return RankingQuality(
+        hit_rate=rates["this ranker"][-1],
+        own_history=rates["own history"][-1],
+        popularity=rates["popular ever"][-1],
+        popularity_4w=rates["popular, 4 weeks"][-1],
+        over_own_history=paired_bootstrap(found["this ranker"][:, -1], found["own history"][:, -1]),
+        n_households=len(recommended),
+        by_length=rates,
+    )
