@@ -460,3 +460,73 @@ def test_the_log_is_kept_in_memory_and_bounded(run):
         print(len(log), "look_up" in log[-1], "139" in log[-1], any("onnxruntime_src" in line for line in log))
     """)
     assert out == "16 True True False"
+
+
+def test_each_call_of_the_library_may_fail_and_leaves_nothing_behind(run):
+    """Every call while opening and running fails once, in turn: a typed error, flat memory, and the next try works.
+
+    Failures can be asked for in the debug build only; the other one must not contain them.
+    """
+    out = run("""
+        session, batch = opened(), np.repeat(X, 3, 0)
+        lane = session.lane([X])
+        if not ort._fail_call(10**6):
+            print("release build")
+            raise SystemExit
+        ort._fail_call(-1)
+        from onnx import helper, numpy_helper
+        graph = helper.make_graph([helper.make_node("Identity", ["s"], ["y"]), helper.make_node("Shape", ["s"], ["n"])],
+            "g", [helper.make_tensor_value_info("s", 8, [None])],
+            [helper.make_tensor_value_info("y", 8, [None]), helper.make_tensor_value_info("n", 7, None)])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        helper.set_model_props(model, {"a": "b", "c": "d"})
+        strings = model.SerializeToString()
+        text = {"s": np.array(["x" * 5000, "y"], object)}
+        echo = open_session(strings)
+        echo.select_score(1)
+        unknown = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g",
+            [helper.make_tensor_value_info("x", 1, [None, None])],
+            [helper.make_tensor_value_info("y", 1, [None, None])])
+        opset = [helper.make_opsetid("", 17)]
+        wide = open_session(helper.make_model(unknown, opset_imports=opset, ir_version=8).SerializeToString())
+        wide.select_score(0, 7)
+        calls = {
+            "unknown width": (lambda: wide.scores([batch]), 5_000),
+            "scores": (lambda: session.scores([batch]), 5_000),
+            "lane": (lambda: lane.scores(), 5_000),
+            "new lane": (lambda: session.lane([batch]).scores(), 5_000),
+            "run": (lambda: session.run({"x": X}), 5_000),
+            "strings": (lambda: echo.run(text), 2_000),
+            "string scores": (lambda: echo.scores([text["s"][:1]]), 2_000),
+            "open": (lambda: open_session(strings), 15),
+        }
+        def sweep():
+            reached = {}
+            for name, (call, repeats) in calls.items():
+                for number in range(200):
+                    for _ in range(repeats):
+                        ort._fail_call(number)
+                        try:
+                            call()
+                        except (SessionError, ModelError):
+                            pass
+                        happened = ort._fail_call(-1)
+                        if not happened:
+                            break
+                    call()
+                    if not happened:
+                        break
+                reached[name] = number
+            return reached
+        reached = sweep(); gc.collect()
+        before = rss_kb()
+        assert sweep() == reached
+        gc.collect()
+        grown = rss_kb() - before
+        assert grown < 300, (grown, reached)
+        assert ort.in_flight() == 0
+        assert all(number >= 3 - (name == "lane") * 2 for name, number in reached.items()), reached
+        assert reached["open"] > 25, reached
+        print("every call", reached, grown)
+    """)
+    assert out == "release build" or out.startswith("every call")

@@ -50,6 +50,12 @@ def in_flight() -> int:
 def is_poisoned() -> bool:
     """Was this process forked while a thread was inside? Then no session works here."""
 
+def _fail_call(n: int) -> bool:
+    """For tests, in the debug build only (else False): let the n-th call of the C API from now on fail.
+
+    n < 0 stops that and tells whether it has happened.
+    """
+
 def recent_log() -> list[str]:
     """The last messages that ONNX Runtime logged (at most 16, severity error), oldest first. Nothing goes to stderr."""
 

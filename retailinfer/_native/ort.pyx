@@ -84,6 +84,7 @@ cdef extern from "ort_run.h" nogil:
     int64_t ri_close(int64_t timeout_ns)
     int ri_is_poisoned()
     size_t ri_log_text(char* text, size_t size)
+    int ri_fail_call(int64_t n)
 
 
 STRING = 8
@@ -190,6 +191,10 @@ def drain():
     with nogil:
         n_freed = ri_drain()
     return n_freed
+
+
+def _fail_call(n):
+    return bool(ri_fail_call(n))
 
 
 def recent_log():

@@ -350,6 +350,29 @@ static int take(OrtStatus *status, RunError *err) {
     return -1;
 }
 
+/* TRY(call, err): make a call of the C API; 0 on success. In the debug build a test can have the n-th of them fail, before
+ * it is made, to see that nothing is left behind. */
+#if defined(RETAILINFER_DEBUG)
+static _Atomic int64_t calls_until_failure = -1;
+
+static int should_fail(RunError *err) {
+    if (atomic_load(&calls_until_failure) < 0 || atomic_fetch_sub(&calls_until_failure, 1) != 0) return 0;
+    return fail(err, 1, "a failure that a test asked for");
+}
+
+int ri_fail_call(int64_t n) {
+    int64_t left = atomic_exchange(&calls_until_failure, n);
+    return n < 0 ? left < 0 : 1; /* disarmed: did it happen? */
+}
+#define TRY(call, err) (should_fail(err) ? -1 : take((call), (err)))
+#else
+int ri_fail_call(int64_t n) {
+    (void)n;
+    return 0;
+}
+#define TRY(call, err) take((call), (err))
+#endif
+
 static const OrtApiBase *load_library(const char *path, RunError *err) {
     const OrtApiBase *(RI_ORT_CALL *get_base)(void) = NULL;
 #if defined(_WIN32)
@@ -397,9 +420,9 @@ int ri_start(const char *path, int (*holds_gil)(void), RunError *err) {
 #undef RESOLVE
 
     OrtEnv *made = NULL;
-    if (take(ort.CreateEnvWithCustomLogger(keep_log, NULL, ORT_LOG_ERROR, "retailinfer", &made), err)) return -1;
-    if (take(ort.DisableTelemetryEvents(made), err) || take(ort.CreateCpuMemoryInfo(ORT_ARENA_ALLOCATOR, ORT_MEM_TYPE_DEFAULT, &cpu), err) ||
-        take(ort.GetAllocatorWithDefaultOptions(&allocator), err) || take(ort.CreateRunOptions(&plain_run), err))
+    if (TRY(ort.CreateEnvWithCustomLogger(keep_log, NULL, ORT_LOG_ERROR, "retailinfer", &made), err)) return -1;
+    if (TRY(ort.DisableTelemetryEvents(made), err) || TRY(ort.CreateCpuMemoryInfo(ORT_ARENA_ALLOCATOR, ORT_MEM_TYPE_DEFAULT, &cpu), err) ||
+        TRY(ort.GetAllocatorWithDefaultOptions(&allocator), err) || TRY(ort.CreateRunOptions(&plain_run), err))
         return -1;
     gil_is_held = holds_gil;
     env = made;
@@ -541,7 +564,7 @@ static int describe(OrtTypeInfo *type, RiIo *io, const char *side, RunError *err
     size_t rank = 0;
     int kind = 0, dtype = 0;
     /* First the kind: asking a sequence for its tensor info gives NULL. */
-    if (take(ort.GetOnnxTypeFromTypeInfo(type, &kind), err)) return -1;
+    if (TRY(ort.GetOnnxTypeFromTypeInfo(type, &kind), err)) return -1;
     io->kind = kind;
     if (kind != ORT_TYPE_TENSOR) {
         err->code = RI_ERR_MODEL;
@@ -549,8 +572,8 @@ static int describe(OrtTypeInfo *type, RiIo *io, const char *side, RunError *err
                  kind_hint(kind, side));
         return -1;
     }
-    if (take(ort.CastTypeInfoToTensorInfo(type, &info), err) || take(ort.GetTensorElementType(info, &dtype), err) ||
-        take(ort.GetDimensionsCount(info, &rank), err))
+    if (TRY(ort.CastTypeInfoToTensorInfo(type, &info), err) || TRY(ort.GetTensorElementType(info, &dtype), err) ||
+        TRY(ort.GetDimensionsCount(info, &rank), err))
         return -1;
     io->dtype = dtype;
     if (dtype != ORT_STRING && dtype_bytes(dtype) == 0) {
@@ -568,7 +591,7 @@ static int describe(OrtTypeInfo *type, RiIo *io, const char *side, RunError *err
     io->rank = (int32_t)rank;
     io->dims = calloc(rank + 1, sizeof *io->dims);
     if (io->dims == NULL) return fail(err, RI_ERR_MEMORY, "out of memory");
-    if (rank && take(ort.GetDimensions(info, io->dims, rank), err)) return -1;
+    if (rank && TRY(ort.GetDimensions(info, io->dims, rank), err)) return -1;
     for (size_t i = 0; i < rank; i++)
         if (io->dims[i] < 0) io->dims[i] = -1;
     return 0;
@@ -576,7 +599,7 @@ static int describe(OrtTypeInfo *type, RiIo *io, const char *side, RunError *err
 
 static int describe_all(RiModel *model, int inputs, RunError *err) {
     size_t n = 0;
-    if (take((inputs ? ort.SessionGetInputCount : ort.SessionGetOutputCount)(model->session, &n), err)) return -1;
+    if (TRY((inputs ? ort.SessionGetInputCount : ort.SessionGetOutputCount)(model->session, &n), err)) return -1;
     if (inputs && n > RI_MAX_INPUTS) return fail(err, RI_ERR_MODEL, "the model has more than 4096 inputs, which is refused");
     RiIo *ios = calloc(n + 1, sizeof *ios);
     const char **names = calloc(n + 1, sizeof *names);
@@ -592,13 +615,13 @@ static int describe_all(RiModel *model, int inputs, RunError *err) {
     for (size_t i = 0; i < n; i++) {
         char *theirs = NULL;
         OrtTypeInfo *type = NULL;
-        if (take((inputs ? ort.SessionGetInputName : ort.SessionGetOutputName)(model->session, i, allocator, &theirs), err)) return -1;
+        if (TRY((inputs ? ort.SessionGetInputName : ort.SessionGetOutputName)(model->session, i, allocator, &theirs), err)) return -1;
         ios[i].name = copy_text(theirs);
         RunError ignored;
-        (void)take(ort.AllocatorFree(allocator, theirs), &ignored);
+        (void)TRY(ort.AllocatorFree(allocator, theirs), &ignored);
         if (ios[i].name == NULL) return fail(err, RI_ERR_MEMORY, "out of memory");
         names[i] = ios[i].name;
-        if (take((inputs ? ort.SessionGetInputTypeInfo : ort.SessionGetOutputTypeInfo)(model->session, i, &type), err)) return -1;
+        if (TRY((inputs ? ort.SessionGetInputTypeInfo : ort.SessionGetOutputTypeInfo)(model->session, i, &type), err)) return -1;
         int bad = describe(type, &ios[i], inputs ? "input" : "output", err);
         ort.ReleaseTypeInfo(type);
         if (bad) return -1;
@@ -610,8 +633,8 @@ static int read_metadata(RiModel *model, RunError *err) {
     OrtModelMetadata *metadata = NULL;
     char **keys = NULL;
     int64_t n = 0;
-    int bad = take(ort.SessionGetModelMetadata(model->session, &metadata), err) ||
-              take(ort.ModelMetadataGetCustomMetadataMapKeys(metadata, allocator, &keys, &n), err);
+    int bad = TRY(ort.SessionGetModelMetadata(model->session, &metadata), err) ||
+              TRY(ort.ModelMetadataGetCustomMetadataMapKeys(metadata, allocator, &keys, &n), err);
     RunError ignored;
     if (!bad && n > 0) {
         model->metadata = calloc((size_t)n * 2, sizeof *model->metadata);
@@ -619,31 +642,31 @@ static int read_metadata(RiModel *model, RunError *err) {
         else model->n_metadata = (size_t)n;
         for (int64_t i = 0; !bad && i < n; i++) {
             char *value = NULL;
-            bad = take(ort.ModelMetadataLookupCustomMetadataMap(metadata, allocator, keys[i], &value), err);
+            bad = TRY(ort.ModelMetadataLookupCustomMetadataMap(metadata, allocator, keys[i], &value), err);
             if (bad) break;
             model->metadata[2 * i] = copy_text(keys[i]);
             model->metadata[2 * i + 1] = copy_text(value ? value : "");
-            if (value != NULL) (void)take(ort.AllocatorFree(allocator, value), &ignored);
+            if (value != NULL) (void)TRY(ort.AllocatorFree(allocator, value), &ignored);
             if (model->metadata[2 * i] == NULL || model->metadata[2 * i + 1] == NULL) bad = fail(err, RI_ERR_MEMORY, "out of memory");
         }
     }
-    for (int64_t i = 0; i < n; i++) (void)take(ort.AllocatorFree(allocator, keys[i]), &ignored);
-    if (keys != NULL) (void)take(ort.AllocatorFree(allocator, keys), &ignored);
+    for (int64_t i = 0; i < n; i++) (void)TRY(ort.AllocatorFree(allocator, keys[i]), &ignored);
+    if (keys != NULL) (void)TRY(ort.AllocatorFree(allocator, keys), &ignored);
     if (metadata != NULL) ort.ReleaseModelMetadata(metadata);
     return bad;
 }
 
 static int configure(OrtSessionOptions *options, int flags, RunError *err) {
-    return take(ort.SetSessionExecutionMode(options, ORT_SEQUENTIAL), err) || take(ort.SetIntraOpNumThreads(options, 1), err) ||
-           take(ort.SetInterOpNumThreads(options, 1), err) || take(ort.SetSessionLogSeverityLevel(options, ORT_LOG_ERROR), err) ||
-           take(ort.SetSessionGraphOptimizationLevel(options, flags & RI_OPEN_OPTIMIZE ? ORT_ENABLE_ALL : ORT_DISABLE_ALL), err) ||
-           take(flags & RI_OPEN_ARENA ? ort.EnableCpuMemArena(options) : ort.DisableCpuMemArena(options), err) ||
-           (!(flags & RI_OPEN_MEM_PATTERN) && take(ort.DisableMemPattern(options), err)) ||
-           take(ort.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), err) ||
-           take(ort.AddSessionConfigEntry(options, "session.inter_op.allow_spinning", "0"), err) ||
-           take(ort.AddSessionConfigEntry(options, "session.load_model_format", "ONNX"), err) ||
+    return TRY(ort.SetSessionExecutionMode(options, ORT_SEQUENTIAL), err) || TRY(ort.SetIntraOpNumThreads(options, 1), err) ||
+           TRY(ort.SetInterOpNumThreads(options, 1), err) || TRY(ort.SetSessionLogSeverityLevel(options, ORT_LOG_ERROR), err) ||
+           TRY(ort.SetSessionGraphOptimizationLevel(options, flags & RI_OPEN_OPTIMIZE ? ORT_ENABLE_ALL : ORT_DISABLE_ALL), err) ||
+           TRY(flags & RI_OPEN_ARENA ? ort.EnableCpuMemArena(options) : ort.DisableCpuMemArena(options), err) ||
+           (!(flags & RI_OPEN_MEM_PATTERN) && TRY(ort.DisableMemPattern(options), err)) ||
+           TRY(ort.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), err) ||
+           TRY(ort.AddSessionConfigEntry(options, "session.inter_op.allow_spinning", "0"), err) ||
+           TRY(ort.AddSessionConfigEntry(options, "session.load_model_format", "ONNX"), err) ||
            /* Small numbers are numbers: the scores must not depend on the flush-to-zero mode. */
-           take(ort.AddSessionConfigEntry(options, "session.set_denormal_as_zero", "0"), err);
+           TRY(ort.AddSessionConfigEntry(options, "session.set_denormal_as_zero", "0"), err);
 }
 
 RiModel *ri_model_open(const void *bytes, size_t size, int flags, RunError *err) {
@@ -659,8 +682,8 @@ RiModel *ri_model_open(const void *bytes, size_t size, int flags, RunError *err)
     }
     OrtSessionOptions *options = NULL;
     model->fork_generation = atomic_load(&fork_generation);
-    int bad = take(ort.CreateSessionOptions(&options), err) || configure(options, flags, err) ||
-              take(ort.CreateSessionFromArray(env, bytes, size, options, &model->session), err) ||
+    int bad = TRY(ort.CreateSessionOptions(&options), err) || configure(options, flags, err) ||
+              TRY(ort.CreateSessionFromArray(env, bytes, size, options, &model->session), err) ||
               describe_all(model, 1, err) || describe_all(model, 0, err) || read_metadata(model, err);
     if (options != NULL) ort.ReleaseSessionOptions(options);
     if (bad) {
@@ -728,11 +751,11 @@ static int make_string_value(const TensorRef *ref, OrtValue **value, RunError *e
     const StrRef *cells = ref->data;
     int64_t n_cells = 1;
     for (int32_t i = 0; i < ref->rank; i++) n_cells *= ref->dims[i];
-    if (take(ort.CreateTensorAsOrtValue(allocator, ref->dims, (size_t)ref->rank, ORT_STRING, value), err)) return -1;
+    if (TRY(ort.CreateTensorAsOrtValue(allocator, ref->dims, (size_t)ref->rank, ORT_STRING, value), err)) return -1;
     for (int64_t i = 0; i < n_cells; i++) {
         char *buffer = NULL;
         /* Not FillStringTensor: it ends each string at the first NUL. */
-        if (take(ort.GetResizedStringTensorElementBuffer(*value, (size_t)i, (size_t)cells[i].size, &buffer), err)) return -1;
+        if (TRY(ort.GetResizedStringTensorElementBuffer(*value, (size_t)i, (size_t)cells[i].size, &buffer), err)) return -1;
         if (cells[i].size > 0) memcpy(buffer, cells[i].data, (size_t)cells[i].size);
     }
     return 0;
@@ -744,7 +767,7 @@ static inline int make_values(const RiModel *model, const TensorRef *inputs, Ort
         const TensorRef *ref = &inputs[i];
         int bad = ref->dtype == ORT_STRING
                       ? make_string_value(ref, &values[i], err)
-                      : take(ort.CreateTensorWithDataAsOrtValue(cpu, ref->data, ref->nbytes, ref->dims, (size_t)ref->rank,
+                      : TRY(ort.CreateTensorWithDataAsOrtValue(cpu, ref->data, ref->nbytes, ref->dims, (size_t)ref->rank,
                                                                 ref->dtype, &values[i]), err);
         if (bad) return -1;
     }
@@ -762,7 +785,7 @@ int ri_model_run(const RiModel *model, const TensorRef *inputs, size_t n_outputs
     int bad = names == NULL ? fail(err, RI_ERR_MEMORY, "out of memory") : make_values(model, inputs, values, err);
     if (!bad) {
         for (size_t i = 0; i < n_outputs; i++) names[i] = model->output_names[outputs[i]];
-        bad = take(ort.Run(model->session, plain_run, model->input_names, (const OrtValue *const *)values, n_inputs, names,
+        bad = TRY(ort.Run(model->session, plain_run, model->input_names, (const OrtValue *const *)values, n_inputs, names,
                            n_outputs, (OrtValue **)results), err);
     }
     free((void *)names);
@@ -784,10 +807,10 @@ static int open_output(const RiIo *io, OrtValue *value, int64_t n_rows, const vo
     int n_wide = 0, dtype = 0;
     OrtTensorTypeAndShapeInfo *info = NULL;
     void *cells = NULL;
-    if (take(ort.GetTensorTypeAndShape(value, &info), err)) return -1;
-    int bad = take(ort.GetTensorElementType(info, &dtype), err) || take(ort.GetDimensionsCount(info, &rank), err) ||
-              (rank >= 1 && rank <= RI_MAX_RANK && take(ort.GetDimensions(info, dims, rank), err)) ||
-              take(ort.GetTensorMutableData(value, &cells), err);
+    if (TRY(ort.GetTensorTypeAndShape(value, &info), err)) return -1;
+    int bad = TRY(ort.GetTensorElementType(info, &dtype), err) || TRY(ort.GetDimensionsCount(info, &rank), err) ||
+              (rank >= 1 && rank <= RI_MAX_RANK && TRY(ort.GetDimensions(info, dims, rank), err)) ||
+              TRY(ort.GetTensorMutableData(value, &cells), err);
     ort.ReleaseTensorTypeAndShapeInfo(info);
     if (bad) return -1;
     for (size_t i = 1; i < rank && i < RI_MAX_RANK; i++) {
@@ -868,7 +891,7 @@ static inline int make_results(const RiModel *model, int64_t n_rows, Results *re
         results->cells[w] = (char *)results->scratch + results->n_bytes;
         results->widths[w] = wanted->width;
         results->n_bytes += (n_bytes + 7) & ~(size_t)7;
-        if (take(ort.CreateTensorWithDataAsOrtValue(cpu, results->cells[w], n_bytes, dims, (size_t)io->rank, io->dtype,
+        if (TRY(ort.CreateTensorWithDataAsOrtValue(cpu, results->cells[w], n_bytes, dims, (size_t)io->rank, io->dtype,
                                                     &results->values[w]), err))
             return -1;
     }
@@ -884,7 +907,7 @@ static inline void release_results(const RiModel *model, Results *results) {
 }
 
 static inline int run_into(const RiModel *model, OrtValue *const *values, OrtValue **results, RunError *err) {
-    return take(ort.Run(model->session, plain_run, model->input_names, (const OrtValue *const *)values, model->n_inputs,
+    return TRY(ort.Run(model->session, plain_run, model->input_names, (const OrtValue *const *)values, model->n_inputs,
                         model->wanted_names, model->n_wanted, results), err);
 }
 
@@ -1029,10 +1052,10 @@ int ri_value_describe(const void *value, int32_t *dtype, size_t *rank, int64_t *
                       RunError *err) {
     OrtTensorTypeAndShapeInfo *info = NULL;
     int kind = 0;
-    if (take(ort.GetTensorTypeAndShape(value, &info), err)) return -1;
-    int bad = take(ort.GetTensorElementType(info, &kind), err) || take(ort.GetDimensionsCount(info, rank), err);
+    if (TRY(ort.GetTensorTypeAndShape(value, &info), err)) return -1;
+    int bad = TRY(ort.GetTensorElementType(info, &kind), err) || TRY(ort.GetDimensionsCount(info, rank), err);
     if (!bad && *rank > max_rank) bad = fail(err, RI_ERR_OUTPUT, "an output has more than 64 dimensions");
-    if (!bad && *rank) bad = take(ort.GetDimensions(info, dims, *rank), err);
+    if (!bad && *rank) bad = TRY(ort.GetDimensions(info, dims, *rank), err);
     ort.ReleaseTensorTypeAndShapeInfo(info);
     if (bad) return -1;
     *dtype = kind;
@@ -1041,14 +1064,14 @@ int ri_value_describe(const void *value, int32_t *dtype, size_t *rank, int64_t *
     return 0;
 }
 
-int ri_value_data(void *value, void **data, RunError *err) { return take(ort.GetTensorMutableData(value, data), err); }
+int ri_value_data(void *value, void **data, RunError *err) { return TRY(ort.GetTensorMutableData(value, data), err); }
 
 int ri_value_string_bytes(const void *value, size_t *n_bytes, RunError *err) {
-    return take(ort.GetStringTensorDataLength(value, n_bytes), err);
+    return TRY(ort.GetStringTensorDataLength(value, n_bytes), err);
 }
 
 int ri_value_strings(const void *value, char *bytes, size_t n_bytes, size_t *offsets, size_t n_cells, RunError *err) {
-    return take(ort.GetStringTensorContent(value, bytes, n_bytes, offsets, n_cells), err);
+    return TRY(ort.GetStringTensorContent(value, bytes, n_bytes, offsets, n_cells), err);
 }
 
 void ri_value_release(void *value) { ort.ReleaseValue(value); }

@@ -102,6 +102,10 @@ void ri_after_fork_in_parent(void);
 int64_t ri_close(int64_t timeout_ns);
 int ri_is_poisoned(void);
 
+/* Debug build only, else it does nothing and returns 0: have the n-th call of the C API from now on fail (n >= 0; returns
+ * 1), or stop that (n < 0; returns whether it has happened). */
+int ri_fail_call(int64_t n);
+
 /* The last messages that ONNX Runtime logged, oldest first, separated by newlines. Returns the length. */
 size_t ri_log_text(char *text, size_t size);
 
