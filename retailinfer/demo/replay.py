@@ -69,12 +69,12 @@ class Parity:
 def compare(
     served: NDArray[np.floating[Any]],
     trained: NDArray[np.floating[Any]],
-    decide: Callable[[NDArray[np.floating[Any]]], NDArray[Any]],
+    decisions: NDArray[Any],
+    trained_decisions: NDArray[Any],
 ) -> Parity:
-    """Differences of scores of one shape, and of what `decide` makes of them: one decision an entry or a row."""
+    """Differences of scores of one shape, and of the decisions on them: one an entry, or one a row."""
     difference = np.abs(served.astype(np.float64) - trained.astype(np.float64))
-    ours, theirs = decide(served), decide(trained)
-    differs = ours != theirs
+    differs = decisions != trained_decisions
     if differs.ndim > 1:
         differs = differs.any(axis=tuple(range(1, differs.ndim)))
     return Parity(

@@ -213,7 +213,7 @@ def html_page(results: Results) -> str:
     steps = [(name, f"{seconds:,.1f} s") for name, seconds in results.seconds.items()]
     page = Template(files("retailinfer.demo").joinpath("page.html").read_text(encoding="utf-8"))
     return page.substitute(
-        machine=html.escape(" · ".join(f"{name} {value}" for name, value in results.machine.items())),
+        machine=html.escape(" · ".join(f"{name} {value}".strip() for name, value in results.machine.items())),
         promises=promises,
         sections=_fraud_section(results.fraud) + _recommend_section(results.recommend),
         steps=_table(steps),
