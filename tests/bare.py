@@ -65,9 +65,8 @@ class BarePipeline(Pipeline):
         """Keep what the model would get; later rows score lower."""
         self.seen.append(dict(zip(self.names, arrays, strict=True)))
         context = {t[0] for t in self.program.tensors if t[3]} | {t[4] for t in self.program.tensors if t[3]}
-        n = next((len(a) for name, a in self.seen[-1].items() if name not in context), len(arrays[0]))
-        rows = getattr(self, "rows", n)
-        return -np.arange(rows, dtype=np.float32)
+        n = next(len(a) for name, a in self.seen[-1].items() if name not in context)
+        return -np.arange(n, dtype=np.float32)
 
     def last(self) -> dict[str, NDArray[Any]]:
         """The arrays of all runs since the last call, row after row."""
@@ -103,7 +102,7 @@ def snapshot_of(case: Case, entity: str) -> Snapshot:
         assert made is not None
         values, valid, offsets, _ = made
         if kind == "vector" and values.shape[1] == 0:  # nothing but nulls
-            values = np.zeros((len(values), 1), np.float32)
+            values = np.zeros((len(values), case.sizes[f"{entity}.{name}"]), np.float32)
         columns.append((name, CELL_KINDS[kind], values if offsets is None else (values, offsets), valid))
     times = np.array([at for _, at in rows.values()], np.int64)
     table = SnapshotTable(entity, kinds[0] if len(kinds) == 1 else kinds, canonical, columns, times)

@@ -187,6 +187,7 @@ class Case:
     rows: list[dict[str, Any]]
     tables: dict[str, dict[Any, tuple[dict[str, Any], int]]]
     now_ns: int
+    sizes: dict[str, int]  # reference -> size of its vectors
 
     @property
     def spec(self) -> FeatureSpec:
@@ -291,7 +292,7 @@ def cases(
         )
     )
     tables = {name: _table(draw, body, name, rows, sizes, now_ns) for name in entities}
-    return Case(body, rows, tables, now_ns)
+    return Case(body, rows, tables, now_ns, sizes)
 
 
 def _stored_types(body: Body) -> dict[str, str]:
@@ -350,7 +351,7 @@ def _with_tensors(
     n = 0
     for t in range(draw(st.integers(1, max_tensors))):
         dtype = draw(st.sampled_from(dtypes))
-        axis = draw(st.sampled_from(("rows", "context"))) if ranking else "rows"
+        axis = draw(st.sampled_from(("rows", "context"))) if ranking and tensors else "rows"
         usable = {r: k for r, k in types.items() if axis == "rows" or not _of_candidate(body, r)}
         made: list[Column] = []
         for _ in range(draw(st.integers(1, 2 if dtype == "string" else max_columns))):
@@ -662,6 +663,13 @@ def _table(
         written = now_ns - draw(ages) * 10**9 if draw(st.integers(0, 3)) else 0
         table[key] = (cells, written)
     return table
+
+
+@st.composite
+def tables_again(draw: st.DrawFn, case: Case) -> Case:
+    """The case with other rows in its tables, of the same shape."""
+    tables = {name: _table(draw, case.body, name, case.rows, case.sizes, case.now_ns) for name in case.tables}
+    return dataclasses.replace(case, tables=tables)
 
 
 # ---- the same row in other forms -----------------------------------------------------------------------------------

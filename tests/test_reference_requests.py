@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from bare import BarePipeline
+from bare import BarePipeline, snapshot_of
 from hypothesis import given
-from strategies import Case, as_request, as_wire, cases, same_bits
+from hypothesis import strategies as st
+from strategies import Case, as_request, as_wire, cases, same_bits, tables_again
 
 from retailinfer._native import reference
+from retailinfer.contracts import Decision, Ranking
 from retailinfer.errors import FeatureError
 
 
@@ -80,22 +82,13 @@ def answers(pipe: BarePipeline, case: Case, row: dict[str, Any]) -> dict[str, An
     }
     calls["batch of one"] = lambda: engine.score_batch([as_request(case.body, row)], False, now)[0]
     json = msgspec.json.encode(as_wire(case.body, row, text=True))
-    calls["JSON"] = lambda: msgspec.convert(
-        msgspec.json.decode(engine.score_json(json, None, now)), decision_type()
-    )
+    calls["JSON"] = lambda: msgspec.convert(msgspec.json.decode(engine.score_json(json, None, now)), Decision)
     pack = msgspec.msgpack.encode(as_wire(case.body, row, text=False))
     decode = msgspec.msgpack.Decoder(pipe.request_type).decode
     calls["MessagePack"] = lambda: msgspec.msgpack.decode(
-        engine.score_msgpack(pack, decode, msgspec.msgpack.encode, None, now), type=decision_type()
+        engine.score_msgpack(pack, decode, msgspec.msgpack.encode, None, now), type=Decision
     )
     return calls
-
-
-def decision_type() -> Any:
-    """The type of an answer."""
-    from retailinfer.contracts import Decision
-
-    return Decision
 
 
 @given(case=cases(max_rows=3))
@@ -133,3 +126,86 @@ def test_a_batch_gives_the_bits_of_its_rows(case):
             assert decision.path == f"$[{i}]" + want.path.removeprefix("$[0]")
         else:
             assert_decision(case, want, decision)
+
+
+# ---- rankings --------------------------------------------------------------------------------------------------------
+
+
+def context_of(case: Case) -> dict[str, Any]:
+    """The request of a ranking: every field but the candidate's own."""
+    request = as_request(case.body, case.rows[0])
+    del request["sku"]
+    return request
+
+
+def assert_ranking(pipe: BarePipeline, case: Case, call: Any) -> None:
+    """A ranking of all candidates scores the rows that the twin fills, with its bits, and leaves out the others."""
+    wants = [outcome(case, i) for i in range(len(case.rows))]
+    good = [i for i, want in enumerate(wants) if not isinstance(want, FeatureError)]
+    pipe.seen.clear()
+    if not good:  # what the context lacks, it lacks for every candidate
+        try:
+            ranking = call()
+        except FeatureError:
+            return
+    else:
+        ranking = call()
+    ids = [row["sku"] for row in case.rows]
+    assert ranking.items == [ids[i] for i in good]
+    refused = {type(ids[0])(key) for key in ranking.suppressed}  # JSON has no integers as keys
+    assert refused == set(ids) - set(ranking.items)
+    if not good:
+        return
+    got = pipe.last()
+    tables = [wants[i].tensors for i in good]
+    want = {name: np.concatenate([t[name] for t in tables]) for name in pipe.names}
+    for name, tensor in case.body.tensors.items():
+        for made in (name, tensor.mask) if tensor.axis == "context" else ():
+            if made is not None:
+                want[made] = tables[0][made]
+                assert all(same_bits(t[made], want[made]) for t in tables)
+    assert_same(got, want, "ranking")
+    for i in good:
+        assert columns_in(case, wants[i], 1, 2, 4) <= set(ranking.missing)
+        assert columns_in(case, wants[i], 3) <= set(ranking.stale)
+
+
+@given(case=cases(max_rows=6, ranking=True), data=st.data())
+def test_a_ranking_gives_the_bits_of_its_rows(case, data):
+    """Context once, encoded items, cross columns per candidate: the same cells as one request per candidate."""
+    pipe = BarePipeline(case, ranks=True)
+    engine, now, n = pipe.engine, case.now_ns, len(case.rows)
+    ids = [row["sku"] for row in case.rows]
+    assert_ranking(pipe, case, lambda: engine.rank(context_of(case), ids, n, now_ns=now))
+    # once more, from the item rows that are encoded now, with each id twice
+    assert_ranking(pipe, case, lambda: engine.rank(context_of(case), ids + ids, n, now_ns=now))
+    wire = as_wire(case.body, {k: v for k, v in case.rows[0].items() if k != "sku"}, text=True)
+    body = msgspec.json.encode({"context": wire, "candidates": ids, "k": n})
+    assert_ranking(
+        pipe, case, lambda: msgspec.json.decode(engine.rank_json(body, None, None, now), type=Ranking)
+    )
+    # and after the tables were replaced: other rows under the same keys
+    other = data.draw(tables_again(case))
+    for name in case.tables:
+        pipe.store.swap(name, snapshot_of(other, name))
+    assert_ranking(pipe, other, lambda: engine.rank(context_of(other), ids, n, now_ns=now))
+
+
+@given(case=cases(max_rows=6, ranking=True), data=st.data())
+def test_excluded_candidates_never_appear(case, data):
+    """What the caller excludes is left out and named, whatever else happens; the rest is ranked as without it."""
+    pipe = BarePipeline(case, ranks=True)
+    ids = [row["sku"] for row in case.rows]
+    gone = data.draw(st.lists(st.sampled_from(ids), unique=True))
+    rest = dataclasses.replace(case, rows=[row for row in case.rows if row["sku"] not in gone])
+    try:
+        ranking = pipe.engine.rank(context_of(case), ids, len(ids), None, gone, now_ns=case.now_ns)
+    except FeatureError:
+        return
+    assert not set(gone) & set(ranking.items)
+    assert all(ranking.suppressed[key] == "excluded" for key in gone)
+    if rest.rows:
+        again = pipe.engine.rank(
+            context_of(case), [row["sku"] for row in rest.rows], len(ids), now_ns=case.now_ns
+        )
+        assert again.items == ranking.items

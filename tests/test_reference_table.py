@@ -6,6 +6,8 @@ test_reference_requests.py.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,7 +55,7 @@ def surviving_rows(case: Case, *, allow_nan: bool = True) -> Case:
             native_table(case, allow_nan=allow_nan)
         assert caught.value.path == refusal.path
         row = int(refusal.path[2 : refusal.path.index("]")])
-        case = Case(case.body, case.rows[:row] + case.rows[row + 1 :], case.tables, case.now_ns)
+        case = dataclasses.replace(case, rows=case.rows[:row] + case.rows[row + 1 :])
     return case
 
 
