@@ -48,7 +48,9 @@ class ManualClock:
     def advance_ns(self, duration_ns: int) -> None:
         """Move both clocks forward."""
         if duration_ns < 0:
-            raise ValueError("a clock advances by 0 ns or more; use step_wall_ns for a wall clock that is set back")
+            raise ValueError(
+                "a clock advances by 0 ns or more; use step_wall_ns for a wall clock that is set back"
+            )
         self._wall_ns += duration_ns
         self._monotonic_ns += duration_ns
 

@@ -89,7 +89,9 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     scale: float | str | None = None
     clip: tuple[float | None, float | None] | str | None = None
     encoding: str | None = None
-    vocabulary: str | None = None  # name of a shared vocabulary; None: one of its own, under the column's name
+    vocabulary: str | None = (
+        None  # name of a shared vocabulary; None: one of its own, under the column's name
+    )
     max_size: int | None = None
     min_count: int = 1
     oov: str = "first"
@@ -540,7 +542,7 @@ def sequence(
 
 
 def parse_duration_ns(text: str) -> int:
-    """ "90s", "15m", "24h", "30d" -> nanoseconds."""
+    """Nanoseconds of a duration such as "90s", "15m", "24h", "30d"."""
     match = re.fullmatch(r"([0-9]{1,9})(s|m|h|d)", text) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
         raise SpecError(f"Expected a duration such as `90s`, `15m`, `24h` or `30d`, got {clip_text(text)}")

@@ -47,7 +47,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     p50_ms: PositiveFloat | None = None
     p95_ms: PositiveFloat | None = None
     p99_ms: PositiveFloat | None = None
-    stages_ms: dict[str, PositiveFloat] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+    stages_ms: dict[str, PositiveFloat] = {}
     availability: Annotated[float, Meta(gt=0, le=1)] | None = None
     throughput: PositiveFloat | None = None
     freshness: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -108,4 +108,4 @@ class Ranking(msgspec.Struct, frozen=True):
     rung: int = 0
     stale: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    suppressed: dict[str | int, str] = {}  # noqa: RUF012
+    suppressed: dict[str | int, str] = {}

@@ -66,7 +66,7 @@ def clip(value: object, size: int = 40) -> str:
         value = value[: size + 1]  # the repr of a megabyte costs a megabyte
     try:
         text = repr(value)
-    except Exception as exc:  # a hostile or broken __repr__ must not replace the error being reported
+    except Exception as exc:  # noqa: BLE001 - a hostile or broken __repr__ must not replace the error being reported
         text = f"<{type(value).__name__}, its repr raised {type(exc).__name__}>"
     return text if len(text) <= size else text[: size - 3] + "..."
 

@@ -32,7 +32,7 @@ class PolicyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     bands: tuple[Band, ...]
     segment_by: str | None = None
-    segments: dict[str, tuple[Band, ...]] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+    segments: dict[str, tuple[Band, ...]] = {}
     review: str | None = None
 
 
@@ -59,9 +59,7 @@ class Policy:
             raise SpecError("`segments` and `segment_by` go together")
         made = _bands(bands, "bands")
         actions = {band.action for band in made}
-        by_segment = {
-            value: _bands(some, f"segments[{value!r}]") for value, some in (segments or {}).items()
-        }
+        by_segment = {value: _bands(some, f"segments[{value!r}]") for value, some in (segments or {}).items()}
         for value, some in by_segment.items():
             unknown = {band.action for band in some} - actions
             if unknown:
@@ -100,7 +98,7 @@ class Policy:
         """Actions in the order of the bands."""
         return tuple(dict.fromkeys(band.action for band in self.body.bands))
 
-    def thresholds(self, segment: str | None = None) -> tuple[tuple[str, ...], np.ndarray]:  # type: ignore[type-arg]
+    def thresholds(self, segment: str | None = None) -> tuple[tuple[str, ...], np.ndarray]:
         """Actions and their lowest scores (float32, ascending) for a segment's value; the common ones for an unknown value."""
         bands = self.body.segments.get(segment, self.body.bands) if segment is not None else self.body.bands
         return tuple(b.action for b in bands), np.array([_low(b) for b in bands], dtype=np.float32)
@@ -116,9 +114,7 @@ def _low(band: Band) -> float:
 
 def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
     try:
-        made = tuple(
-            Band(action, None if low == -math.inf else float(low)) for action, low in pairs
-        )
+        made = tuple(Band(action, None if low == -math.inf else float(low)) for action, low in pairs)
     except (TypeError, ValueError) as exc:
         raise SpecError(f"Expected (action, lowest score) pairs - at {where}") from exc
     lows = np.array([_low(b) for b in made], dtype=np.float32)

@@ -3,8 +3,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from retailinfer._native.ort cimport OrtModel, RiLane
 from retailinfer._native.program cimport Program, RequestReader, RowState, ri_state
-from retailinfer._native.table cimport RowBlock, SnapshotTable, TableSlot
-from retailinfer._native.tensor_ref cimport StrRef, TensorRef
+from retailinfer._native.table cimport SnapshotTable, TableSlot, TableView, ri_index
+from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
 
 cdef enum:
     TILE = 512          # rows of tensors that a workspace holds; larger requests loop
@@ -34,21 +34,36 @@ ctypedef struct Condition:  # one comparison of `available=`
     double number
 
 
+ctypedef struct Lookup:         # an entity's plan for one table, as native code needs it
+    ri_index index
+    TableView view
+    const int* keys             # slots of the key's parts
+    int n_keys
+    Cell* cells
+    int n_cells
+
+
+cdef class Bound:
+    """A plan and one generation of its table. Immutable; whoever holds it may read the table without the GIL."""
+    cdef:
+        readonly EntityPlan plan
+        readonly SnapshotTable table
+        Lookup c
+
+
 cdef class EntityPlan:
-    """How one entity's stored columns get into slots. Immutable but for the table that it was last fitted to."""
+    """How one entity's stored columns get into slots, and the latest `Bound` of it."""
     cdef:
         readonly str name
         readonly TableSlot slot       # where the store points
         readonly int section          # 0 context, 1 item, 2 cross
         int n_keys
         int* keys                     # slots
-        int n_wanted
-        int* wanted                   # slots of the stored columns
+        tuple wanted                  # slots of the stored columns
         tuple columns                 # their names in the table
         tuple kinds                   # canonical type names that the spec wants
-        SnapshotTable table           # the table that `cells` describes
-        Cell* cells
-    cdef int fit(self, SnapshotTable table) except -1
+        Bound bound
+    cdef Bound current(self)
 
 
 cdef class Workspace:
@@ -81,6 +96,13 @@ cdef class Workspace:
         uint8_t* seen                 # per column: 1 missing, 2 stale, over all rows of a ranking
         bint has_unknown              # some kept candidate has no row
         bint has_refused
+        Bound items                   # the candidates' table of this call
+        Lookup* item_lookup           # the same, for native code; NULL: none
+        Lookup** cross                # entities of context and candidate, of this call
+        uint8_t* block                # finished item cells of this call's table; NULL: none
+        int64_t block_stride
+        uint8_t* flags                # per item row: 1 refused, 2 something was missing; NULL: nothing was
+        int64_t flags_stride
         char* key_scratch
         int64_t key_room
 
@@ -90,12 +112,14 @@ cdef class Workspace:
 
 cdef class Available:
     cdef:
+        EntityPlan plan
         readonly str text
         list terms
         Condition* conditions
         int n
         SnapshotTable table           # the table that the offsets describe
-    cdef int fit(self, SnapshotTable table) except -1
+    cdef Available current(self, SnapshotTable table)
+    cdef int _read(self, SnapshotTable table) except -1
     cdef bint holds(self, int64_t row) noexcept nogil
 
 
@@ -113,6 +137,8 @@ cdef class Engine:
         readonly int tile             # rows per model run; 1 where rows of a batch influence each other
         readonly bint has_clock       # a column measures ages or elapsed time
         list pool
+        tuple all_plans
+        int n_cross_plans
         tuple context_plans           # entities that depend on the request alone
         tuple cross_plans             # entities that need the candidate too
         EntityPlan item_plan          # the candidate's own table, or None
@@ -145,7 +171,7 @@ cdef class Engine:
         int64_t max_bytes
         int max_depth
         readonly int64_t max_rows
-        object wall_ns
+        object clock                  # wall_ns, monotonic_ns
         int64_t* row_bytes            # per tensor
         int64_t* cells                # per tensor
         int* mask_dtype               # per tensor
@@ -153,14 +179,14 @@ cdef class Engine:
         int64_t* input_bytes          # per model input: bytes of a row
         int* input_is_context         # per model input
         bint has_masks
+        bint has_text                 # some tensor holds texts
         int n_common_bands            # bands [0, n) are those of no segment
 
     cdef Workspace pop(self)
     cdef void push(self, Workspace ws) noexcept
     cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil
     cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil
-    cdef int look_up(self, EntityPlan plan, Workspace ws) except -1
-    cdef void load_record(self, EntityPlan plan, ri_state* st, int64_t row) noexcept nogil
+    cdef int look_up(self, Lookup* plan, Workspace ws) noexcept nogil
     cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
     cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
@@ -174,8 +200,8 @@ cdef class Engine:
     cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t* marks)
     cdef object _segment_bands(self, Workspace ws)
     cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id)
-    cdef int encode_row(self, EntityPlan plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
-    cdef void set_candidate(self, Workspace ws, StrRef key, int64_t row, SnapshotTable table) noexcept nogil
+    cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
+    cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
                          int64_t now_ns, int64_t* marks)
     cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1
@@ -184,8 +210,11 @@ cdef class Engine:
                              dict suppressed) except -1
     cdef object key_object(self, list ids, Workspace ws, int64_t i)
     cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
-    cdef int64_t assemble(self, list ids, Workspace ws, int64_t first, int64_t count) except -1
-    cdef void copy_rows(self, Workspace ws, RowBlock block, int64_t first, int64_t count) noexcept nogil
+    cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
+    cdef void copy_rows(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
+    cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil
+    cdef int64_t python_tiles(self, Workspace ws, int64_t m) except -2
+    cdef void keep_scores(self, Workspace ws, int64_t first, int64_t placed, int64_t total) noexcept nogil
     cdef object rank_core(self, object context, list ids, int64_t n, Workspace ws, int64_t k, object available, object exclude,
                           object request_id, int64_t now_ns, int64_t* marks)
     cdef int note_items(self, Workspace ws, int64_t k) except -1

@@ -26,14 +26,13 @@ from retailinfer._native.program cimport (
     RI_STRING, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
 )
 from retailinfer._native.table cimport (
-    KeyPart, RowBlock, SnapshotTable, TableSlot, gather_rows,
+    KeyPart, RowBlock, index_find, index_key, SnapshotTable, TableSlot, gather_rows,
     ri_cell_f64, ri_cell_i64, ri_cell_present, ri_cell_str, ri_cell_vec, ri_key_compose, ri_key_room, ri_record,
     ri_updated_at_ns, scan_ids,
 )
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
 
 import os
-import time
 
 import msgspec
 import numpy as np
@@ -169,8 +168,6 @@ cdef extern from *:
     long long ri_depth(const char* p, long long n) nogil
     long long ri_msgpack_depth(const unsigned char* p, long long n, int limit) nogil
 
-cdef object perf_ns = time.perf_counter_ns
-cdef object wall_clock_ns = time.time_ns
 WHY = ("", "excluded", "unavailable", "unknown", "refused")
 cdef enum:
     KEPT = 0
@@ -196,8 +193,50 @@ if hasattr(os, "register_at_fork"):
 
 
 @cython.final
+cdef class Bound:
+    """An entity's plan fitted to one table: immutable, so a call that holds it reads one generation to its end."""
+
+    def __init__(self, EntityPlan plan not None, SnapshotTable table not None):
+        cdef int i, n = len(plan.wanted)
+        cdef dict schema = {entry[0]: entry for entry in table.schema}
+        cdef dict takes = {"float": ("f64", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
+                           "bytes": ("bytes",), "vector": ("vec",)}
+        self.plan = plan
+        self.table = table
+        self.c.keys = plan.keys
+        self.c.n_keys = plan.n_keys
+        self.c.n_cells = n
+        self.c.cells = <Cell*>calloc(n + 1, sizeof(Cell))
+        if self.c.cells == NULL:
+            raise MemoryError()
+        self.c.view = table.view
+        self.c.index = table.index
+        for i in range(n):
+            entry = schema.get(plan.columns[i])
+            if entry is None:
+                raise SchemaMismatchError(
+                    f"table `{plan.name}` lacks the column `{plan.columns[i]}` that the features read",
+                    hint=f"it has: {', '.join(schema) or 'none'}",
+                )
+            _, kind, offset, bit, width = entry
+            if kind not in takes[plan.kinds[i]]:
+                raise SchemaMismatchError(
+                    f"Expected column `{plan.name}.{plan.columns[i]}` of type {plan.kinds[i]}, the table has {kind}",
+                    hint="cast it before it enters the table, or declare its type in ri.Entity(columns=...)",
+                )
+            self.c.cells[i].slot = plan.wanted[i]
+            self.c.cells[i].kind = {"f64": 0, "i64": 1, "str": 2, "bytes": 2, "vec": 3}[kind]
+            self.c.cells[i].bit = bit
+            self.c.cells[i].offset = offset
+            self.c.cells[i].width = width
+
+    def __dealloc__(self):
+        free(self.c.cells)
+
+
+@cython.final
 cdef class EntityPlan:
-    """How an entity's stored columns get into slots."""
+    """How an entity's stored columns get into slots, whatever the table's current generation."""
 
     def __init__(self, str name not None, TableSlot slot not None, int section, tuple keys, tuple wanted, tuple columns,
                  tuple kinds):
@@ -205,55 +244,29 @@ cdef class EntityPlan:
         self.name = name
         self.slot = slot
         self.section = section
+        self.wanted = wanted
         self.columns = columns
         self.kinds = kinds
         self.n_keys = len(keys)
-        self.n_wanted = len(wanted)
         self.keys = <int*>calloc(len(keys) + 1, sizeof(int))
-        self.wanted = <int*>calloc(len(wanted) + 1, sizeof(int))
-        self.cells = <Cell*>calloc(len(wanted) + 1, sizeof(Cell))
-        if self.keys == NULL or self.wanted == NULL or self.cells == NULL:
+        if self.keys == NULL:
             raise MemoryError()
         for i in range(self.n_keys):
             self.keys[i] = keys[i]
-        for i in range(self.n_wanted):
-            self.wanted[i] = wanted[i]
-        self.fit(slot.table)
+        self.bound = Bound(self, slot.table)
 
     def __dealloc__(self):
         free(self.keys)
-        free(self.wanted)
-        free(self.cells)
 
-    cdef int fit(self, SnapshotTable table) except -1:
-        """Offsets of the wanted columns in this table's records. Raises: SchemaMismatchError."""
-        cdef int i
-        cdef dict schema = {entry[0]: entry for entry in table.schema}
-        cdef dict takes = {"float": ("f64", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
-                           "bytes": ("bytes",), "vector": ("vec",)}
-        for i in range(self.n_wanted):
-            entry = schema.get(self.columns[i])
-            if entry is None:
-                raise SchemaMismatchError(
-                    f"table `{self.name}` lacks the column `{self.columns[i]}` that the features read",
-                    hint=f"it has: {', '.join(schema) or 'none'}",
-                )
-            _, kind, offset, bit, width = entry
-            if kind not in takes[self.kinds[i]]:
-                raise SchemaMismatchError(
-                    f"Expected column `{self.name}.{self.columns[i]}` of type {self.kinds[i]}, the table has {kind}",
-                    hint="cast it before it enters the table, or declare its type in ri.Entity(columns=...)",
-                )
-            self.cells[i].slot = self.wanted[i]
-            self.cells[i].kind = {"f64": 0, "i64": 1, "str": 2, "bytes": 2, "vec": 3}[kind]
-            self.cells[i].bit = bit
-            self.cells[i].offset = offset
-            self.cells[i].width = width
-        self.table = table
-        return 0
+    cdef Bound current(self):
+        """The plan for the table that the store points to now. Take it once per call."""
+        if self.bound.table is not self.slot.table:
+            self.bound = Bound(self, self.slot.table)
+        return self.bound
 
 
 @cython.final
+@cython.no_gc_clear  # __dealloc__ closes the lane through `model`, which a collected cycle would have set to None
 cdef class Workspace:
     def __dealloc__(self):
         cdef int t
@@ -288,6 +301,7 @@ cdef class Workspace:
         free(self.kept_rows)
         free(self.order)
         free(self.seen)
+        free(self.cross)
         free(self.key_scratch)
 
     cdef int reserve(self, int64_t n) except -1:
@@ -352,6 +366,51 @@ cdef inline bint better(float a, float b, StrRef ka, StrRef kb, int64_t na, int6
     return order < 0 or (order == 0 and ka.size < kb.size)
 
 
+cdef const char* EMPTY = ""
+
+
+cdef void load_record(Lookup* plan, ri_state* st, int64_t row) noexcept nogil:
+    """Stored columns of a row -> slots; all unknown for row -1."""
+    cdef const uint8_t* record
+    cdef ri_slot* s
+    cdef Cell* cell
+    cdef StrRef text
+    cdef int64_t updated
+    cdef int i
+    if row < 0:
+        for i in range(plan.n_cells):
+            st.slots[plan.cells[i].slot].state = RI_UNKNOWN
+        return
+    record = ri_record(&plan.view, row)
+    updated = ri_updated_at_ns(record)
+    if updated == 0:
+        updated = INT64_MIN
+    for i in range(plan.n_cells):
+        cell = plan.cells + i
+        s = st.slots + cell.slot
+        s.hashed = 0
+        s.calendar = 0
+        s.updated_ns = updated
+        if not ri_cell_present(record, cell.bit):
+            s.state = RI_NULL
+            continue
+        s.state = RI_PRESENT
+        if cell.kind == 0:
+            s.v.f = ri_cell_f64(record, cell.offset)
+        elif cell.kind == 1:
+            if s.kind == RI_SLOT_F64:
+                s.v.f = <double>ri_cell_i64(record, cell.offset)
+            else:
+                s.v.i = ri_cell_i64(record, cell.offset)
+        elif cell.kind == 2:
+            text = ri_cell_str(&plan.view, record, cell.offset)
+            s.v.text = text.data
+            s.n = text.size
+        else:
+            s.v.vector = ri_cell_vec(record, cell.offset)
+            s.n = cell.width
+
+
 cdef int add_segment(Segment* segments, int n, Program program, int column, int64_t source) noexcept:
     """Add a column's cells; neighbours in both places become one copy. Returns the number of segments."""
     cdef int tensor = program.columns[column].tensor, width = ri_dtype_size(program.columns[column].dtype)
@@ -373,8 +432,8 @@ cdef class Engine:
 
     def __init__(self, *, Program program not None, RequestReader reader not None, OrtModel model=None, session=None,
                  tuple inputs, tuple bands, int n_common_bands, dict segments, int segment_slot, str review_action, tuple plans, dict sections,
-                 int candidate_slot, bint candidate_is_text, str release, str block_name, type decision_type, type ranking_type,
-                 decode, encode, decode_ids=None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
+                 int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
+                 decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
                  double hold_below_us=100.0, int64_t max_item_age_ns=0):
         cdef int i, t
         cdef int64_t before
@@ -388,8 +447,10 @@ cdef class Engine:
         self.tile = TILE if row_independent else 1
         self.has_clock = has_clock
         self.pool = []
+        self.all_plans = plans
         self.context_plans = tuple(p for p in plans if (<EntityPlan>p).section == 0)
         self.cross_plans = tuple(p for p in plans if (<EntityPlan>p).section == 2)
+        self.n_cross_plans = len(self.cross_plans)
         items = [p for p in plans if (<EntityPlan>p).section == 1]
         if len(items) > 1:
             raise SchemaMismatchError("several entities are keyed by the candidate alone", hint="merge them into one table")
@@ -406,7 +467,7 @@ cdef class Engine:
         self.max_bytes = max_bytes
         self.max_depth = max_depth
         self.max_rows = max_rows
-        self.wall_ns = wall_clock_ns
+        self.clock = clock
         self.block_name = block_name
         self.max_item_age_ns = max_item_age_ns
         self.segments = segments
@@ -438,6 +499,7 @@ cdef class Engine:
             self.cells[t] = cells
             self.row_bytes[t] = cells * ri_dtype_size(dtype)
             self.mask_dtype[t] = mask_dtype
+            self.has_text = self.has_text or dtype == RI_STRING
             self.has_masks = self.has_masks or mask is not None
             self.tensor_is_context[t] = context
         for i in range(self.n_inputs):
@@ -506,8 +568,9 @@ cdef class Engine:
         ws.template_masks = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
         ws.inputs = <TensorRef*>calloc(self.n_inputs + 1, sizeof(TensorRef))
         ws.seen = <uint8_t*>calloc(self.program.c.n_columns + 1, 1)
+        ws.cross = <Lookup**>calloc(self.n_cross_plans + 1, sizeof(void*))
         if (ws.tensors == NULL or ws.masks == NULL or ws.wide_masks == NULL or ws.rows == NULL or ws.mask_rows == NULL
-                or ws.templates == NULL or ws.template_masks == NULL or ws.inputs == NULL or ws.seen == NULL):
+                or ws.templates == NULL or ws.template_masks == NULL or ws.inputs == NULL or ws.seen == NULL or ws.cross == NULL):
             raise MemoryError()
         for t in range(n):
             _, dtype, cells, _, mask, mask_dtype = self.program.tensors[t]
@@ -572,102 +635,63 @@ cdef class Engine:
 
     # ---- resolve: keys -> stored columns ------------------------------------------------------------------------------
 
-    cdef int look_up(self, EntityPlan plan, Workspace ws) except -1:
-        """Find the entity's row and load its stored columns. An absent or null key is `unknown`."""
+    cdef int look_up(self, Lookup* plan, Workspace ws) noexcept nogil:
+        """Find the entity's row and load its stored columns. An absent or null key is `unknown`. -1: out of memory."""
         cdef ri_slot* slots = ws.state.st.slots
         cdef ri_slot* s
         cdef KeyPart parts[16]
-        cdef int64_t row = -1, size, number
+        cdef int64_t row = -1, number
         cdef size_t room = 0
         cdef int i
         cdef bint known = True
-        if plan.slot.table is not plan.table:
-            plan.fit(plan.slot.table)
         for i in range(plan.n_keys):
             known = known and slots[plan.keys[i]].state == RI_PRESENT
-        if known:
+        if known and plan.n_keys == 1:
             s = slots + plan.keys[0]
-            if plan.n_keys == 1:
+            if s.kind == RI_SLOT_TEXT:
+                row = index_find(&plan.index, s.v.text, s.n)
+            else:
+                number = s.v.i
+                row = index_find(&plan.index, <const char*>&number, 8)
+        elif known:
+            for i in range(plan.n_keys):
+                s = slots + plan.keys[i]
                 if s.kind == RI_SLOT_TEXT:
-                    row = plan.table.find_bytes(s.v.text, s.n)
+                    parts[i].text.data = s.v.text if s.n else EMPTY  # NULL would mean the number
+                    parts[i].text.size = s.n
                 else:
-                    number = s.v.i
-                    row = plan.table.find_bytes(<const char*>&number, 8)
-            else:
-                for i in range(plan.n_keys):
-                    s = slots + plan.keys[i]
-                    parts[i].text.data = s.v.text if s.kind == RI_SLOT_TEXT else NULL
-                    parts[i].text.size = s.n if s.kind == RI_SLOT_TEXT else 8
-                    parts[i].number = s.v.i if s.kind != RI_SLOT_TEXT else 0
-                    room += ri_key_room(parts[i].text.size)
-                if <int64_t>room > ws.key_room:
-                    free(ws.key_scratch)
-                    ws.key_room = 0
-                    ws.key_scratch = <char*>malloc(room)
-                    if ws.key_scratch == NULL:
-                        raise MemoryError()
-                    ws.key_room = <int64_t>room
-                size = ri_key_compose(parts, plan.n_keys, ws.key_scratch, room)
-                row = plan.table.find_bytes(ws.key_scratch, size)
-        self.load_record(plan, &ws.state.st, row)
+                    parts[i].text.data = NULL
+                    parts[i].text.size = 8
+                    parts[i].number = s.v.i
+                room += ri_key_room(parts[i].text.size)
+            if <int64_t>room > ws.key_room:
+                free(ws.key_scratch)
+                ws.key_room = 0
+                ws.key_scratch = <char*>malloc(room)
+                if ws.key_scratch == NULL:
+                    return -1
+                ws.key_room = <int64_t>room
+            row = index_find(&plan.index, ws.key_scratch, ri_key_compose(parts, plan.n_keys, ws.key_scratch, room))
+        load_record(plan, &ws.state.st, row)
         return 0
-
-    cdef void load_record(self, EntityPlan plan, ri_state* st, int64_t row) noexcept nogil:
-        cdef const uint8_t* record
-        cdef ri_slot* s
-        cdef Cell* cell
-        cdef StrRef text
-        cdef int64_t updated
-        cdef int i
-        if row < 0:
-            for i in range(plan.n_wanted):
-                st.slots[plan.wanted[i]].state = RI_UNKNOWN
-            return
-        record = ri_record(&plan.table.view, row)
-        updated = ri_updated_at_ns(record)
-        if updated == 0:
-            updated = INT64_MIN
-        for i in range(plan.n_wanted):
-            cell = plan.cells + i
-            s = st.slots + cell.slot
-            s.hashed = 0
-            s.calendar = 0
-            s.updated_ns = updated
-            if not ri_cell_present(record, cell.bit):
-                s.state = RI_NULL
-                continue
-            s.state = RI_PRESENT
-            if cell.kind == 0:
-                s.v.f = ri_cell_f64(record, cell.offset)
-            elif cell.kind == 1:
-                if s.kind == RI_SLOT_F64:
-                    s.v.f = <double>ri_cell_i64(record, cell.offset)
-                else:
-                    s.v.i = ri_cell_i64(record, cell.offset)
-            elif cell.kind == 2:
-                text = ri_cell_str(&plan.table.view, record, cell.offset)
-                s.v.text = text.data
-                s.n = text.size
-            else:
-                s.v.vector = ri_cell_vec(record, cell.offset)
-                s.n = cell.width
 
     # ---- one row -------------------------------------------------------------------------------------------------------
 
     cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1:
         """Request and its entities -> slots."""
         cdef EntityPlan plan
+        cdef Bound bound
         self.reader.read(request, ws.state, row)
         ws.state.st.n_flags = 0
         ws.state.st.review = 0
         if self.has_clock:
-            ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
-        for plan in self.context_plans:
-            self.look_up(plan, ws)
-        if self.item_plan is not None:
-            self.look_up(self.item_plan, ws)
-        for plan in self.cross_plans:
-            self.look_up(plan, ws)
+            ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
+        for plan in self.all_plans:
+            bound = plan.current()
+            if self.has_text:
+                ws.state.keep.append(bound)  # string tensors point into the table until the model has run
+            if self.look_up(&bound.c, ws):
+                raise MemoryError()
         return 0
 
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1:
@@ -821,13 +845,13 @@ cdef class Engine:
         try:
             self.resolve_row(request, ws, now_ns, -1)
             if marks != NULL:
-                marks[0] = perf_ns()
+                marks[0] = self.clock.monotonic_ns()
             self.fill_row(ws, 0, -1)
             if marks != NULL:
-                marks[1] = perf_ns()
+                marks[1] = self.clock.monotonic_ns()
             self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
             if marks != NULL:
-                marks[2] = perf_ns()
+                marks[2] = self.clock.monotonic_ns()
             return self.decide(ws, ws.scores[0], request_id, None)
         finally:
             self.push(ws)
@@ -847,13 +871,13 @@ cdef class Engine:
     def score_json_staged(self, body):
         """As `score_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
         cdef int64_t marks[3]
-        cdef int64_t start = perf_ns(), decoded, decided
+        cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
         request = self.decode_body(body, True, self.decode)
-        decoded = perf_ns()
+        decoded = self.clock.monotonic_ns()
         decision = self.score_object(request, None, 0, marks)
-        decided = perf_ns()
+        decided = self.clock.monotonic_ns()
         encoded = self.encode(decision)
-        end = perf_ns()
+        end = self.clock.monotonic_ns()
         return encoded, (decoded - start, marks[0] - decoded, marks[1] - marks[0], marks[2] - marks[1], decided - marks[2],
                          end - decided)
 
@@ -964,19 +988,24 @@ cdef class Engine:
         cdef int i
         try:
             for i in range(rounds):
-                start = perf_ns()
+                start = self.clock.monotonic_ns()
                 self.run_model(ws, 1, False)
-                one = min(one, <int64_t>perf_ns() - start)
+                one = min(one, <int64_t>self.clock.monotonic_ns() - start)
             if self.tile > 1:
                 for i in range(2):
-                    start = perf_ns()
+                    start = self.clock.monotonic_ns()
                     self.run_model(ws, 64, False)
-                    many = min(many, <int64_t>perf_ns() - start)
+                    many = min(many, <int64_t>self.clock.monotonic_ns() - start)
                 self.row_us = max(0.0, (many - one) / 63.0 / 1000.0)
             self.fixed_us = max(0.0, one / 1000.0 - self.row_us)
         finally:
             self.push(ws)
         return self.fixed_us, self.row_us
+
+    @property
+    def has_item_table(self) -> bool:
+        """Candidates have a table of their own."""
+        return self.item_plan is not None
 
     # ---- item blocks -----------------------------------------------------------------------------------------------------
 
@@ -985,35 +1014,30 @@ cdef class Engine:
 
         Attached to the table under the spec's fingerprint, so all rankers of one spec share them. Releases the GIL.
         """
-        cdef EntityPlan plan = self.item_plan
+        cdef Bound bound
         cdef RowBlock block, flags
         cdef Workspace ws
         cdef int64_t row, n
-        cdef int i, bad = 0
-        cdef EntityPlan own
-        if plan is None or self.n_item == 0:
+        cdef int bad = 0
+        if self.item_plan is None or self.n_item == 0 or table.block(self.block_name) is not None:
             return
-        found = table.blocks.get(self.block_name)
-        if found is not None:
-            return
+        bound = Bound(self.item_plan, table)
         n = len(table)
-        own = EntityPlan(plan.name, plan.slot, plan.section, tuple(plan.keys[i] for i in range(plan.n_keys)),
-                         tuple(plan.wanted[i] for i in range(plan.n_wanted)), plan.columns, plan.kinds)
-        own.fit(table)
         block = RowBlock(n, max(1, self.item_row_bytes))
         flags = RowBlock(n, 1)
         ws = self._new_workspace()
         with nogil:
             for row in range(n):
-                bad |= self.encode_row(own, ws, row, block.data + row * block.stride, flags.data + row * flags.stride)
+                bad |= self.encode_row(&bound.c, ws, row, block.data + row * <int64_t>block.stride,
+                                       flags.data + row * <int64_t>flags.stride)
         if bad:
             table.attach_block(self.block_name + ".flags", flags)
         table.attach_block(self.block_name, block)
 
-    cdef int encode_row(self, EntityPlan plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil:
+    cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil:
         cdef int i, t, code
-        self.set_candidate(ws, plan.table.key_of(row), row, plan.table)
-        self.load_record(plan, &ws.state.st, row)
+        self.set_candidate(ws, index_key(&plan.index, row))
+        load_record(plan, &ws.state.st, row)
         ws.state.st.n_flags = 0
         ws.state.st.now_ns = INT64_MIN  # ages are looked at when the row is used
         for t in range(ws.n_tensors):
@@ -1026,7 +1050,7 @@ cdef class Engine:
                    <size_t>self.item_segments[i].size)
         return flag[0]
 
-    cdef void set_candidate(self, Workspace ws, StrRef key, int64_t row, SnapshotTable table) noexcept nogil:
+    cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil:
         """The candidate's own field from canonical key bytes."""
         cdef ri_slot* s = ws.state.st.slots + self.candidate_slot
         s.state = RI_PRESENT
@@ -1047,7 +1071,7 @@ cdef class Engine:
 
     def rank(self, context, candidates, int64_t k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
         """Context and ids -> ranking."""
-        cdef list ids = candidates if type(candidates) is list else list(candidates)
+        cdef list ids = list(candidates)  # our own: its texts are pointed into while the GIL may be given up
         cdef Workspace ws
         if len(ids) > self.max_rows:
             raise LimitError(f"Expected at most {self.max_rows} candidates, got {len(ids)}", hint="see max_rows of the contract")
@@ -1095,18 +1119,16 @@ cdef class Engine:
                                          request.request_id if request_id is None else request_id, now_ns, NULL))
 
     def rank_json_staged(self, body, available=None):
-        """As `rank_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
+        """As `rank_json`, and the nanoseconds of decode, resolve, fill and run (together, tile by tile), decide and encode."""
         cdef int64_t marks[3]
-        cdef int64_t start = perf_ns(), decoded, decided
-        marks[0] = marks[1] = marks[2] = 0
+        cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
         request = self.decode_body(body, True, self.decode)
-        decoded = perf_ns()
+        decoded = self.clock.monotonic_ns()
         ranking = self.rank_raw(request.context, request.candidates, request.k, available, request.exclude, None, 0, marks)
-        decided = perf_ns()
+        decided = self.clock.monotonic_ns()
         encoded = self.encode(ranking)
-        end = perf_ns()
-        return encoded, (decoded - start, marks[0] - decoded, marks[1], marks[2], decided - marks[0] - marks[1] - marks[2],
-                         end - decided)
+        end = self.clock.monotonic_ns()
+        return encoded, (decoded - start, marks[0] - decoded, marks[1] - marks[0], decided - marks[1], end - decided)
 
     def tensors_ranking(self, context, candidates, int64_t now_ns=0):
         """What the model would get for one tile of candidates, for tests: arrays by input position, and the ids scored."""
@@ -1119,7 +1141,9 @@ cdef class Engine:
             ws.reserve(len(ids))
             self.rank_context(context, ws, now_ns)
             m = self.rank_filter(ids, len(ids), ws, None, None, None)
-            placed = self.assemble(ids, ws, 0, m)
+            placed = self.assemble(ws, 0, m)
+            if placed < 0:
+                raise MemoryError()
             if self.has_masks:
                 self._widen_masks(ws, placed)
             out = [self._array(ws, placed, t, is_mask) for is_mask, t, _ in self.input_plan]
@@ -1130,21 +1154,51 @@ cdef class Engine:
     cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1:
         """Context fields and entities -> slots -> the template row that every candidate's row begins with."""
         cdef EntityPlan plan
-        cdef int code
+        cdef Bound bound
+        cdef RowBlock block
+        cdef int code, i = 0
         self.reader.read(context, ws.state, -1)
         ws.state.st.n_flags = 0
         ws.state.st.review = 0
         if self.has_clock:
-            ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
+            ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
         for plan in self.context_plans:
-            self.look_up(plan, ws)
+            bound = plan.current()
+            ws.state.keep.append(bound)
+            if self.look_up(&bound.c, ws):
+                raise MemoryError()
         code = self.program.run_columns(self.context_columns, self.n_context, &ws.state.st, ws.templates, ws.template_masks)
         if code:
             self.program.fail(&ws.state.st.error, -1)
         memset(ws.seen, 0, <size_t>self.program.c.n_columns)
         self.note_flags(ws)
-        if self.item_plan is not None and self.item_plan.slot.table is not self.item_plan.table:
-            self.item_plan.fit(self.item_plan.slot.table)
+        # From here on the call reads these generations, whatever a swap does while the GIL is given up.
+        for plan in self.cross_plans:
+            bound = plan.current()
+            ws.state.keep.append(bound)
+            ws.cross[i] = &bound.c
+            i += 1
+        ws.items = None
+        ws.item_lookup = NULL
+        ws.block = ws.flags = NULL
+        if self.item_plan is not None:
+            ws.items = self.item_plan.current()
+            ws.item_lookup = &ws.items.c
+            if self.n_item:
+                found = ws.items.table.block(self.block_name)
+                if found is None:
+                    self.encode_items(ws.items.table)
+                    found = ws.items.table.block(self.block_name)
+                block = <RowBlock>found
+                ws.state.keep.append(block)
+                ws.block = block.data
+                ws.block_stride = <int64_t>block.stride
+                found = ws.items.table.block(self.block_name + ".flags")
+                if found is not None:
+                    block = <RowBlock>found
+                    ws.state.keep.append(block)
+                    ws.flags = block.data
+                    ws.flags_stride = <int64_t>block.stride
         return 0
 
     cdef void note_flags(self, Workspace ws) noexcept nogil:
@@ -1156,9 +1210,7 @@ cdef class Engine:
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
                              dict suppressed) except -1:
         """Keys -> rows; leaves out what is excluded, unavailable, refused or named twice. Returns how many are kept."""
-        cdef EntityPlan plan = self.item_plan
-        cdef SnapshotTable table = None if plan is None else plan.table
-        cdef RowBlock flags = None
+        cdef SnapshotTable table = None if ws.items is None else ws.items.table
         cdef int64_t i, m = 0, size = 64, mask, place, row, number
         cdef int32_t cell
         cdef int overflow = 0
@@ -1172,10 +1224,8 @@ cdef class Engine:
                 if not self.candidate_text:
                     for i in range(n):
                         ws.numbers[i] = PyLong_AsLongLongAndOverflow(ids[i], &overflow)
-            found = table.blocks.get(self.block_name + ".flags")
-            flags = <RowBlock>found if found is not None else None
             if available is not None:
-                available.fit(table)
+                available = available.current(table)
         else:
             if available is not None:
                 raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
@@ -1195,7 +1245,7 @@ cdef class Engine:
             if row < 0:
                 gone.add(item)
                 continue
-            place = (row * 0x9E3779B1) & mask
+            place = <int64_t>((<uint64_t>row * 0x9E3779B1ULL) & <uint64_t>mask)
             while ws.set_cells[place] != 0:
                 place = (place + 1) & mask
             ws.set_cells[place] = -<int32_t>(row + 1)
@@ -1203,7 +1253,7 @@ cdef class Engine:
             row = ws.found[i]
             ws.why[i] = KEPT
             if row >= 0:
-                place = (row * 0x9E3779B1) & mask
+                place = <int64_t>((<uint64_t>row * 0x9E3779B1ULL) & <uint64_t>mask)
                 while True:
                     cell = ws.set_cells[place]
                     if cell == 0:
@@ -1216,7 +1266,7 @@ cdef class Engine:
                         ws.why[i] = EXCLUDED
                         break
                     place = (place + 1) & mask
-                if ws.why[i] == KEPT and flags is not None and flags.data[row * flags.stride] & 1:
+                if ws.why[i] == KEPT and ws.flags != NULL and ws.flags[row * ws.flags_stride] & 1:
                     ws.why[i] = REFUSED
                 if ws.why[i] == KEPT and available is not None and not available.holds(row):
                     ws.why[i] = UNAVAILABLE
@@ -1260,29 +1310,22 @@ cdef class Engine:
                 raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"$.candidates[{i}]")
         return 0
 
-    cdef int64_t assemble(self, list ids, Workspace ws, int64_t first, int64_t count) except -1:
-        """Rows of kept candidates [first, first + count) into the tile. Returns how many were placed; the rest was refused."""
-        cdef EntityPlan plan = self.item_plan, cross
-        cdef RowBlock block = None
+    cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil:
+        """Rows of kept candidates [first, first + count) into the tile. Returns how many were placed (the rest was refused),
+        or -1: out of memory."""
         cdef int64_t i, placed = 0, row, updated
         cdef int32_t candidate
         cdef int t, code
         cdef bint direct
         cdef StrRef key
-        if plan is not None and self.n_item:
-            found = plan.table.blocks.get(self.block_name)
-            if found is None:
-                self.encode_items(plan.table)
-                found = plan.table.blocks.get(self.block_name)
-            block = <RowBlock>found
         for t in range(ws.n_tensors):
             if self.tensor_is_context[t]:
                 memcpy(ws.tensors[t], ws.templates[t], <size_t>self.row_bytes[t])
                 if ws.masks[t] != NULL:
                     memcpy(ws.masks[t], ws.template_masks[t], <size_t>self.cells[t])
         if self.n_cross == 0 and not ws.has_unknown and not self.has_masks and self.max_item_age_ns == 0 \
-                and (block is not None or self.n_item == 0):
-            self.copy_rows(ws, block, first, count)
+                and (ws.block != NULL or self.n_item == 0):
+            self.copy_rows(ws, first, count)
             return count
         for i in range(count):
             candidate = ws.kept[first + i]
@@ -1292,7 +1335,7 @@ cdef class Engine:
             else:
                 key.data = <const char*>&ws.numbers[candidate]
                 key.size = 8
-            self.set_candidate(ws, key, row, None)
+            self.set_candidate(ws, key)
             for t in range(ws.n_tensors):
                 if self.tensor_is_context[t]:
                     ws.rows[t] = ws.tensors[t]
@@ -1303,11 +1346,11 @@ cdef class Engine:
                 memcpy(ws.rows[t], ws.templates[t], <size_t>self.row_bytes[t])
                 if ws.masks[t] != NULL:
                     memcpy(ws.mask_rows[t], ws.template_masks[t], <size_t>self.cells[t])
-            if plan is not None:
-                self.load_record(plan, &ws.state.st, row)
-            direct = row < 0 or self.has_masks or block is None
+            if ws.item_lookup != NULL:
+                load_record(ws.item_lookup, &ws.state.st, row)
+            direct = row < 0 or self.has_masks or ws.block == NULL
             if not direct and self.max_item_age_ns:
-                updated = ri_updated_at_ns(ri_record(&plan.table.view, row))
+                updated = ri_updated_at_ns(ri_record(&ws.item_lookup.view, row))
                 direct = updated == 0 or ws.state.st.now_ns - updated > self.max_item_age_ns
             code = 0
             if direct:
@@ -1315,11 +1358,12 @@ cdef class Engine:
             else:
                 for t in range(self.n_item_segments):
                     memcpy(ws.rows[self.item_segments[t].tensor] + self.item_segments[t].target,
-                           block.data + row * <int64_t>block.stride + self.item_segments[t].source,
+                           ws.block + row * ws.block_stride + self.item_segments[t].source,
                            <size_t>self.item_segments[t].size)
             if code == 0:
-                for cross in self.cross_plans:
-                    self.look_up(cross, ws)
+                for t in range(self.n_cross_plans):
+                    if self.look_up(ws.cross[t], ws):
+                        return -1
                 code = self.program.run_columns(self.cross_columns, self.n_cross, &ws.state.st, ws.rows, ws.mask_rows)
             self.note_flags(ws)
             if code:
@@ -1331,7 +1375,7 @@ cdef class Engine:
             placed += 1
         return placed
 
-    cdef void copy_rows(self, Workspace ws, RowBlock block, int64_t first, int64_t count) noexcept nogil:
+    cdef void copy_rows(self, Workspace ws, int64_t first, int64_t count) noexcept nogil:
         """Rows that need nothing but copying: context cells from the template, item cells from the block."""
         cdef int s
         cdef int64_t i
@@ -1347,15 +1391,15 @@ cdef class Engine:
                 out += self.row_bytes[seg.tensor]
         for s in range(self.n_item_segments):
             seg = self.item_segments + s
-            gather_rows(block.data + seg.source, block.stride, ws.kept_rows + first, count, <size_t>seg.size,
+            gather_rows(ws.block + seg.source, <size_t>ws.block_stride, ws.kept_rows + first, count, <size_t>seg.size,
                         ws.tensors[seg.tensor] + seg.target, <size_t>self.row_bytes[seg.tensor])
 
     cdef object rank_core(self, object context, list ids, int64_t n, Workspace ws, int64_t k, object available, object exclude,
                           object request_id, int64_t now_ns, int64_t* marks):
-        cdef int64_t m, first, count, placed, total = 0, i, mark, tile = self.tile
+        cdef int64_t m, total, i
         cdef dict suppressed = {}
         cdef list items, scores
-        cdef bint release
+        cdef RunError err
         if k < 1:
             raise FeatureRangeError(f"Expected k >= 1, got {k}", path="$.k")
         ws.has_unknown = False
@@ -1363,27 +1407,20 @@ cdef class Engine:
         self.rank_context(context, ws, now_ns)
         m = self.rank_filter(ids, n, ws, available, exclude, suppressed)
         if marks != NULL:
-            marks[0] = perf_ns()
-        release = self.fixed_us + m * self.row_us >= self.hold_below_us
-        first = 0
-        while first < m:
-            count = m - first if m - first < tile else tile
-            if marks != NULL:
-                mark = perf_ns()
-            placed = self.assemble(ids, ws, first, count)
-            if marks != NULL:
-                marks[1] += perf_ns() - mark
-                mark = perf_ns()
-            if placed:
-                self.run_model(ws, placed, release)
-            if marks != NULL:
-                marks[2] += perf_ns() - mark
-            for i in range(placed):
-                ws.ranked[total + i] = ws.scores[i]
-                ws.kept[total + i] = ws.kept[first + i]
-                ws.kept_rows[total + i] = ws.kept_rows[first + i]
-            total += placed
-            first += count
+            marks[0] = self.clock.monotonic_ns()
+        if self.model is None:
+            total = self.python_tiles(ws, m)
+        elif marks == NULL and self.fixed_us + m * self.row_us >= self.hold_below_us:
+            with nogil:  # once per call, over all tiles
+                total = self.native_tiles(ws, m, &err)
+        else:
+            total = self.native_tiles(ws, m, &err)
+        if total == -1:
+            raise MemoryError()
+        if total < 0:
+            raise_run_error(&err)
+        if marks != NULL:
+            marks[1] = self.clock.monotonic_ns()
         if ws.has_refused:
             for i in range(n):
                 if ws.why[i] == REFUSED or ws.why[i] == NOT_KNOWN:
@@ -1402,24 +1439,59 @@ cdef class Engine:
         return self.ranking_type(self.next_id() if request_id is None else request_id, items, scores, self.release, self.arm, 0,
                                  stale, missing, suppressed)
 
+    cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil:
+        """Assemble and run tile after tile. Returns the number of scored rows, compacted to the front; -1 or -2 on failure."""
+        cdef int64_t first = 0, count, placed, total = 0, i
+        while first < m:
+            count = m - first if m - first < self.tile else self.tile
+            placed = self.assemble(ws, first, count)
+            if placed < 0:
+                return -1
+            if placed > 0:
+                if self.has_masks:
+                    self._widen_masks(ws, placed)
+                self._set_rows(ws, placed)
+                if self.model.run_scores(ws.inputs, placed, ws.scores, err):
+                    return -2
+            self.keep_scores(ws, first, placed, total)
+            total += placed
+            first += count
+        return total
+
+    cdef int64_t python_tiles(self, Workspace ws, int64_t m) except -2:
+        """The same through `session`."""
+        cdef int64_t first = 0, count, placed, total = 0
+        while first < m:
+            count = m - first if m - first < self.tile else self.tile
+            placed = self.assemble(ws, first, count)
+            if placed < 0:
+                raise MemoryError()
+            if placed > 0:
+                self.run_model(ws, placed, False)
+            self.keep_scores(ws, first, placed, total)
+            total += placed
+            first += count
+        return total
+
+    cdef void keep_scores(self, Workspace ws, int64_t first, int64_t placed, int64_t total) noexcept nogil:
+        cdef int64_t i
+        for i in range(placed):
+            ws.ranked[total + i] = ws.scores[i]
+            ws.kept[total + i] = ws.kept[first + i]
+            ws.kept_rows[total + i] = ws.kept_rows[first + i]
+
     cdef int note_items(self, Workspace ws, int64_t k) except -1:
         """Columns that were missing in the encoded rows of the answer: told when they are shown, not copied with each row."""
-        cdef EntityPlan plan = self.item_plan
-        cdef RowBlock flags
         cdef int64_t i, row
         cdef int t
-        if plan is None:
+        if ws.flags == NULL:
             return 0
-        found = plan.table.blocks.get(self.block_name + ".flags")
-        if found is None:
-            return 0
-        flags = <RowBlock>found
         for i in range(k):
             row = ws.kept_rows[ws.order[i]]
-            if row < 0 or not flags.data[row * <int64_t>flags.stride] & 2:
+            if row < 0 or not ws.flags[row * ws.flags_stride] & 2:
                 continue
-            self.set_candidate(ws, plan.table.key_of(row), row, None)
-            self.load_record(plan, &ws.state.st, row)
+            self.set_candidate(ws, index_key(&ws.items.c.index, row))
+            load_record(&ws.items.c, &ws.state.st, row)
             for t in range(ws.n_tensors):
                 ws.rows[t] = ws.tensors[t]
                 ws.mask_rows[t] = ws.masks[t]
@@ -1497,27 +1569,36 @@ cdef class Available:
     def __init__(self, EntityPlan plan, str text not None, list terms):
         if plan is None:
             raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
+        self.plan = plan
         self.text = text
         self.terms = terms
-        self.conditions = <Condition*>calloc(len(terms) + 1, sizeof(Condition))
-        if self.conditions == NULL:
-            raise MemoryError()
-        self.fit(plan.slot.table)
+        self._read(plan.slot.table)
 
     def __dealloc__(self):
         free(self.conditions)
 
-    cdef int fit(self, SnapshotTable table) except -1:
-        cdef int i
+    cdef Available current(self, SnapshotTable table):
+        """These comparisons for another generation of the table; itself while it is the same one."""
+        cdef Available made
         if table is self.table:
-            return 0
-        schema = {entry[0]: entry for entry in table.schema}
+            return self
+        made = <Available>Available.__new__(Available)
+        made.plan, made.text, made.terms = self.plan, self.text, self.terms
+        made._read(table)
+        return made
+
+    cdef int _read(self, SnapshotTable table) except -1:
+        cdef int i
+        cdef dict schema = {entry[0]: entry for entry in table.schema}
+        self.conditions = <Condition*>calloc(len(self.terms) + 1, sizeof(Condition))
+        if self.conditions == NULL:
+            raise MemoryError()
         for i in range(len(self.terms)):
             column, op, number = self.terms[i]
             entry = schema.get(column)
             if entry is None or entry[1] not in ("f64", "i64"):
                 raise FeatureTypeError(
-                    f"Expected a number column of table `{table.name}` in `{self.text}`, got `{column}`", path="$.available",
+                    f"Expected a number column of table `{self.plan.name}` in `{self.text}`, got `{column}`", path="$.available",
                     hint=f"it has: {', '.join(e[0] for e in table.schema if e[1] in ('f64', 'i64')) or 'none'}",
                 )
             self.conditions[i].kind = 0 if entry[1] == "f64" else 1

@@ -54,6 +54,10 @@ cdef extern from "table.h" nogil:
     )
 
 
+# Row of canonical key bytes, or -1; and the canonical key of a row. The memory is the table's.
+cdef int64_t index_find(const ri_index* index, const char* key, int64_t size) noexcept nogil
+cdef StrRef index_key(const ri_index* index, int64_t row) noexcept nogil
+
 # JSON array of plain ASCII strings -> (pointer, size) of each, in place. How many, or -1 slow path, -2 malformed, -3 more than cap.
 cdef int64_t scan_ids(const char* json, int64_t size, StrRef* out, int64_t cap) noexcept nogil
 

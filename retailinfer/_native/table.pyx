@@ -814,6 +814,14 @@ def swap(list slots not None, list snapshots not None):
 
 # ---- candidate ids -------------------------------------------------------------------------------------------------------------
 
+cdef int64_t index_find(const ri_index* index, const char* key, int64_t size) noexcept nogil:
+    return ri_index_find(index, key, size)
+
+
+cdef StrRef index_key(const ri_index* index, int64_t row) noexcept nogil:
+    return ri_index_key(index, row)
+
+
 cdef int64_t scan_ids(const char* json, int64_t size, StrRef* out, int64_t cap) noexcept nogil:
     return ri_scan_ids(json, size, out, cap)
 

@@ -50,10 +50,10 @@ class Columns(NamedTuple):
 def require_pyarrow() -> Any:
     """pyarrow, or the error that says how to get it."""
     try:
-        import pyarrow  # noqa: PLC0415 - optional extra
+        import pyarrow as pa  # noqa: PLC0415 - optional extra
     except ImportError as exc:
         raise ConfigError("tables need pyarrow", hint="pip install 'retailinfer[arrow]'") from exc
-    return pyarrow
+    return pa
 
 
 def as_table(data: Any) -> pa.Table:
@@ -101,7 +101,8 @@ def read_table(data: Any, body: Body, *, narrow_warning: bool = False, first_row
                 by_name[name] = None
                 continue
             raise SpecError(
-                f"the table lacks the column `{name}` ({kind})", hint=f"it has: {', '.join(table.column_names)}"
+                f"the table lacks the column `{name}` ({kind})",
+                hint=f"it has: {', '.join(table.column_names)}",
             )
         column = table.column(found)
         if narrow_warning and kind == "float" and str(column.type) in ("float", "halffloat"):
@@ -142,7 +143,9 @@ def canonical(column: Any, kind: str, name: str, first_row: int = 0) -> Canonica
             return _vectors(pa, array, path, valid)
         return _lists(pa, array, kind, path, valid)
     except pa.ArrowInvalid as exc:
-        raise FeatureRangeError(f"Expected values that `{kind}` holds: {clip(str(exc), 120)}", path=path) from exc
+        raise FeatureRangeError(
+            f"Expected values that `{kind}` holds: {clip(str(exc), 120)}", path=path
+        ) from exc
     except pa.ArrowNotImplementedError as exc:
         raise _wrong(kind, array, path) from exc
 
@@ -161,7 +164,11 @@ def value_counts(column: Any) -> list[tuple[Any, int]]:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
+    if (
+        pa.types.is_list(array.type)
+        or pa.types.is_large_list(array.type)
+        or pa.types.is_fixed_size_list(array.type)
+    ):
         array = array.flatten()
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int64())
@@ -252,7 +259,12 @@ def _times(pa: Any, array: Any, path: str, valid: Any, first_row: int) -> Canoni
 
 def _texts(pa: Any, array: Any, kind: str, path: str, valid: Any) -> Canonical:
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    binary = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary_view,
+    )
     if not any(check(array.type) for check in (text if kind == "str" else binary)):
         raise _wrong(kind, array, path)
     data, offsets = _text_buffers(pa, array.cast(pa.large_string() if kind == "str" else pa.large_binary()))
@@ -269,7 +281,11 @@ def _text_buffers(pa: Any, array: Any) -> tuple[NDArray[np.uint8], NDArray[np.in
     if n == 0 or offset_buffer is None:
         return np.zeros(1, np.uint8), np.zeros(n + 1, np.int64)
     offsets = np.frombuffer(offset_buffer, np.int64)[array.offset : array.offset + n + 1]
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else np.zeros(1, np.uint8)
+    data = (
+        np.frombuffer(data_buffer, np.uint8)
+        if data_buffer is not None and data_buffer.size
+        else np.zeros(1, np.uint8)
+    )
     return data, np.ascontiguousarray(offsets)
 
 
@@ -317,7 +333,11 @@ def _lists(pa: Any, array: Any, kind: str, path: str, valid: Any) -> Canonical:
         return Canonical(whole if len(whole) else np.zeros(1, np.int64), valid, offsets)
     if pa.types.is_dictionary(items.type):
         items = items.dictionary_decode()
-    if not (pa.types.is_string(items.type) or pa.types.is_large_string(items.type) or pa.types.is_string_view(items.type)):
+    if not (
+        pa.types.is_string(items.type)
+        or pa.types.is_large_string(items.type)
+        or pa.types.is_string_view(items.type)
+    ):
         raise _wrong(kind, array, path)
     data, children = _text_buffers(pa, items.cast(pa.large_string()))
     assert len(offsets) == n + 1

@@ -27,6 +27,7 @@ from retailinfer.features.spec import (
     Tensor,
     Vocabulary,
     check,
+    column_width,
     vocabulary_of,
 )
 from retailinfer.features.transform import as_matrices, fill
@@ -54,25 +55,16 @@ def fit_transform(
     fitted, columns, table = _fit(spec, table, label)
     labels = _labels(table, label)
     outs, masks, _ = fill(fitted.program, fitted.body, columns)
-    at = 0
     for t, tensor in enumerate(fitted.body.tensors.values()):
         offset = 0
-        widths = {c.name: len(_cells(fitted, c)) for c in tensor.columns}
         for column in tensor.columns:
             if column.encoding == "target":
                 held_out = _out_of_fold(fitted.body, column, table, labels)
                 known = _codes(fitted.body, column, table) >= 0
                 # rows without a category keep what serving gives them
                 outs[t][known, offset] = held_out[known]
-            offset += widths[column.name]
-            at += 1
+            offset += column_width(column, fitted.body.vocabularies)
     return fitted, as_matrices(fitted, outs, masks)
-
-
-def _cells(spec: FeatureSpec, column: Column) -> list[str]:
-    from retailinfer.features.spec import column_cells  # noqa: PLC0415 - used by this helper only
-
-    return column_cells(column, spec.body.vocabularies)
 
 
 def _fit(
@@ -212,7 +204,10 @@ def _moments(column: Column, values: NDArray[np.float64], before: Fitted) -> Fit
     center: float | None = None
     scale: float | None = None
     if isinstance(column.center, str):
-        center = float({"mean": np.mean, "median": np.median, "min": np.min}[column.center](seen))
+        if column.center == "mean":
+            center = float(np.mean(seen))
+        else:
+            center = float(np.median(seen) if column.center == "median" else np.min(seen))
     if isinstance(column.scale, str):
         if column.scale == "std":
             scale = float(np.std(seen))
@@ -266,9 +261,7 @@ def _targets(body: Body, column: Column, table: Any, labels: NDArray[np.float64]
     return Fitted(targets=tuple(float(t) for t in targets), prior=prior)
 
 
-def _out_of_fold(
-    body: Body, column: Column, table: Any, labels: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _out_of_fold(body: Body, column: Column, table: Any, labels: NDArray[np.float64]) -> NDArray[np.float64]:
     codes = _codes(body, column, table)
     size = len(vocabulary_of(column, body.vocabularies).values)
     fold = np.arange(len(codes)) % column.folds

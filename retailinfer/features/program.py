@@ -76,7 +76,9 @@ def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
             hint="call spec = spec.fit(table) first, and pack that one",
         )
     if body.arrays:
-        raise SpecError("this spec brings arrays, it has no columns to compute", hint="use score_arrays(feeds)")
+        raise SpecError(
+            "this spec brings arrays, it has no columns to compute", hint="use score_arrays(feeds)"
+        )
     names = slot_names(body)
     index = {name: i for i, name in enumerate(names)}
     kinds = {f.name: f.type for f in body.fields} | body.stored
@@ -102,7 +104,8 @@ def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
             offset += compiled["width"]
         if offset == 0:
             raise SpecError(
-                f"tensor `{name}` has no cells: its vocabularies are empty", hint="was the column all null in fit?"
+                f"tensor `{name}` has no cells: its vocabularies are empty",
+                hint="was the column all null in fit?",
             )
         mask_dtype = DTYPES[tensor.mask_dtype]
         tensors.append(
@@ -187,9 +190,7 @@ def _compile_column(
     }
 
 
-def _outcomes(
-    body: Body, column: Column, kinds: dict[str, str], dtype: str
-) -> tuple[list[int], list[Any]]:
+def _outcomes(body: Body, column: Column, kinds: dict[str, str], dtype: str) -> tuple[list[int], list[Any]]:
     """Action and default by state: present, null, unknown, stale, unavailable."""
     chosen = [
         "use",
@@ -223,14 +224,22 @@ def _fill(body: Body, column: Column, value: Any, dtype: str) -> Any:
         if column.encoding != "target":
             return at
         learned = body.fitted[column.name]
-        return learned.targets[vocab.values.index(value)] if value in vocab.values and learned.targets else learned.prior
+        return (
+            learned.targets[vocab.values.index(value)]
+            if value in vocab.values and learned.targets
+            else learned.prior
+        )
     if column.kind == "hashed":
-        hashed = hash_text(value, column.seed) if isinstance(value, str) else hash_int(int(value), column.seed)
+        hashed = (
+            hash_text(value, column.seed) if isinstance(value, str) else hash_int(int(value), column.seed)
+        )
         return hashed % (column.buckets or 1)
     if column.kind == "raw" and isinstance(value, str):
         return value
     if dtype in ("int32", "int64") and float(value) != int(value):
-        raise SpecError(f"the default {value!r} of column `{column.name}` is not a whole number, its tensor is {dtype}")
+        raise SpecError(
+            f"the default {value!r} of column `{column.name}` is not a whole number, its tensor is {dtype}"
+        )
     if column.kind == "raw" and dtype == "bool":
         return value != 0
     return int(value) if column.kind == "raw" and dtype == "int64" else float(value)
@@ -277,7 +286,9 @@ _WIRE_TYPES: dict[str, Any] = {
 }
 
 
-def request_struct(body: Body, *, without: frozenset[str] = frozenset(), name: str = "Request") -> type[msgspec.Struct]:
+def request_struct(
+    body: Body, *, without: frozenset[str] = frozenset(), name: str = "Request"
+) -> type[msgspec.Struct]:
     """The frozen Struct that JSON and MessagePack requests decode into; its fields are read by offset."""
     fields: list[Any] = []
     for f in body.fields:

@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -31,13 +32,23 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from retailinfer.features.program import Program
+    from retailinfer._native.program import Program
     from retailinfer.features.transform import FeatureMatrix
 
 __all__ = ["ArrayInput", "Entity", "FeatureSpec", "Field", "Fitted", "Tensor", "Timestamp", "Vocabulary"]
 
 FORMAT = 1  # of features.json; raised when an older library could not read it
 DTYPES: dict[str, int] = {"float32": 1, "int32": 6, "int64": 7, "string": 8, "bool": 9, "float64": 11}
+# What arrays may also be: ONNX element type -> name.
+ARRAY_DTYPES = {v: k for k, v in DTYPES.items()} | {
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    10: "float16",
+    12: "uint32",
+    13: "uint64",
+}
 SCALAR_KINDS = frozenset({"numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine"})
 FIELD_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "list[float]", "list[int]", "list[str]")
 STORED_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "vector")
@@ -104,7 +115,7 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """
 
     key: tuple[str, ...]
-    columns: dict[str, str] = {}  # noqa: RUF012 - msgspec copies an empty default per instance
+    columns: dict[str, str] = {}
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -144,15 +155,15 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tz: str = "UTC"
     zone_at_s: tuple[int, ...] = ()
     zone_offset_s: tuple[int, ...] = (0,)
-    entities: dict[str, Entity] = {}  # noqa: RUF012
-    streams: dict[str, Any] = {}  # noqa: RUF012
+    entities: dict[str, Entity] = {}
+    streams: dict[str, Any] = {}
     candidate: str | None = None
-    vocabularies: dict[str, Vocabulary] = {}  # noqa: RUF012
-    tensors: dict[str, Tensor] = {}  # noqa: RUF012
+    vocabularies: dict[str, Vocabulary] = {}
+    tensors: dict[str, Tensor] = {}
     arrays: tuple[ArrayInput, ...] = ()
     extra: Literal["forbid", "ignore"] = "forbid"
-    stored: dict[str, str] = {}  # noqa: RUF012 - reference -> type
-    fitted: dict[str, Fitted] = {}  # noqa: RUF012
+    stored: dict[str, str] = {}
+    fitted: dict[str, Fitted] = {}
     is_fitted: bool = False
 
 
@@ -189,7 +200,9 @@ class FeatureSpec:
         extra: Literal["forbid", "ignore"] = "forbid",
     ) -> None:
         if bool(columns) == bool(tensors):
-            raise SpecError("Expected either `columns` (one float32 matrix) or `tensors`, got both or neither")
+            raise SpecError(
+                "Expected either `columns` (one float32 matrix) or `tensors`, got both or neither"
+            )
         if streams:
             raise SpecError("`streams` belong to window columns, which this version does not have")
         if extra not in ("forbid", "ignore"):
@@ -263,21 +276,15 @@ class FeatureSpec:
             data = model
         else:
             try:
-                with open(model, "rb") as file:
-                    data = file.read()
+                data = Path(model).read_bytes()
             except OSError as exc:
                 raise ModelError(f"cannot read the model: {exc}") from exc
         return cls.from_inputs(OrtModel(data).inputs)
 
     @classmethod
-    def from_inputs(cls, inputs: Sequence[tuple[str, str, tuple[Any, ...]]]) -> FeatureSpec:
-        """As `from_model`, out of (name, dtype, shape) triples; a dimension that is not an int means any size."""
-        arrays = tuple(
-            ArrayInput(
-                name, dtype, tuple(d if isinstance(d, int) and d >= 0 else None for d in (shape or ()))
-            )
-            for name, dtype, shape in inputs
-        )
+    def from_inputs(cls, inputs: Sequence[tuple[str, int, tuple[int | None, ...]]]) -> FeatureSpec:
+        """As `from_model`, out of (name, ONNX dtype number, shape) triples; a dimension of None means any size."""
+        arrays = tuple(ArrayInput(name, ARRAY_DTYPES[dtype], tuple(shape)) for name, dtype, shape in inputs)
         return cls.from_body(Body(arrays=arrays, is_fitted=True))
 
     # ---- what it holds --------------------------------------------------------------------------------------------
@@ -314,7 +321,9 @@ class FeatureSpec:
     def cell_names(self, tensor: str) -> tuple[str, ...]:
         """Names of the cells of one tensor's row."""
         return tuple(
-            n for col in self._body.tensors[tensor].columns for n in column_cells(col, self._body.vocabularies)
+            n
+            for col in self._body.tensors[tensor].columns
+            for n in column_cells(col, self._body.vocabularies)
         )
 
     @cached_property
@@ -426,9 +435,13 @@ def check(body: Body) -> dict[str, str]:
     n_columns = 0
     for name, tensor in body.tensors.items():
         if tensor.dtype not in DTYPES:
-            raise SpecError(f"Expected dtype {tuple(DTYPES)}, got `{clip(tensor.dtype)}` - at tensor `{name}`")
+            raise SpecError(
+                f"Expected dtype {tuple(DTYPES)}, got `{clip(tensor.dtype)}` - at tensor `{name}`"
+            )
         if tensor.axis not in ("rows", "context"):
-            raise SpecError(f'Expected axis "rows" or "context", got `{clip(tensor.axis)}` - at tensor `{name}`')
+            raise SpecError(
+                f'Expected axis "rows" or "context", got `{clip(tensor.axis)}` - at tensor `{name}`'
+            )
         if tensor.mask_dtype not in ("bool", "float32", "int32", "int64"):
             raise SpecError(
                 f"Expected mask_dtype bool, float32, int32 or int64, got `{clip(tensor.mask_dtype)}` - at tensor `{name}`"
@@ -443,7 +456,9 @@ def check(body: Body) -> dict[str, str]:
         for column in tensor.columns:
             n_columns += 1
             if not isinstance(column, Column):
-                raise SpecError(f"Expected a column of retailinfer.columns, got `{clip(column)}` - at `{name}`")
+                raise SpecError(
+                    f"Expected a column of retailinfer.columns, got `{clip(column)}` - at `{name}`"
+                )
             if column.name in seen:
                 raise SpecError(
                     f"two columns are named `{column.name}`", hint='give one of them `name="..."`'
@@ -548,10 +563,10 @@ def _check_column(
     if column.kind not in KIND_TAKES:
         raise SpecError(f"Unknown kind of column `{clip(column.kind)}` - at {where}")
     if len(column.refs) > MAX_CROSS:
-        raise SpecError(f"Expected at most {MAX_CROSS} fields in a cross, got {len(column.refs)} - at {where}")
-    types_: list[str] = []
-    for ref in column.refs:
-        types_.append(_ref_type(body, fields, column, ref, stored))
+        raise SpecError(
+            f"Expected at most {MAX_CROSS} fields in a cross, got {len(column.refs)} - at {where}"
+        )
+    types_ = [_ref_type(body, fields, column, ref, stored) for ref in column.refs]
     for ref, kind in zip(column.refs, types_, strict=True):
         if kind not in KIND_TAKES[column.kind]:
             raise SpecError(
@@ -559,13 +574,19 @@ def _check_column(
                 f"- at {where}, reference `{ref}`"
             )
     if column.kind == "elapsed" and len(column.refs) == 1 and body.event_time is None:
-        raise SpecError(f"{where} measures up to the event time", hint="give the spec `event_time=` or `until`")
+        raise SpecError(
+            f"{where} measures up to the event time", hint="give the spec `event_time=` or `until`"
+        )
     if column.kind == "equal":
         text = {"str", "bytes"}
         if (types_[0] in text) != (types_[1] in text):
-            raise SpecError(f"{where} compares {types_[0]} with {types_[1]}", hint="both text, or both numbers")
+            raise SpecError(
+                f"{where} compares {types_[0]} with {types_[1]}", hint="both text, or both numbers"
+            )
     if column.max_age_ns is not None and not any("." in r for r in column.refs):
-        raise SpecError(f"{where} has max_age, but reads no stored column", hint="request fields are never stale")
+        raise SpecError(
+            f"{where} has max_age, but reads no stored column", hint="request fields are never stale"
+        )
     _check_dtype(tensor_name, tensor, column, types_, where)
     _check_vocabulary(body, column, types_, where)
     _check_defaults(body, tensor, column, types_, where)
@@ -594,7 +615,7 @@ def _ref_type(
         if {before, implied} == {"str", "float"} or {before, implied} == {"str", "bool"}:
             raise SpecError(
                 f"`{ref}` is read both as {before} and as {implied}",
-                hint=f'say which: entities={{"{entity}": ri.Entity({body.entities[entity].key!r}, columns={{"{name}": "int"}})}}',
+                hint=f'say which: entities={{"{entity}": ri.Entity(key=..., columns={{"{name}": "int"}})}}',
             )
         raise SpecError(f"`{ref}` is read both as {before} and as {implied} - at column `{column.name}`")
     return implied
@@ -610,9 +631,13 @@ def _check_dtype(name: str, tensor: Tensor, column: Column, types_: Sequence[str
     floats = tensor.dtype in ("float32", "float64")
     norm = column.transform is not None or column.center is not None or column.scale is not None
     if not floats and (norm or column.kind in ("ratio", "dot", "cosine", "embedding", "elapsed")):
-        raise SpecError(f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor")
+        raise SpecError(
+            f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor"
+        )
     if not floats and (column.encoding == "target" or (column.part or "").endswith(("_sin", "_cos"))):
-        raise SpecError(f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor")
+        raise SpecError(
+            f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor"
+        )
 
 
 def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: str) -> None:
@@ -631,14 +656,10 @@ def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: 
         raise SpecError(f"{where} codes floats", hint='use encoding="number" or a list of int or str')
     wants = str if types_[0] in ("str", "list[str]") else int
     if vocab.values and not all(isinstance(v, wants) for v in vocab.values):
-        raise SpecError(
-            f"Expected a vocabulary of {wants.__name__} for {where}, got {clip(vocab.values[0])}"
-        )
+        raise SpecError(f"Expected a vocabulary of {wants.__name__} for {where}, got {clip(vocab.values[0])}")
 
 
-def _check_defaults(
-    body: Body, tensor: Tensor, column: Column, types_: Sequence[str], where: str
-) -> None:
+def _check_defaults(body: Body, tensor: Tensor, column: Column, types_: Sequence[str], where: str) -> None:
     scalar_only = (
         tensor.dtype not in ("float32", "float64", "string")
         and column.kind not in ("categorical", "hashed", "sequence")
@@ -781,14 +802,18 @@ def _zone_transitions(tz: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         zone = ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
         raise SpecError(
-            f"Unknown time zone `{clip(tz)}`", hint="an IANA name such as Europe/London; `pip install tzdata`?"
+            f"Unknown time zone `{clip(tz)}`",
+            hint="an IANA name such as Europe/London; `pip install tzdata`?",
         ) from exc
 
     def offset(at_s: int) -> int:
         delta = dt.datetime.fromtimestamp(at_s, tz=zone).utcoffset()
         return 0 if delta is None else int(delta.total_seconds())
 
-    step, last = 14 * 86400, 4_102_444_800  # no zone changes twice within two weeks in these years but for Ramadan pauses
+    step, last = (
+        14 * 86400,
+        4_102_444_800,
+    )  # no zone changes twice within two weeks in these years but for Ramadan pauses
     at: list[int] = []
     offsets = [offset(0)]
     start = 0

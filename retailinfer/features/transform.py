@@ -8,7 +8,7 @@ Reading tables is arrow.py; learning is fit.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class FeatureMatrix(np.ndarray[Any, Any]):
 
     names: tuple[str, ...] | None
 
-    def __new__(cls, values: NDArray[Any], names: tuple[str, ...]) -> FeatureMatrix:
+    def __new__(cls, values: NDArray[Any], names: tuple[str, ...]) -> Self:
         made = np.asarray(values).view(cls)
         made.names = names
         return made

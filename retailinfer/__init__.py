@@ -1,0 +1,118 @@
+"""retailinfer: embedded low-latency inference for retail, inside the process of the application server.
+
+    import retailinfer as ri
+    from retailinfer import columns as c
+
+Declare features with `FeatureSpec`, make a release with `pack`, answer with `Scorer` and `Ranker`. Importing this package
+starts nothing, opens nothing and loads no model engine; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retailinfer import columns
+    from retailinfer.authoring.pack import pack
+    from retailinfer.contracts import Contract, Decision, Ranking, Reason, Rung
+    from retailinfer.errors import (
+        BundleError,
+        CallerError,
+        ConfigError,
+        DeadlineExceededError,
+        FeatureError,
+        FeatureMissingError,
+        FeatureRangeError,
+        FeatureTypeError,
+        GoldenMismatchError,
+        IntegrityError,
+        LimitError,
+        ManifestError,
+        ModelError,
+        RequestError,
+        RetailInferError,
+        SchemaMismatchError,
+        ScoreError,
+        ServingError,
+        SessionError,
+        ShapeError,
+        SpecError,
+        Unavailable,
+    )
+    from retailinfer.features.spec import Entity, FeatureSpec, Tensor, Timestamp, Vocabulary
+    from retailinfer.policy import Policy
+    from retailinfer.ranker import Ranker
+    from retailinfer.scorer import Scorer
+    from retailinfer.store.store import Store
+    from retailinfer.store.table import Snapshot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BundleError",
+    "CallerError",
+    "ConfigError",
+    "Contract",
+    "DeadlineExceededError",
+    "Decision",
+    "Entity",
+    "FeatureError",
+    "FeatureMissingError",
+    "FeatureRangeError",
+    "FeatureSpec",
+    "FeatureTypeError",
+    "GoldenMismatchError",
+    "IntegrityError",
+    "LimitError",
+    "ManifestError",
+    "ModelError",
+    "Policy",
+    "Ranker",
+    "Ranking",
+    "Reason",
+    "RequestError",
+    "RetailInferError",
+    "Rung",
+    "SchemaMismatchError",
+    "ScoreError",
+    "Scorer",
+    "ServingError",
+    "SessionError",
+    "ShapeError",
+    "Snapshot",
+    "SpecError",
+    "Store",
+    "Tensor",
+    "Timestamp",
+    "Unavailable",
+    "Vocabulary",
+    "columns",
+    "pack",
+]
+
+_HOMES = {
+    "retailinfer.authoring.pack": ("pack",),
+    "retailinfer.contracts": ("Contract", "Decision", "Ranking", "Reason", "Rung"),
+    "retailinfer.features.spec": ("Entity", "FeatureSpec", "Tensor", "Timestamp", "Vocabulary"),
+    "retailinfer.policy": ("Policy",),
+    "retailinfer.ranker": ("Ranker",),
+    "retailinfer.scorer": ("Scorer",),
+    "retailinfer.store.store": ("Store",),
+    "retailinfer.store.table": ("Snapshot",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "columns":
+        return importlib.import_module("retailinfer.columns")
+    if name in __all__:
+        value = getattr(importlib.import_module(_HOME_OF.get(name, "retailinfer.errors")), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module `retailinfer` has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,199 @@
+"""The engine of one release, as `pipeline` builds it and the front doors call it. Users never see it.
+
+Durations are nanoseconds unless a name says otherwise; `now_ns` is ns since the epoch, 0 = the clock's own.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailinfer._native.ort import OrtModel
+from retailinfer._native.program import Program, RequestReader
+from retailinfer._native.table import SnapshotTable, TableSlot
+
+def new_id_prefix() -> None:
+    """Draw this process's prefix of answer ids; runs at the first answer and in every forked child."""
+
+@final
+class Bound:
+    """An entity's plan fitted to one generation of its table. Raises: SchemaMismatchError."""
+
+    plan: EntityPlan
+    table: SnapshotTable
+    def __init__(self, plan: EntityPlan, table: SnapshotTable) -> None: ...
+
+@final
+class EntityPlan:
+    """How the stored columns of one entity get into slots.
+
+    Args:
+        slot: where the store points. section: 0 = the context alone has the key, 1 = the candidate alone, 2 = both.
+        keys: slots of the key's parts. wanted: slots of the stored columns; columns: their names in the table;
+            kinds: the type names that the spec wants.
+    Raises: SchemaMismatchError when the table lacks a column or has it in another type.
+    """
+
+    name: str
+    slot: TableSlot
+    section: int
+    def __init__(
+        self,
+        name: str,
+        slot: TableSlot,
+        section: int,
+        keys: tuple[int, ...],
+        wanted: tuple[int, ...],
+        columns: tuple[str, ...],
+        kinds: tuple[str, ...],
+    ) -> None: ...
+
+@final
+class Workspace:
+    """Memory of one call: slots, one tile of tensors (512 rows), scores. Pooled by the engine."""
+
+@final
+class Available:
+    """Compiled `available=`: (column, operator number, constant) terms joined by `and`; a null cell does not hold."""
+
+    text: str
+    def __init__(self, plan: EntityPlan | None, text: str, terms: list[tuple[str, int, float]]) -> None: ...
+
+@final
+class Engine:
+    """One release, ready to answer. Safe to call from many threads, coroutines and greenlets.
+
+    Args:
+        model: a session over the C API with its score selected; None: `session` is called with one array per input.
+        inputs: (is mask, tensor number, shape of a row) per model input.
+        bands: (action, lowest score) of the common bands, then of each segment; segments: value -> (first band, number).
+        sections: {"columns": "context" | "item" | "cross" per column}.
+        decode, encode: bytes <-> Struct. max_bytes, max_depth: of an encoded request.
+        row_independent: False runs rows one by one.
+        hold_below_us: native work that is predicted to be shorter keeps the GIL.
+    """
+
+    program: Program
+    reader: RequestReader
+    model: OrtModel | None
+    session: Any
+    release: str
+    arm: str
+    hold_below_us: float
+    fixed_us: float
+    row_us: float
+    tile: int
+    has_clock: bool
+    max_rows: int
+    def __init__(
+        self,
+        *,
+        program: Program,
+        reader: RequestReader,
+        model: OrtModel | None = None,
+        session: Callable[[list[NDArray[Any]]], NDArray[np.float32]] | None = None,
+        inputs: tuple[tuple[bool, int, tuple[int, ...]], ...],
+        bands: tuple[tuple[str, float], ...],
+        n_common_bands: int,
+        segments: dict[str, tuple[int, int]],
+        segment_slot: int,
+        review_action: str | None,
+        plans: tuple[EntityPlan, ...],
+        sections: dict[str, Sequence[str]],
+        candidate_slot: int,
+        candidate_is_text: bool,
+        release: str,
+        block_name: str,
+        decision_type: type,
+        ranking_type: type,
+        decode: Callable[[bytes], Any],
+        encode: Callable[[Any], bytes],
+        decode_ids: Callable[[bytes], Any] | None = None,
+        clock: Any,
+        max_bytes: int,
+        max_depth: int,
+        max_rows: int,
+        row_independent: bool,
+        has_clock: bool,
+        hold_below_us: float = 100.0,
+        max_item_age_ns: int = 0,
+    ) -> None: ...
+    @property
+    def has_item_table(self) -> bool:
+        """Candidates have a table of their own."""
+
+    def score(self, request: object, request_id: str | None = None, now_ns: int = 0) -> Any:
+        """One request -> Decision. Holds the GIL unless one row takes longer than `hold_below_us`.
+
+        Raises: FeatureError, SessionError, ScoreError.
+        """
+
+    def score_json(self, body: bytes, request_id: str | None = None, now_ns: int = 0) -> bytes:
+        """JSON -> JSON. Raises also LimitError, RequestError."""
+
+    def score_msgpack(
+        self,
+        body: bytes,
+        decode: Callable[[bytes], Any],
+        encode: Callable[[Any], bytes],
+        request_id: str | None = None,
+        now_ns: int = 0,
+    ) -> bytes:
+        """MessagePack -> MessagePack. Raises also LimitError, RequestError."""
+
+    def score_json_staged(self, body: bytes) -> tuple[bytes, tuple[int, int, int, int, int, int]]:
+        """As `score_json`; ns of decode, resolve, fill, run, decide, encode."""
+
+    def score_batch(
+        self,
+        requests: Iterable[object],
+        row_errors: bool = False,
+        now_ns: int = 0,
+        request_ids: Sequence[str] | None = None,
+    ) -> list[Any]:
+        """Decisions in order; with `row_errors` an error stands where its decision would. Raises: LimitError, as `score`."""
+
+    def rank(
+        self,
+        context: object,
+        candidates: Iterable[Any],
+        k: int,
+        available: Available | None = None,
+        exclude: Iterable[Any] | None = None,
+        request_id: str | None = None,
+        now_ns: int = 0,
+    ) -> Any:
+        """Context and ids -> Ranking. Gives up the GIL at most once. Raises: FeatureError, LimitError, SessionError, ScoreError."""
+
+    def rank_json(
+        self, body: bytes, available: Available | None = None, request_id: str | None = None, now_ns: int = 0
+    ) -> bytes:
+        """JSON with context, candidates, k, exclude, request_id -> JSON."""
+
+    def rank_json_staged(
+        self, body: bytes, available: Available | None = None
+    ) -> tuple[bytes, tuple[int, int, int, int, int]]:
+        """As `rank_json`; ns of decode, resolve, fill and run, decide, encode."""
+
+    def compile_available(self, text: str, terms: list[tuple[str, int, float]]) -> Available:
+        """Raises: FeatureTypeError for a column that the candidates' table lacks."""
+
+    def encode_items(self, table: SnapshotTable) -> None:
+        """Compute the item columns of all rows of a table and attach them to it. Releases the GIL."""
+
+    def calibrate(self, rounds: int = 5) -> tuple[float, float]:
+        """Measure what a run costs: fixed us, us a row. Sets `fixed_us` and `row_us`."""
+
+    def tensors(
+        self, requests: Sequence[object], now_ns: int = 0
+    ) -> tuple[list[NDArray[Any]], list[tuple[tuple[str, ...], tuple[str, ...]]]]:
+        """What the model would get, each request on its own: arrays by input, and (stale, missing) per row. For tests, tools."""
+
+    def tensors_batch(self, requests: Sequence[object], now_ns: int = 0) -> list[NDArray[Any]]:
+        """The same filled as one tile. Raises: LimitError above 512."""
+
+    def tensors_ranking(
+        self, context: object, candidates: Iterable[Any], now_ns: int = 0
+    ) -> tuple[list[NDArray[Any]], list[Any]]:
+        """The same for one tile of candidates, and the ids that would be scored, in order."""

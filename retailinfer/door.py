@@ -1,0 +1,107 @@
+"""What every front door shares: one loaded release, its parts to look at, and waiting off the event loop.
+
+Rules:
+  * A closed door, and one without an engine, answer with the same ConfigError whatever is asked: `Refusal` stands where the
+    engine would, so that open doors pay for no check.
+  * Threads are made at the first call that needs one, in the process that makes it.
+The doors themselves are scorer.py and ranker.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from retailinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from retailinfer.contracts import Contract
+    from retailinfer.features.spec import FeatureSpec
+    from retailinfer.pipeline import Pipeline
+    from retailinfer.policy import Policy
+    from retailinfer.release.manifest import Manifest
+
+__all__ = ["INLINE_BELOW_US", "Door", "Refusal"]
+
+INLINE_BELOW_US = 200.0  # an event loop notices more than this
+ARRAYS_ONLY = "this release brings no features: it takes arrays"
+HINT_ARRAYS = "use score_arrays(feeds), or pack with features="
+
+
+class Refusal:
+    """Stands where the engine would: every use of it is the same ConfigError, so that calls need no check of their own."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        self._message = message
+        self._hint = hint
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigError(self._message, hint=self._hint)
+
+
+class Door:
+    """What Scorer and Ranker share: the loaded release, and waiting off the event loop."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._engine: Any = (
+            pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
+        )
+        self._executor: ThreadPoolExecutor | None = None
+        self._executor_pid = 0
+        self._closed = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the release says of itself."""
+        return self._pipeline.manifest
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The features of the release."""
+        return self._pipeline.spec
+
+    @property
+    def policy(self) -> Policy | None:
+        """Score -> action."""
+        return self._pipeline.policy
+
+    @property
+    def contract(self) -> Contract:
+        """What the use case promises."""
+        return self._pipeline.contract
+
+    @property
+    def request_type(self) -> type[msgspec.Struct]:
+        """The frozen Struct that JSON requests decode into; building it yourself is the fastest way in."""
+        self._pipeline.need_engine()
+        return self._pipeline.request_type
+
+    def close(self) -> None:
+        """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
+        self._engine = Refusal(f"this {type(self).__name__} is closed", "load the release again")
+        self._closed = True
+        self._pipeline.close()
+        if self._executor is not None and self._executor_pid == os.getpid():
+            self._executor.shutdown(wait=True)
+            self._executor = None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.manifest.release}>"
+
+    async def _off_loop(self, call: Any, *args: Any) -> Any:
+        """Run in a small pool of this process's own; the event loop goes on."""
+        if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
+            self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="retailinfer")
+            self._executor_pid = os.getpid()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

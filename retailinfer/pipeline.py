@@ -1,0 +1,621 @@
+"""One release, ready to answer: the only file that joins features, tables, models and policy.
+
+Rules:
+  * Everything that does not depend on a request happens here, once, in this order: read and verify the files, parse, compile
+    the features, open the models from those bytes, check that all of it fits, replay the golden rows, measure, bind tables.
+  * Whatever fails raises before anything can answer; nothing is half loaded.
+  * After loading, a pipeline never changes. Where a request goes from here: `_native/engine.pyx`.
+The front doors on top are scorer.py and ranker.py.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from retailinfer._native.engine import Engine, EntityPlan
+from retailinfer._native.program import RequestReader
+from retailinfer.clock import SystemClock
+from retailinfer.contracts import Contract, Decision, Ranking
+from retailinfer.errors import (
+    ConfigError,
+    FeatureRangeError,
+    FeatureTypeError,
+    GoldenMismatchError,
+    ManifestError,
+    SchemaMismatchError,
+    clip,
+)
+from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.program import compile_program, request_struct, sections, slot_names
+from retailinfer.features.spec import Body, FeatureSpec
+from retailinfer.features.transform import fill
+from retailinfer.policy import Policy
+from retailinfer.release import golden as golden_rows
+from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
+from retailinfer.runtime.session import Backend, ModelSession, open_session
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from retailinfer._native.program import Program
+    from retailinfer.release.manifest import InputSource, Manifest
+    from retailinfer.store.store import Store
+
+__all__ = ["Pipeline", "moment_ns"]
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+HOLD_GIL_BELOW_US = 100.0
+SECTION_CODES = {"context": 0, "item": 1, "cross": 2}
+DTYPE_NAMES = {1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64"}
+
+
+class Pipeline:
+    """A loaded release.
+
+    Attributes:
+        manifest, spec, policy, contract: of the release.
+        sessions: model role -> session, in running order.
+        engine: None for a release that takes arrays only.
+        row_independent: as measured here; False makes every row run alone.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        store: Store | None = None,
+        ranks: bool = False,
+        backend: Backend = "auto",
+        max_bytes: int = MAX_BYTES,
+        max_depth: int = MAX_DEPTH,
+        hold_gil_below_us: float = HOLD_GIL_BELOW_US,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest: Manifest = bundle.manifest
+        spec = bundle.read("features", FeatureSpec.from_json)
+        if spec is None:
+            raise ManifestError("the release has no features.json", hint="pack it again")
+        if spec.fingerprint != self.manifest.spec_fingerprint:
+            raise ManifestError(
+                "features.json is not the one that the manifest was written for", hint="pack it again"
+            )
+        self.spec: FeatureSpec = spec
+        self.policy: Policy | None = bundle.read("policy", Policy.from_json)
+        self.contract: Contract = bundle.read("contract", _decode_contract) or Contract()
+        self.sessions: dict[str, ModelSession] = {}
+        for model in self.manifest.models:
+            if model.engine != "onnx":
+                raise ManifestError(
+                    f"this version cannot run engine `{model.engine}` - at model `{model.role}`"
+                )
+            self.sessions[model.role] = open_session(bundle.files[model.file], backend=backend)
+        self.row_independent = self.manifest.row_independent
+        self.engine: Engine | None = None
+        self.program: Program | None = None
+        self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
+        if spec.arrays:
+            self._check_array_inputs()
+            self._replay_arrays()
+            return
+        self.program = compile_program(spec.body, allow_nan=self.manifest.nan_inputs)
+        inputs = self.inputs = self._inputs()
+        self._select_score()
+        self._replay_golden(inputs)
+        self.engine = self._build(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
+        self.engine.calibrate()
+        if ranks and self.engine.has_item_table:
+            slot = store.slot(spec.body.candidate or "") if store is not None else None
+            if slot is not None and store is not None:
+                self.engine.encode_items(slot.table)
+                self._keep.append(store.subscribe(spec.body.candidate or "", self._encode_items))
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, bytes],
+        *,
+        trust: str | None,
+        strict_paths: bool = False,
+        **options: Any,
+    ) -> Pipeline:
+        """Read, verify and build. Raises: BundleError, ConfigError."""
+        resolve_trust(trust)
+        return cls(read_bundle(source, strict_paths=strict_paths), **options)
+
+    def close(self) -> None:
+        """Stop following tables. Answers under way finish."""
+        for stop in self._keep:
+            stop()
+        self._keep.clear()
+
+    # ---- models ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_chain(self) -> bool:
+        """Several models, or one through the Python API: their scores come through `chain_scores`."""
+        return len(self.sessions) > 1 or next(iter(self.sessions.values())).backend != "c"
+
+    def _inputs(self) -> list[tuple[InputSource, bool, int, tuple[int, ...]]]:
+        """(source, is mask, tensor number, shape of a row) of what the models take from the features, checked."""
+        assert self.program is not None
+        tensors = {t[0]: i for i, t in enumerate(self.program.tensors)}
+        masks = {t[4]: i for i, t in enumerate(self.program.tensors) if t[4] is not None}
+        found: list[tuple[InputSource, bool, int, tuple[int, ...]]] = []
+        for model in self.manifest.models:
+            session = self.sessions[model.role]
+            entries = {name: (dtype, shape) for name, dtype, shape in session.inputs}
+            if set(entries) != set(model.inputs):
+                raise SchemaMismatchError(
+                    f"the manifest lists inputs {sorted(model.inputs)}, the model has {sorted(entries)} - at `{model.role}`"
+                )
+            for name, _, _ in session.inputs:
+                source = model.inputs[name]
+                if source.kind == "output":
+                    continue
+                where = tensors if source.kind == "tensor" else masks
+                if source.kind == "array" or source.name not in where:
+                    raise SchemaMismatchError(
+                        f"input `{name}` reads `{source.name}`, which the features do not make"
+                    )
+                number = where[source.name]
+                dtype, shape = entries[name]
+                found.append(
+                    (
+                        source,
+                        source.kind == "mask",
+                        number,
+                        self._row_shape(name, dtype, shape, source, number),
+                    )
+                )
+        return found
+
+    def _row_shape(
+        self, name: str, dtype: int, shape: tuple[int | None, ...], source: InputSource, number: int
+    ) -> tuple[int, ...]:
+        assert self.program is not None
+        _, own_dtype, cells, _, _, mask_dtype = self.program.tensors[number]
+        made = mask_dtype if source.kind == "mask" else own_dtype
+        if dtype != made:
+            raise SchemaMismatchError(
+                f"input `{name}` takes {DTYPE_NAMES.get(dtype, dtype)}, tensor `{source.name}` is {DTYPE_NAMES[made]}",
+                hint="declare the tensor with the model's dtype",
+            )
+        if len(shape) == 0:
+            return (cells,)
+        rest = list(shape[1:])
+        known = math.prod(d for d in rest if d is not None)
+        free = [i for i, d in enumerate(rest) if d is None]
+        if len(free) == 1 and known > 0 and cells % known == 0:
+            rest[free[0]] = cells // known
+        if any(d is None for d in rest) or math.prod(d or 0 for d in rest) != cells:
+            raise SchemaMismatchError(
+                f"input `{name}` takes shape {shape}, tensor `{source.name}` has {cells} cells a row",
+                hint="columns and model do not belong together",
+            )
+        return tuple(d or 0 for d in rest)
+
+    def _select_score(self) -> None:
+        score = self.manifest.score
+        if score is None:
+            raise ManifestError(
+                "the release names no score, so it answers score_arrays only", hint="pack with score=..."
+            )
+        session = self.sessions.get(score.role)
+        names = [name for name, _, _ in session.outputs] if session is not None else []
+        if session is None or score.output not in names:
+            raise SchemaMismatchError(
+                f"the score `{score.role}.{score.output}` is no output of the release's models"
+            )
+        session.select_score(names.index(score.output), score.column)
+
+    def chain_scores(self, inputs: list[Any], arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Scores of several models, or of one through the Python API: `arrays` in the order of `inputs`."""
+        score = self.manifest.score
+        assert score is not None
+        if len(self.sessions) == 1:
+            return next(iter(self.sessions.values())).scores(arrays)
+        outputs = self.run_models(
+            {(source.kind, source.name): array for (source, *_), array in zip(inputs, arrays, strict=True)}
+        )
+        values = outputs[score.role][score.output]
+        rows = values.reshape(values.shape[0], -1) if values.ndim else values.reshape(1, 1)
+        if score.column >= rows.shape[1]:
+            raise SchemaMismatchError(
+                f"Expected at least {score.column + 1} cells in `{score.output}`, got {rows.shape[1]}"
+            )
+        return np.ascontiguousarray(rows[:, score.column], dtype=np.float32)
+
+    def table_scores(
+        self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None]
+    ) -> NDArray[np.float32]:
+        """Scores of filled tensors of any number of rows."""
+        arrays = []
+        for _, is_mask, number, shape in self.inputs:
+            made = masks[number] if is_mask else outs[number]
+            assert made is not None
+            arrays.append(made.reshape(-1, *shape))
+        n = len(arrays[0]) if arrays else 0
+        step = 512 if self.row_independent else 1
+        parts = [self.chain_scores(self.inputs, [a[i : i + step] for a in arrays]) for i in range(0, n, step)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def run_models(self, made: Mapping[Any, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+        """Run all models in order; each takes arrays by (kind, name) or an earlier model's output."""
+        done: dict[str, dict[str, NDArray[Any]]] = {}
+        for model in self.manifest.models:
+            feeds = {}
+            for name, source in model.inputs.items():
+                if source.kind == "output":
+                    feeds[name] = done[source.role or ""][source.name]
+                else:
+                    feeds[name] = made[source.kind, source.name]
+            done[model.role] = self.sessions[model.role].run(feeds)
+        return done
+
+    def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+        """Arrays by input -> all outputs; of several models as "role.output". Raises: FeatureError, SessionError."""
+        wanted = [
+            (source.kind, source.name, name)
+            for model in self.manifest.models
+            for name, source in model.inputs.items()
+            if source.kind != "output"
+        ]
+        if len(self.sessions) == 1:
+            return next(iter(self.sessions.values())).run(feeds)
+        known = {label for kind, label, name in wanted} | {name for _, _, name in wanted}
+        extra = set(feeds) - known
+        missing = [label for _, label, name in wanted if label not in feeds and name not in feeds]
+        if extra or missing:
+            raise FeatureTypeError(
+                f"Expected arrays {sorted({label for _, label, _ in wanted})}, got {clip(sorted(feeds), 200)}",
+                path="$",
+            )
+        made = {
+            (kind, label): np.asarray(feeds[label] if label in feeds else feeds[name])
+            for kind, label, name in wanted
+        }
+        outputs = self.run_models(made)
+        return {f"{role}.{name}": value for role, some in outputs.items() for name, value in some.items()}
+
+    # ---- golden rows -------------------------------------------------------------------------------------------------
+
+    @property
+    def same_machine(self) -> bool:
+        """Bits may be expected to be those of the machine that packed the release."""
+        session = next(iter(self.sessions.values()))
+        recorded = self.manifest.machine
+        return golden_rows.cpu_class() == recorded.cpu and session.version == recorded.onnxruntime
+
+    def _check_array_inputs(self) -> None:
+        declared = {a.name: a for a in self.spec.arrays}
+        for model in self.manifest.models:
+            names = {name for name, _, _ in self.sessions[model.role].inputs}
+            if names != set(model.inputs):
+                raise SchemaMismatchError(
+                    f"the manifest lists inputs {sorted(model.inputs)}, the model has {sorted(names)} - at `{model.role}`"
+                )
+            for source in model.inputs.values():
+                if source.kind == "array" and source.name not in declared:
+                    raise SchemaMismatchError(
+                        f"model `{model.role}` takes an array `{source.name}` that is not declared"
+                    )
+
+    def _replay_arrays(self) -> None:
+        golden = self.bundle.read("golden", golden_rows.decode_golden)
+        if golden is None or not golden.arrays:
+            return
+        feeds = golden.feeds()
+        golden_rows.check_tensors(golden, golden_rows.hash_tensors(feeds.values()))
+        outputs = self.score_arrays(feeds)
+        if self.same_machine and golden.outputs_sha256 is not None:
+            last = self.manifest.models[-1]
+            own = [f"{last.role}.{o.name}" if len(self.sessions) > 1 else o.name for o in last.outputs]
+            found = golden_rows.hash_tensors(outputs[name] for name in own)
+            if found != golden.outputs_sha256:
+                raise GoldenMismatchError(
+                    "the golden arrays give other outputs than recorded, on the same CPU class and ONNX Runtime",
+                    hint="pack the release again on this kind of machine",
+                )
+
+    def _replay_golden(self, inputs: list[Any]) -> None:
+        golden = self.bundle.read("golden", golden_rows.decode_golden)
+        if golden is None:
+            return
+        assert self.program is not None
+        body = self.spec.body
+        slots = slot_names(body)
+        canonical = golden.canonical(slots)
+        by_name = {
+            name: None if column is None else Canonical(*column)
+            for name, column in zip(slots, canonical, strict=True)
+        }
+        outs, masks, _ = fill(self.program, body, Columns(golden.n_rows, by_name), now_ns=golden.now_ns)
+        tensors: list[NDArray[Any]] = []
+        for out, mask in zip(outs, masks, strict=True):
+            tensors.append(out)
+            if mask is not None:
+                tensors.append(mask)
+        golden_rows.check_tensors(golden, golden_rows.hash_tensors(tensors))
+        arrays = []
+        for _, is_mask, number, shape in inputs:
+            made = masks[number] if is_mask else outs[number]
+            assert made is not None
+            arrays.append(made.reshape(-1, *shape))
+        alone = np.concatenate(
+            [self.chain_scores(inputs, [a[i : i + 1] for a in arrays]) for i in range(golden.n_rows)]
+        )
+        scores = alone
+        if golden.rows_per_run > 1:
+            scores = self.chain_scores(inputs, arrays)
+            if self.row_independent and not np.array_equal(scores.view(np.uint32), alone.view(np.uint32)):
+                self.row_independent = False  # this host's kernels differ by batch size: rows run alone here
+                scores = alone
+        actions = self._actions(scores, by_name) if self.policy is not None else None
+        golden_rows.check_scores(
+            golden, scores, actions, same_machine=self.same_machine, tolerance=self.manifest.tolerance.golden
+        )
+
+    def _actions(self, scores: NDArray[np.float32], by_name: Mapping[str, Canonical | None]) -> list[str]:
+        """The policy over a table of scores."""
+        assert self.policy is not None
+        segments: Sequence[str | None] = [None] * len(scores)
+        if self.policy.body.segment_by is not None:
+            segments = texts_of(by_name[self.policy.body.segment_by], len(scores))
+        return [
+            self.action_of(float(score), segment) for score, segment in zip(scores, segments, strict=True)
+        ]
+
+    def action_of(self, score: float, segment: str | None) -> str:
+        """The policy's action for one score. Raises: ScoreError."""
+        from retailinfer.errors import ScoreError  # noqa: PLC0415 - the rare path
+
+        assert self.policy is not None
+        actions, lows = self.policy.thresholds(segment)
+        at = int(np.searchsorted(lows, np.float32(score), side="right")) - 1
+        if at < 0:
+            raise ScoreError(f"the score {score!r} is below the policy's lowest band, {float(lows[0])!r}")
+        return actions[at]
+
+    # ---- the engine --------------------------------------------------------------------------------------------------
+
+    def _encode_items(self, snapshot: Any) -> None:
+        if self.engine is not None:
+            self.engine.encode_items(snapshot.table)
+
+    def _build(
+        self,
+        inputs: list[Any],
+        store: Store | None,
+        ranks: bool,
+        max_bytes: int,
+        max_depth: int,
+        hold_gil_below_us: float,
+    ) -> Engine:
+        assert self.program is not None
+        body = self.spec.body
+        slot_sections, column_sections = sections(body)
+        candidate_slot = -1
+        candidate_text = True
+        if ranks:
+            if body.candidate is None:
+                raise ConfigError(
+                    "this release ranks nothing: its spec names no candidate", hint="use Scorer.load"
+                )
+            key = body.entities[body.candidate].key[0]
+            candidate_slot = [f.name for f in body.fields].index(key)
+            kind = body.fields[candidate_slot].type
+            if kind == "bytes":
+                raise SchemaMismatchError("candidates are ids of type str or int, not bytes")
+            candidate_text = kind == "str"
+        own = frozenset(body.entities[body.candidate].key) if ranks and body.candidate else frozenset[str]()
+        struct = request_struct(body, without=own)
+        reader = RequestReader(
+            self.program, request_type=struct, forbid_extra=body.extra == "forbid", skip=candidate_slot
+        )
+        bands, segments = self._bands()
+        segment_slot = -1
+        if self.policy is not None and self.policy.body.segment_by is not None:
+            names = [f.name for f in body.fields]
+            if (
+                self.policy.body.segment_by not in names
+                or body.fields[names.index(self.policy.body.segment_by)].type != "str"
+            ):
+                raise SchemaMismatchError(
+                    f"the policy's segment_by=`{self.policy.body.segment_by}` is no request field of type str"
+                )
+            segment_slot = names.index(self.policy.body.segment_by)
+        item_ages = [
+            column.max_age_ns
+            for column, section in zip(self.spec.columns, column_sections, strict=True)
+            if column.max_age_ns and section == "item"
+        ]
+        decode, encode = self._codecs(struct, ranks=ranks, text=candidate_text)
+        session = next(iter(self.sessions.values()))
+        native = None if self.is_chain else session
+        return Engine(
+            program=self.program,
+            reader=reader,
+            model=native,
+            session=lambda arrays: self.chain_scores(inputs, arrays),
+            inputs=tuple((is_mask, number, shape) for _, is_mask, number, shape in inputs),
+            bands=tuple(bands),
+            n_common_bands=0 if self.policy is None else len(self.policy.body.bands),
+            segments=segments,
+            segment_slot=segment_slot,
+            review_action=None if self.policy is None else self.policy.body.review,
+            plans=tuple(self._plans(store, slot_sections, ranks=ranks)),
+            sections={"columns": column_sections},
+            candidate_slot=candidate_slot,
+            candidate_is_text=candidate_text,
+            release=self.manifest.release,
+            block_name=f"{self.spec.fingerprint}:{int(self.manifest.nan_inputs)}",
+            decision_type=Decision,
+            ranking_type=Ranking,
+            decode=decode,
+            encode=encode,
+            decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[int]).decode,
+            clock=SystemClock(),
+            max_bytes=max_bytes,
+            max_depth=max_depth,
+            max_rows=self.contract.max_rows,
+            row_independent=self.row_independent,
+            has_clock=self.program.has_max_age,
+            hold_below_us=hold_gil_below_us,
+            max_item_age_ns=min(item_ages, default=0),
+        )
+
+    def _codecs(
+        self, struct: type[msgspec.Struct], *, ranks: bool, text: bool
+    ) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
+        self.request_type: type[msgspec.Struct] = struct
+        if ranks:
+            self.request_type = msgspec.defstruct(
+                "RankRequest",
+                [
+                    ("context", struct),
+                    ("candidates", msgspec.Raw),
+                    ("k", int, 20),
+                    ("exclude", list[str] if text else list[int], msgspec.field(default_factory=list)),
+                    ("request_id", str | None, None),
+                ],
+                frozen=True,
+                kw_only=True,
+                forbid_unknown_fields=True,
+            )
+        return msgspec.json.Decoder(self.request_type).decode, msgspec.json.Encoder().encode
+
+    def _bands(self) -> tuple[list[tuple[str, float]], dict[str, tuple[int, int]]]:
+        """All bands in one row: the common ones, then each segment's; segment -> (first, number)."""
+        if self.policy is None:
+            return [], {}
+        flat: list[tuple[str, float]] = []
+        segments: dict[str, tuple[int, int]] = {}
+        for segment in (None, *self.policy.body.segments):
+            actions, lows = self.policy.thresholds(segment)
+            if segment is not None:
+                segments[segment] = (len(flat), len(actions))
+            flat.extend((a, float(low)) for a, low in zip(actions, lows, strict=True))
+        return flat, segments
+
+    def _plans(
+        self, store: Store | None, slot_sections: Mapping[str, str], *, ranks: bool
+    ) -> list[EntityPlan]:
+        body: Body = self.spec.body
+        index = {name: i for i, name in enumerate(slot_names(body))}
+        plans: list[EntityPlan] = []
+        for name, entity in body.entities.items():
+            refs = [r for r in body.stored if r.partition(".")[0] == name]
+            wants_candidates = ranks and name == body.candidate and store is not None and name in store
+            if not refs and not wants_candidates:
+                continue
+            if store is None or name not in store:
+                raise ConfigError(
+                    f"the features read the table `{name}` ({', '.join(refs)}), which no store holds",
+                    hint=f"load(..., store=ri.Store(tables={{{name!r}: ...}}))",
+                )
+            slot = store.slot(name)
+            fields = {f.name: f.type for f in body.fields}
+            kinds = tuple(fields[k] for k in entity.key)
+            have = slot.table.key_kind if isinstance(slot.table.key_kind, tuple) else (slot.table.key_kind,)
+            if tuple(have) != kinds:
+                raise SchemaMismatchError(
+                    f"Expected table `{name}` keyed by {kinds} ({', '.join(entity.key)}), got {tuple(have)}",
+                    hint="key types of table and request must be the same",
+                )
+            section = slot_sections[refs[0]] if refs else "item"
+            plans.append(
+                EntityPlan(
+                    name,
+                    slot,
+                    SECTION_CODES[section],
+                    tuple(index[k] for k in entity.key),
+                    tuple(index[r] for r in refs),
+                    tuple(r.partition(".")[2] for r in refs),
+                    tuple(body.stored[r] for r in refs),
+                )
+            )
+        return plans
+
+    # ---- small things that both doors need --------------------------------------------------------------------------
+
+    def need_engine(self) -> Engine:
+        """The engine. Raises: ConfigError for a release of arrays."""
+        if self.engine is None:
+            raise ConfigError(
+                "this release brings no features: it takes arrays",
+                hint="use score_arrays(feeds), or pack with features=",
+            )
+        return self.engine
+
+
+def moment_ns(at: dt.datetime | float | None) -> int:
+    """`at=` as nanoseconds since the epoch; 0 = now. Raises: FeatureTypeError, FeatureRangeError."""
+    if at is None:
+        return 0
+    if isinstance(at, dt.datetime):
+        if at.tzinfo is None:
+            raise FeatureTypeError(
+                "Expected an aware datetime, got a naive one", path="$.at", hint="attach its zone"
+            )
+        delta = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+        return ((delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds) * 1000
+    if isinstance(at, bool) or not isinstance(at, (int, float)):
+        raise FeatureTypeError(
+            f"Expected a datetime or seconds since 1970, got `{type(at).__name__}`", path="$.at"
+        )
+    if not abs(at) < 4.6e9:
+        raise FeatureRangeError(f"Expected seconds since 1970 within +-4.6e9, got {at!r}", path="$.at")
+    return round(at * 1e6) * 1000
+
+
+def texts_of(column: Canonical | None, n: int) -> list[str | None]:
+    """A canonical text column as Python text."""
+    if column is None or column.offsets is None:
+        return [None] * n
+    data = column.values.tobytes()
+    valid = column.valid
+    return [
+        data[column.offsets[i] : column.offsets[i + 1]].decode() if valid is None or valid[i] else None
+        for i in range(n)
+    ]
+
+
+_TERM = re.compile(
+    r"\s*([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*"
+)
+_OPS = {"<": 0, "<=": 1, ">": 2, ">=": 3, "==": 4, "!=": 5}
+
+
+def parse_available(text: str, candidate: str) -> list[tuple[str, int, float]]:
+    """(column, operator number, constant) of each term of "item.stock > 0 and item.active == 1". Raises: FeatureTypeError."""
+    terms: list[tuple[str, int, float]] = []
+    for part in re.split(r"\band\b", text) if isinstance(text, str) and len(text) < 1000 else [""]:
+        match = _TERM.fullmatch(part)
+        if match is None or match[1] != candidate:
+            raise FeatureTypeError(
+                f"Expected comparisons such as `{candidate}.stock > 0`, joined by `and`, got {clip(text)}",
+                path="$.available",
+            )
+        try:
+            number = float(match[4])
+        except ValueError as exc:
+            raise FeatureTypeError(f"Expected a number, got {clip(match[4])}", path="$.available") from exc
+        terms.append((match[2], _OPS[match[3]], number))
+    return terms
+
+
+def _decode_contract(data: bytes) -> Contract:
+    try:
+        return msgspec.json.decode(data, type=Contract)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ManifestError(f"contract.json is not a contract: {exc}", hint="pack the release again") from exc

@@ -1,0 +1,210 @@
+"""Scorer: the front door for payments and every other single score.
+
+Rules:
+  * Caller's mistakes raise a CallerError; what the library could not do raises a ServingError. Nothing else comes out.
+  * Safe to call from many threads, coroutines and greenlets. Loading is expensive, calling is not: keep one per process.
+What happens inside: pipeline.py loads, `_native/engine.pyx` answers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from retailinfer.door import INLINE_BELOW_US, Door
+from retailinfer.errors import ConfigError, LimitError, RetailInferError, clip
+from retailinfer.features.arrow import batches, read_table, require_pyarrow
+from retailinfer.features.transform import fill
+from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, texts_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from retailinfer.contracts import Decision
+    from retailinfer.store.store import Store
+
+__all__ = ["Scorer"]
+
+TABLE_ROWS = 8192
+
+
+class Scorer(Door):
+    """Scores requests with one release. Get one from `Scorer.load`."""
+
+    @classmethod
+    def load(
+        cls,
+        release: str | os.PathLike[str] | Mapping[str, bytes],
+        *,
+        store: Store | None = None,
+        trust: str | None = None,
+        strict_paths: bool = False,
+        backend: Literal["auto", "c", "python"] = "auto",
+        max_bytes: int = MAX_BYTES,
+        max_depth: int = MAX_DEPTH,
+        hold_gil_below_us: float = HOLD_GIL_BELOW_US,
+    ) -> Scorer:
+        """Load a release: verify every byte, compile the features, open the models, replay the golden rows, warm up.
+
+        Args:
+            release: its directory, or its files by name.
+            store: the process's tables; needed when the features read any.
+            trust: "unsigned", or None = the setting RETAILINFER_TRUST.
+            strict_paths: refuse links and files that others may write.
+            backend: "c" = ONNX Runtime's C API, "python" = its Python API, "auto" = the first that is there.
+            max_bytes, max_depth: of an encoded request.
+            hold_gil_below_us: native work predicted to be shorter keeps the GIL.
+        Raises: BundleError (nothing is loaded then), ConfigError.
+        """
+        return cls(
+            Pipeline.load(
+                release,
+                trust=trust,
+                strict_paths=strict_paths,
+                store=store,
+                backend=backend,
+                max_bytes=max_bytes,
+                max_depth=max_depth,
+                hold_gil_below_us=hold_gil_below_us,
+            )
+        )
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline)
+        self._decode_msgpack: Any = None
+        self._encode_msgpack: Any = None
+        if pipeline.engine is not None:
+            self._decode_msgpack = msgspec.msgpack.Decoder(pipeline.request_type).decode
+            self._encode_msgpack = msgspec.msgpack.Encoder().encode
+
+    def score(
+        self, request: object, *, request_id: str | None = None, at: dt.datetime | float | None = None
+    ) -> Decision:
+        """Score one request.
+
+        Args:
+            request: dict, msgspec Struct or dataclass with the spec's fields.
+            request_id: becomes the decision's id.
+            at: the moment against which ages are measured; now by default.
+        Raises: FeatureError for the request; SessionError, ScoreError.
+        """
+        decision: Decision = self._engine.score(request, request_id, 0 if at is None else moment_ns(at))
+        return decision
+
+    def score_json(
+        self, body: bytes, *, request_id: str | None = None, at: dt.datetime | float | None = None
+    ) -> bytes:
+        """JSON request -> JSON decision. Raises: RequestError and LimitError for the bytes, else as `score`."""
+        answer: bytes = self._engine.score_json(body, request_id, 0 if at is None else moment_ns(at))
+        return answer
+
+    def score_msgpack(
+        self, body: bytes, *, request_id: str | None = None, at: dt.datetime | float | None = None
+    ) -> bytes:
+        """MessagePack request -> MessagePack decision. Raises: as `score_json`."""
+        answer: bytes = self._engine.score_msgpack(
+            body, self._decode_msgpack, self._encode_msgpack, request_id, 0 if at is None else moment_ns(at)
+        )
+        return answer
+
+    def score_batch(
+        self,
+        requests: Iterable[object],
+        *,
+        errors: Literal["raise", "row"] = "raise",
+        at: dt.datetime | float | None = None,
+    ) -> list[Decision | RetailInferError]:
+        """Score many requests at once; same bits as one by one.
+
+        Args:
+            errors: "raise" the first error, or give it as the "row" in which it happened.
+        Raises: LimitError beyond the contract's `max_rows`; with errors="raise" as `score`, naming `$[i]`.
+        """
+        if errors not in ("raise", "row"):
+            raise ConfigError(f'Expected errors "raise" or "row", got {clip(errors)}')
+        answers: list[Decision | RetailInferError] = self._engine.score_batch(
+            requests, errors == "row", 0 if at is None else moment_ns(at)
+        )
+        return answers
+
+    def score_table(self, table: Any, *, at: dt.datetime | float | None = None) -> Any:
+        """Score a whole table, in slices, as it streams in.
+
+        Args:
+            table: anything with the Arrow stream interface. Stored columns are read from the table where it has all of
+                them ("card.n_30d"), else from the store.
+        Returns: a pyarrow Table, one row each: score (float32), and action (string) where there is a policy.
+        Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
+        """
+        engine = self._engine
+        pa = require_pyarrow()
+        pipe = self._pipeline
+        scores: list[Any] = []
+        actions: list[str] = []
+        first = 0
+        for part in batches(table, TABLE_ROWS):
+            if part.num_rows == 0:
+                continue
+            if all(ref in part.column_names for ref in pipe.spec.body.stored):
+                columns = read_table(part, pipe.spec.body, first_row=first)
+                values = self._table_scores(columns, moment_ns(at), first)
+                if pipe.policy is not None:
+                    by = pipe.policy.body.segment_by
+                    segments = texts_of(columns.by_name[by], len(values)) if by else [None] * len(values)
+                    actions += [pipe.action_of(float(v), s) for v, s in zip(values, segments, strict=True)]
+            else:
+                names = [f.name for f in pipe.spec.fields if f.name in part.column_names]
+                rows = part.select(names).to_pylist()
+                decisions: list[Any] = []
+                for start in range(0, len(rows), engine.max_rows):
+                    decisions += engine.score_batch(
+                        rows[start : start + engine.max_rows], False, moment_ns(at)
+                    )
+                values = np.array([d.score for d in decisions], np.float32)
+                actions += [d.action for d in decisions if d.action is not None]
+            scores.append(values)
+            first += part.num_rows
+        made = {"score": np.concatenate(scores) if scores else np.zeros(0, np.float32)}
+        out = pa.table(made)
+        return out.append_column("action", pa.array(actions, pa.string())) if pipe.policy is not None else out
+
+    def _table_scores(self, columns: Any, now_ns: int, first: int) -> NDArray[np.float32]:
+        pipe = self._pipeline
+        assert pipe.program is not None
+        outs, masks, _ = fill(pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first)
+        scores: NDArray[np.float32] = pipe.table_scores(outs, masks)
+        return scores
+
+    def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+        """Run the models on arrays that the caller made: input name -> array; all outputs by name.
+
+        Layout and byte order are converted, another dtype or shape is refused. Raises: FeatureError, LimitError,
+        SessionError.
+        """
+        if self._closed:
+            raise ConfigError("this Scorer is closed", hint="load the release again")
+        for name, value in feeds.items():
+            shape = getattr(value, "shape", ())
+            if shape and shape[0] > self.contract.max_rows:
+                raise LimitError(
+                    f"Expected at most {self.contract.max_rows} rows in `{clip(name)}`, got {shape[0]}",
+                    hint="see max_rows of the contract",
+                )
+        return self._pipeline.score_arrays(feeds)
+
+    async def ascore(
+        self, request: object, *, request_id: str | None = None, at: dt.datetime | float | None = None
+    ) -> Decision:
+        """`score` for coroutines: inline while it is cheap (below 200 us as measured at load), else in a thread."""
+        engine = self._engine
+        now = 0 if at is None else moment_ns(at)
+        if engine.fixed_us + engine.row_us < INLINE_BELOW_US:
+            decision: Decision = engine.score(request, request_id, now)
+            return decision
+        answer: Decision = await self._off_loop(engine.score, request, request_id, now)
+        return answer
