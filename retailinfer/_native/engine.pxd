@@ -94,6 +94,7 @@ cdef class Workspace:
         int32_t* kept_rows            # its row in the item table, -1: unknown
         int32_t* order                # positions of the best, best first
         uint8_t* seen                 # per column: 1 missing, 2 stale, over all rows of a ranking
+        bint seen_any
         bint has_unknown              # some kept candidate has no row
         bint has_refused
         Bound items                   # the candidates' table of this call
@@ -208,6 +209,7 @@ cdef class Engine:
     cdef void note_flags(self, Workspace ws) noexcept nogil
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
                              dict suppressed) except -1
+    cdef bint releases(self, int64_t n) noexcept
     cdef object key_object(self, list ids, Workspace ws, int64_t i)
     cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
     cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil

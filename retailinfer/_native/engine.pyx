@@ -78,6 +78,37 @@ cdef extern from *:
         for (i = 0; i < n; i++) out[16 + i] = digits[counter >> (4 * (n - 1 - i)) & 15];
         return id;
     }
+    /* Rows of one tensor: `head` bytes from the template, `body` bytes from each row's item cells. Both in one pass, so that a
+     * row is written while its line is there; rows to come are asked for early, because the block is larger than any cache. */
+    #define RI_COPY_AHEAD 12
+    static inline void ri_copy_cells(unsigned char *to, const unsigned char *from, long long size) {
+        long long i = 0;
+        for (; i + 16 <= size; i += 16) memcpy(to + i, from + i, 16);
+        for (; i + 4 <= size; i += 4) memcpy(to + i, from + i, 4);
+        for (; i < size; i++) to[i] = from[i];
+    }
+    #if defined(__GNUC__) || defined(__clang__)
+    #define RI_ASK(p, level) __builtin_prefetch((p), 0, level)
+    #else
+    #define RI_ASK(p, level) ((void)(p))
+    #endif
+    static void ri_join_rows(unsigned char *out, long long stride, const unsigned char *head_from, long long head_at, long long head,
+                             const unsigned char *block, long long block_stride, const int *rows, long long n, long long body_at,
+                             long long body) {
+        long long i, line;
+        for (i = 0; i < n; i++, out += stride) {
+            if (i + RI_COPY_AHEAD < n)
+                for (line = 0; line < body; line += 64)
+                    RI_ASK(block + rows[i + RI_COPY_AHEAD] * block_stride + line, 3);
+            ri_copy_cells(out + head_at, head_from, head);
+            ri_copy_cells(out + body_at, block + rows[i] * block_stride, body);
+        }
+    }
+    /* Bring a row's lines near (second level): they are copied in a few microseconds. */
+    static inline void ri_ask_row(const unsigned char *row, long long size) {
+        long long line;
+        for (line = 0; line < size; line += 64) RI_ASK(row + line, 2);
+    }
     /* Opening brackets bound the nesting from above, at the speed of one pass that the compiler vectorises. */
     static long long ri_count_open(const char *p, long long n) {
         long long total = 0;
@@ -162,6 +193,9 @@ cdef extern from *:
     """
     const char* utf8_of "PyUnicode_AsUTF8AndSize"(object text, Py_ssize_t* size) except NULL
     object make_id "ri_make_id"(object prefix, uint64_t counter)
+    void ri_join_rows(uint8_t* out, int64_t stride, const uint8_t* head_from, int64_t head_at, int64_t head, const uint8_t* block,
+                      int64_t block_stride, const int32_t* rows, int64_t n, int64_t body_at, int64_t body) nogil
+    void ri_ask_row(const uint8_t* row, int64_t size) nogil
     void* ri_aligned(size_t size) nogil
     void ri_aligned_free(void* p) nogil
     long long ri_count_open(const char* p, long long n) nogil
@@ -1065,14 +1099,26 @@ cdef class Engine:
 
     # ---- rankings --------------------------------------------------------------------------------------------------------
 
+    cdef bint releases(self, int64_t n) noexcept:
+        """Is the GIL given up for a ranking of n candidates?"""
+        return self.model is None or self.fixed_us + n * self.row_us >= self.hold_below_us
+
     def compile_available(self, str text not None, list terms):
         """`available=` as native comparisons. terms: ((column, operator number, constant), ...) of the candidates' table."""
         return Available(self.item_plan, text, terms)
 
     def rank(self, context, candidates, int64_t k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
         """Context and ids -> ranking."""
-        cdef list ids = list(candidates)  # our own: its texts are pointed into while the GIL may be given up
+        cdef list ids
         cdef Workspace ws
+        # Its texts are pointed into, so nobody may change the list until the end: while the GIL is held from here to there
+        # nobody can, else a copy keeps them alive. `exclude` is read first, because iterating it may run anything.
+        if exclude is not None:
+            exclude = list(exclude)
+        if type(candidates) is list and not self.releases(len(candidates)):
+            ids = candidates
+        else:
+            ids = list(candidates)
         if len(ids) > self.max_rows:
             raise LimitError(f"Expected at most {self.max_rows} candidates, got {len(ids)}", hint="see max_rows of the contract")
         ws = self.pop()
@@ -1171,6 +1217,7 @@ cdef class Engine:
         if code:
             self.program.fail(&ws.state.st.error, -1)
         memset(ws.seen, 0, <size_t>self.program.c.n_columns)
+        ws.seen_any = False
         self.note_flags(ws)
         # From here on the call reads these generations, whatever a swap does while the GIL is given up.
         for plan in self.cross_plans:
@@ -1203,6 +1250,8 @@ cdef class Engine:
 
     cdef void note_flags(self, Workspace ws) noexcept nogil:
         cdef int i
+        if ws.state.st.n_flags:
+            ws.seen_any = True
         for i in range(ws.state.st.n_flags):
             ws.seen[ws.state.st.flags[i].column] |= 2 if ws.state.st.flags[i].state == RI_STALE else 1
         ws.state.st.n_flags = 0
@@ -1233,7 +1282,7 @@ cdef class Engine:
                 ws.found[i] = -1
                 if ids is not None:
                     self.own_key(ids[i], ws, i)
-        excluded = () if exclude is None else list(exclude)
+        excluded = () if exclude is None else exclude
         while size < 2 * (n + len(excluded)) + 2:
             size *= 2
         if size > ws.set_size:
@@ -1253,6 +1302,8 @@ cdef class Engine:
             row = ws.found[i]
             ws.why[i] = KEPT
             if row >= 0:
+                if ws.block != NULL:
+                    ri_ask_row(ws.block + row * ws.block_stride, self.item_row_bytes)
                 place = <int64_t>((<uint64_t>row * 0x9E3779B1ULL) & <uint64_t>mask)
                 while True:
                     cell = ws.set_cells[place]
@@ -1380,7 +1431,14 @@ cdef class Engine:
         cdef int s
         cdef int64_t i
         cdef Segment* seg
+        cdef Segment* item
         cdef uint8_t* out
+        if self.n_context_segments == 1 and self.n_item_segments == 1 \
+                and self.context_segments[0].tensor == self.item_segments[0].tensor:
+            seg, item = self.context_segments, self.item_segments
+            ri_join_rows(ws.tensors[seg.tensor], self.row_bytes[seg.tensor], ws.templates[seg.tensor] + seg.target, seg.target,
+                         seg.size, ws.block + item.source, ws.block_stride, ws.kept_rows + first, count, item.target, item.size)
+            return
         for s in range(self.n_context_segments):
             seg = self.context_segments + s
             if self.tensor_is_context[seg.tensor]:
@@ -1410,7 +1468,7 @@ cdef class Engine:
             marks[0] = self.clock.monotonic_ns()
         if self.model is None:
             total = self.python_tiles(ws, m)
-        elif marks == NULL and self.fixed_us + m * self.row_us >= self.hold_below_us:
+        elif marks == NULL and self.releases(n):
             with nogil:  # once per call, over all tiles
                 total = self.native_tiles(ws, m, &err)
         else:
@@ -1502,6 +1560,8 @@ cdef class Engine:
     cdef tuple seen_names(self, Workspace ws):
         cdef int i
         cdef list stale = None, missing = None
+        if not ws.seen_any:
+            return (), ()
         for i in range(self.program.c.n_columns):
             if ws.seen[i]:
                 stale, missing = stale or [], missing or []
