@@ -43,6 +43,24 @@ static int fail(ri_state *st, int code, const ri_program *p, const ri_column *c,
     return code;
 }
 
+/* A value that is not in the vocabulary; `at` is its place in a list. */
+static int fail_oov(ri_state *st, const ri_program *p, const ri_column *c, const ri_text *text, int64_t integer, int64_t at) {
+    st->error.integer = integer;
+    st->error.text_size = -1;
+    if (text) {
+        int64_t size = text->size < (int64_t)sizeof st->error.text ? text->size : (int64_t)sizeof st->error.text;
+        memcpy(st->error.text, text->data, (size_t)size);
+        st->error.text_size = (int32_t)size;
+    }
+    return fail(st, RI_ERR_OOV, p, c, c->ref[0], 0, (double)at);
+}
+
+static int fail_oov_slot(ri_state *st, const ri_program *p, const ri_column *c, const ri_slot *s) {
+    ri_text text = {s->v.text, s->n};
+    if (s->kind == RI_SLOT_TEXT) return fail_oov(st, p, c, &text, 0, 0);
+    return fail_oov(st, p, c, 0, s->v.i, 0);
+}
+
 /* ---- stores: one rounding, and the gate ---------------------------------------------------------------------------- */
 
 INLINE int store_f(const ctx *x, const ri_column *c, int64_t cell, double value) {
@@ -395,7 +413,10 @@ static int run_sequence(const ctx *x, const ri_column *c) {
                                                ri_hash_text(s->v.list_text[at].data, s->v.list_text[at].size, 0))
                                : ri_vocab_int(c->vocab, s->v.list_i[at]);
             if (code < 0) code = c->vocab->oov;
-            if (code < 0) return fail(x->st, RI_ERR_OOV, x->p, c, c->ref[0], 0, (double)at);
+            if (code < 0) {
+                int text = s->kind == RI_SLOT_LIST_TEXT;
+                return fail_oov(x->st, x->p, c, text ? s->v.list_text + at : 0, text ? 0 : s->v.list_i[at], at);
+            }
             result = store_i(x, c, i, code);
         }
     }
@@ -497,13 +518,13 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
         int32_t found = slot_code(c->vocab, a);
         if (c->kind == RI_TARGET) return store_f(&x, c, 0, c->targets[found < 0 ? c->vocab->size : found]);
         if (found < 0) found = c->vocab->oov;
-        if (UNLIKELY(found < 0)) return fail(st, RI_ERR_OOV, p, c, c->ref[0], 0, 0.0);
+        if (UNLIKELY(found < 0)) return fail_oov_slot(st, p, c, a);
         return store_i(&x, c, 0, found);
     }
     case RI_ONEHOT: {
         int32_t found = slot_code(c->vocab, a);
         if (found < 0) found = c->vocab->oov;
-        if (UNLIKELY(found == -1)) return fail(st, RI_ERR_OOV, p, c, c->ref[0], 0, 0.0);
+        if (UNLIKELY(found == -1)) return fail_oov_slot(st, p, c, a);
         for (int64_t i = 0; i < c->width; i++) {
             put_mask(&x, i, 1);
             store_i(&x, c, i, i == found);

@@ -137,6 +137,8 @@ typedef struct ri_error {
     int32_t code, column, slot, state;
     double value;
     int64_t integer;
+    int32_t text_size; /* bytes in `text`; -1: the value is `integer` */
+    char text[64];     /* the start of a text that is not in its vocabulary */
 } ri_error;
 
 /* The mutable side of one call: one per workspace, never shared. */

@@ -118,6 +118,8 @@ cdef extern from "feature_ops.h" nogil:
         int32_t state
         double value
         int64_t integer
+        int32_t text_size
+        char text[64]
 
     ctypedef struct ri_state:
         ri_slot* slots
@@ -177,6 +179,7 @@ cdef class Program:
         readonly bint has_max_age
         readonly bint has_lists
         int n_vocabs
+        bint any_bytes
         frozenset bytes_slots     # text slots that hold raw bytes
 
     cdef RowState new_state(self)
@@ -189,6 +192,8 @@ cdef class Program:
     cdef int convert(self, int slot, object value, RowState state, int64_t row) except -1
     cdef int _convert_other(self, int slot, object value, RowState state, int64_t row) except -1
     cdef int _convert_list(self, int slot, object values, RowState state, int64_t row) except -1
+    cdef double _number(self, int slot, object value, str path) except? -1
+    cdef int _wrong_type(self, int slot, object value, str path, str expected) except -1
     cdef int _null(self, int slot, ri_slot* s, int64_t row) except -1
     cdef int _not_finite(self, int slot, ri_slot* s, int64_t row) except -1
     cdef int _seconds(self, int slot, ri_slot* s, double seconds, int64_t row) except -1
@@ -213,5 +218,7 @@ cdef class RequestReader:
         int skip                  # field that candidates bring; -1: none
 
     cdef int read(self, object request, RowState state, int64_t row) except -1
+    cdef int _read_dict(self, dict request, RowState state, int64_t row) except -1
+    cdef int _read_attributes(self, object request, RowState state, int64_t row) except -1
     cdef int _count_keys(self, dict request, int64_t row) except -1
     cdef int _refuse_extra(self, dict request, int64_t row) except -1

@@ -18,7 +18,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsDouble, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
-from libc.math cimport NAN, isfinite, isnan, llrint
+from libc.math cimport NAN, isfinite, isinf, isnan, llrint
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -32,7 +32,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from retailinfer.errors import FeatureMissingError, FeatureRangeError, FeatureTypeError, LimitError, SpecError, clip
+from retailinfer.errors import FeatureMissingError, FeatureRangeError, FeatureTypeError, LimitError, RetailInferError, SpecError, clip
 
 cdef extern from "feature_ops.h" nogil:
     int ri_run(const ri_program* p, const uint16_t* which, int32_t n, ri_state* st, uint8_t** rows, uint8_t** masks)
@@ -83,6 +83,9 @@ cdef enum:
     MAX_TEXT = 65536
     MAX_LIST = 65536
 
+cdef tuple NUMBERS = (float, int, np.floating, np.integer, decimal.Decimal)
+cdef tuple INTEGERS = (int, np.integer)
+cdef tuple NO_NUMBERS = (bool, np.timedelta64)  # NumPy counts durations among the integers, Python the booleans
 cdef object UTC = datetime.timezone.utc
 cdef object EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 cdef object UNSET = msgspec.UNSET
@@ -90,6 +93,15 @@ cdef int64_t MAX_TIME_NS = <int64_t>1 << 62  # the year 2116; differences of two
 TYPE_NAMES = ("float", "int", "bool", "timestamp", "str", "vector", "list[float]", "list[int]", "list[str]")
 ITEM_NAMES = ("float", "int", "str")
 STATE_NAMES = ("present", "null", "unknown", "stale", "unavailable")
+
+
+cdef object plain_int(object value):
+    """An exact int of an int subclass or a NumPy integer, without asking a subclass's own methods."""
+    if PyLong_CheckExact(value):
+        return value
+    if issubclass(type(value), int):
+        return int.__add__(value, 0)
+    return value.item() if issubclass(type(value), np.generic) else int(value)
 
 
 def hash_text(str text not None, uint64_t seed=0) -> int:
@@ -350,8 +362,11 @@ cdef class Program:
                 f"`{name}`, got {error.value!r}", path=path, hint="clip the column, or use signed_log1p",
             )
         if error.code == RI_ERR_OOV:
+            got = error.integer if error.text_size < 0 else error.text[:error.text_size].decode(errors="replace")
+            if self.slot_kinds[c.ref[0]] >= RI_SLOT_LIST_F64:
+                path += f"[{<int64_t>error.value}]"
             raise FeatureRangeError(
-                f"Expected a value of the vocabulary of column `{name}`", path=path,
+                f"Expected a value of the vocabulary of column `{name}`, got {clip(got)}", path=path,
                 hint='the column says oov="refuse"; see the spec for the known values',
             )
         if error.code == RI_ERR_VECTOR_SIZE:
@@ -384,7 +399,7 @@ cdef class Program:
             if not isfinite(s.v.f):
                 return self._not_finite(slot, s, row)
             return 0
-        if kind == RI_SLOT_TEXT and PyUnicode_CheckExact(value):
+        if kind == RI_SLOT_TEXT and PyUnicode_CheckExact(value) and not (self.any_bytes and self.slot_is_bytes(slot)):
             try:
                 s.v.text = ri_utf8(value, &size)
             except UnicodeEncodeError:
@@ -463,7 +478,13 @@ cdef class Program:
             try:
                 delta = value - EPOCH
                 s.v.i = (<int64_t>delta.days * 86400 + <int64_t>delta.seconds) * 1000000 + <int64_t>delta.microseconds
-            except (OverflowError, TypeError, ValueError) as exc:
+                if not PyDateTime_CheckExact(value):
+                    # pandas keeps nanoseconds; finer moments are rounded to microseconds, half up, as in JSON and Arrow
+                    s.v.i += <int64_t>getattr(value, "nanosecond", 0) >= 500
+            except TypeError as exc:  # a zone without an offset: as naive as none
+                raise FeatureTypeError(f"Expected an aware datetime, got {clip(value)}", path=self._path(slot, row),
+                                       hint="attach its zone: value.replace(tzinfo=...)") from exc
+            except Exception as exc:  # a zone, or a subclass of datetime, of somebody else
                 raise FeatureRangeError(f"Expected a moment that can be counted from 1970, got {clip(value)}",
                                         path=self._path(slot, row)) from exc
         if s.v.i > MAX_TIME_NS // 1000 or s.v.i < -(MAX_TIME_NS // 1000):
@@ -473,39 +494,35 @@ cdef class Program:
         return 0
 
     cdef int _convert_other(self, int slot, object value, RowState state, int64_t row) except -1:
-        """Everything that is not the exact type: one rule for dict, Struct and dataclass, and whatever they hold."""
+        """Everything that is not the exact type: one rule for dict, Struct and dataclass, and whatever they hold.
+
+        The type itself is asked, never `isinstance`: an object may lie about its `__class__`, or fail when it is read.
+        """
         cdef ri_slot* s = state.st.slots + slot
         cdef int kind = self.slot_kinds[slot]
-        cdef Py_ssize_t size = 0
-        if type(value).__name__ in ("NAType", "NaTType"):  # pandas: missing, and no truth value to ask for
+        cdef type given = type(value)
+        cdef double number
+        if given.__name__ in ("NAType", "NaTType"):  # pandas: missing, and no truth value to ask for
             return self._null(slot, s, row)
-        if kind == RI_SLOT_F64 and not isinstance(value, (bool, np.bool_)):
-            if isinstance(value, (float, int, np.floating, np.integer, decimal.Decimal)):
-                try:
-                    number = float(value)
-                except (OverflowError, ValueError) as exc:
-                    raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}",
-                                            path=self._path(slot, row)) from exc
-                if not isinstance(value, (float, np.floating)) and abs(number) == float("inf"):
-                    raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}",
-                                            path=self._path(slot, row))
+        if kind == RI_SLOT_F64:
+            if issubclass(given, NUMBERS) and not issubclass(given, NO_NUMBERS):
+                number = self._number(slot, value, self._path(slot, row))
                 s.v.f = number
                 s.state = RI_PRESENT
-                return 0 if isfinite(s.v.f) else self._not_finite(slot, s, row)
-        elif kind == RI_SLOT_I64 and not isinstance(value, (bool, np.bool_)):
-            if isinstance(value, (int, np.integer)):
-                return self.convert(slot, int(value), state, row)
+                return 0 if isfinite(number) else self._not_finite(slot, s, row)
+        elif kind == RI_SLOT_I64:
+            if issubclass(given, INTEGERS) and not issubclass(given, NO_NUMBERS):
+                return self.convert(slot, plain_int(value), state, row)
         elif kind == RI_SLOT_BOOL:
-            if isinstance(value, np.bool_):
+            if issubclass(given, np.bool_):
                 return self.convert(slot, bool(value), state, row)
         elif kind == RI_SLOT_TEXT:
-            if isinstance(value, str):
-                plain = str.__str__(value) if type(value).__str__ is str.__str__ else "".join(value)
-                plain = plain if type(plain) is str else "".join(list(plain))
+            if issubclass(given, str) and not self.slot_is_bytes(slot):
+                plain = str.__str__(value)
                 state.keep.append(plain)
                 return self.convert(slot, plain, state, row)
-            if isinstance(value, (bytes, bytearray, memoryview)) and self.slot_is_bytes(slot):
-                data = bytes(value)
+            if issubclass(given, (bytes, bytearray, memoryview)) and self.slot_is_bytes(slot):
+                data = bytes(value) if not issubclass(given, bytes) else bytes.__getitem__(value, slice(None))
                 if len(data) > MAX_TEXT:
                     raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes, got {len(data)}", path=self._path(slot, row))
                 state.keep.append(data)
@@ -516,20 +533,45 @@ cdef class Program:
         elif kind == RI_SLOT_TIME:
             if PyDateTime_Check(value):
                 return self._datetime(slot, s, value, row)
-            if isinstance(value, np.datetime64):
-                raise FeatureTypeError("Expected an aware datetime or seconds since 1970, got a datetime64 without a zone",
-                                       path=self._path(slot, row))
-            if isinstance(value, (int, float, np.integer, np.floating, decimal.Decimal)) and not isinstance(value, bool):
-                try:
-                    number = float(value)
-                except (OverflowError, ValueError):
-                    number = float("inf")
-                return self._seconds(slot, s, number, row)
+            if issubclass(given, NUMBERS) and not issubclass(given, NO_NUMBERS):
+                return self._seconds(slot, s, self._number(slot, value, self._path(slot, row)), row)
         elif kind >= RI_SLOT_LIST_F64:
-            if isinstance(value, (list, tuple, np.ndarray)):
+            if issubclass(given, (list, tuple, np.ndarray)):
                 return self._convert_list(slot, value, state, row)
-        raise FeatureTypeError(f"Expected `{self.type_name(slot)}`, got `{type(value).__name__}` {clip(value)}",
-                               path=self._path(slot, row))
+        return self._wrong_type(slot, value, self._path(slot, row), self.type_name(slot))
+
+    cdef int _wrong_type(self, int slot, object value, str path, str expected) except -1:
+        cdef type given = type(value)
+        cdef str hint = "pass a plain value: lazy objects are not read"
+        if issubclass(given, (bool, np.bool_)):
+            hint = "a boolean is not a number: declare the field as bool, or send int(value)"
+        elif issubclass(given, np.datetime64):
+            hint = "a datetime64 has no zone: pass an aware datetime, or seconds since 1970"
+        elif expected == "timestamp":
+            hint = "pass an aware datetime, or seconds since 1970; text is read in JSON and MessagePack only"
+        elif issubclass(given, (str, bytes)):
+            hint = "text is not converted to numbers, nor bytes to text: do it where the value comes from"
+        elif issubclass(given, (float, np.floating)) and expected == "int":
+            hint = "1.0 is not an int: convert it where the value comes from"
+        elif issubclass(given, NUMBERS):
+            hint = f"a number is not taken for {expected}: convert it where the value comes from"
+        raise FeatureTypeError(f"Expected `{expected}`, got `{given.__name__}` {clip(value)}", path=path, hint=hint)
+
+    cdef double _number(self, int slot, object value, str path) except? -1:
+        """A number of another type than float as float64, nearest. Infinity comes back only if the value itself is infinite."""
+        cdef type given = type(value)
+        cdef double number
+        try:
+            number = PyLong_AsDouble(plain_int(value)) if issubclass(given, int) else float(value)
+        except OverflowError as exc:
+            raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}", path=path) from exc
+        except Exception as exc:  # a subclass may compute its value, and fail
+            raise FeatureTypeError(f"Expected `{self.type_name(slot)}`, got `{given.__name__}`, which cannot be read: {clip(exc)}",
+                                   path=path, hint="pass a plain value") from exc
+        if isinf(number) and not issubclass(given, (float, np.floating)) and not (
+                issubclass(given, decimal.Decimal) and value.is_infinite()):
+            raise FeatureRangeError(f"Expected a number that float64 holds, got {clip(value)}", path=path)
+        return number
 
     cdef int _convert_list(self, int slot, object values, RowState state, int64_t row) except -1:
         cdef ri_slot* s = state.st.slots + slot
@@ -538,39 +580,60 @@ cdef class Program:
         cdef Py_ssize_t size = 0
         cdef double number
         cdef int overflow = 0
-        cdef list items = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
+        cdef list items
         cdef ri_text* texts
-        n = len(items)
+        cdef type given = type(values)
+        # a copy, taken without asking the object: it may change, or run code, while its items are read
+        if issubclass(given, list):
+            n = list.__len__(values)
+        elif issubclass(given, tuple):
+            n = tuple.__len__(values)
+        else:
+            if values.ndim != 1 or values.dtype.kind not in "biufUSO":
+                raise FeatureTypeError(f"Expected `{self.type_name(slot)}`, got an array of {values.ndim} dimensions, {values.dtype}",
+                                       path=self._path(slot, row), hint="pass one plain list per request")
+            n = values.shape[0]
         if n > MAX_LIST:
-            raise LimitError(f"Expected at most {MAX_LIST} items, got {n} - at `{self._path(slot, row)}`")
+            raise LimitError(f"Expected at most {MAX_LIST} items, got {n} - at `{self._path(slot, row)}`",
+                             hint="send the items that the column keeps")
+        if issubclass(given, list):
+            items = list.__getitem__(values, slice(None))
+        elif issubclass(given, tuple):
+            items = list(tuple.__getitem__(values, slice(None)))
+        else:
+            items = np.ndarray.tolist(values)
+        n = len(items)
         state.room(slot, n if n > 0 else 1)
-        if kind == RI_SLOT_LIST_TEXT:
-            state.keep.append(items)
         for i in range(n):
             item = items[i]
-            if kind == RI_SLOT_LIST_F64 and isinstance(item, (float, int, np.floating, np.integer)) and not isinstance(item, bool):
-                try:
-                    number = float(item)
-                except OverflowError:
-                    number = float("inf")
+            given = type(item)
+            if kind == RI_SLOT_LIST_F64 and issubclass(given, NUMBERS) and not issubclass(given, NO_NUMBERS):
+                number = item if given is float else self._number(slot, item, f"{self._path(slot, row)}[{i}]")
                 if not isfinite(number):
-                    raise FeatureRangeError(f"Expected a finite number, got {clip(item)}", path=f"{self._path(slot, row)}[{i}]")
+                    raise FeatureRangeError(f"Expected a finite number, got {clip(item)}", path=f"{self._path(slot, row)}[{i}]",
+                                            hint="a list holds no nulls: leave the item out")
                 (<double*>state.lists[slot])[i] = number
-            elif kind == RI_SLOT_LIST_I64 and isinstance(item, (int, np.integer)) and not isinstance(item, bool):
-                (<int64_t*>state.lists[slot])[i] = PyLong_AsLongLongAndOverflow(int(item), &overflow)
+            elif kind == RI_SLOT_LIST_I64 and issubclass(given, INTEGERS) and not issubclass(given, NO_NUMBERS):
+                (<int64_t*>state.lists[slot])[i] = PyLong_AsLongLongAndOverflow(plain_int(item), &overflow)
                 if overflow:
                     raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"{self._path(slot, row)}[{i}]")
-            elif kind == RI_SLOT_LIST_TEXT and type(item) is str:
+            elif kind == RI_SLOT_LIST_TEXT and issubclass(given, str):
+                if given is not str:
+                    items[i] = item = str.__str__(item)
                 texts = <ri_text*>state.lists[slot]
                 try:
                     texts[i].data = ri_utf8(item, &size)
                 except UnicodeEncodeError:
                     raise FeatureRangeError("Expected text that UTF-8 can hold, got a lone surrogate",
                                             path=f"{self._path(slot, row)}[{i}]") from None
+                if size > MAX_TEXT:
+                    raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes of text, got {size}",
+                                            path=f"{self._path(slot, row)}[{i}]")
                 texts[i].size = size
             else:
-                raise FeatureTypeError(f"Expected `{ITEM_NAMES[kind - RI_SLOT_LIST_F64]}`, got `{type(item).__name__}` {clip(item)}",
-                                       path=f"{self._path(slot, row)}[{i}]")
+                self._wrong_type(slot, item, f"{self._path(slot, row)}[{i}]", ITEM_NAMES[kind - RI_SLOT_LIST_F64])
+        if kind == RI_SLOT_LIST_TEXT:
+            state.keep.append(items)
         s.v.list_f = <double*>state.lists[slot]
         s.n = n
         s.state = RI_PRESENT
@@ -582,6 +645,7 @@ cdef class Program:
     def mark_bytes(self, slots) -> None:
         """Which text slots hold raw bytes instead of UTF-8. Called once, by the compiler of specs."""
         self.bytes_slots = frozenset(slots)
+        self.any_bytes = len(self.bytes_slots) > 0
 
     def type_name(self, int slot) -> str:
         """Declared type of a field, as an error shows it."""
@@ -747,7 +811,7 @@ cdef class RequestReader:
     Struct or a dataclass by attribute; anything else is refused, because reading a lazy object could do anything.
     """
 
-    def __init__(self, Program program not None, *, type request_type not None, bint forbid_extra=True, int skip=-1):
+    def __init__(self, Program program not None, *, request_type not None, bint forbid_extra=True, int skip=-1):
         cdef int i
         cdef Py_ssize_t offset
         self.program = program
@@ -755,7 +819,7 @@ cdef class RequestReader:
         self.forbid_extra = forbid_extra
         self.skip = skip
         self.names = tuple(sys.intern(name) for name in program.slot_names[:program.n_request])
-        self.known = frozenset(self.names)
+        self.known = frozenset(name for i, name in enumerate(self.names) if i != skip)
         self.offsets = <Py_ssize_t*>calloc(program.n_request + 1, sizeof(Py_ssize_t))
         if self.offsets == NULL:
             raise MemoryError()
@@ -779,7 +843,6 @@ cdef class RequestReader:
         cdef PyObject* raw
         cdef Program program = self.program
         cdef ri_slot* s
-        cdef PyObject* value
         if type(request) is self.type and self.slots_ok:
             for i in range(n):
                 if i == self.skip:
@@ -798,6 +861,29 @@ cdef class RequestReader:
                     program.convert(i, <object>raw, state, row)
             return 0
         if PyDict_CheckExact(request):
+            return self._read_dict(request, state, row)
+        given = type(request)
+        if issubclass(given, Mapping):
+            try:
+                copied = dict(request)
+            except Exception as exc:
+                raise FeatureTypeError(f"Expected a mapping, got `{given.__name__}`, which cannot be read: {clip(exc)}",
+                                       path="$" if row < 0 else f"$[{row}]", hint="pass a dict of plain values") from exc
+            return self._read_dict(copied, state, row)
+        if issubclass(given, msgspec.Struct) or dataclasses.is_dataclass(given):
+            return self._read_attributes(request, state, row)
+        raise FeatureTypeError(
+            f"Expected a dict, a msgspec Struct or a dataclass as request, got `{given.__name__}`",
+            path="$" if row < 0 else f"$[{row}]",
+            hint="lazy objects (ORM rows, pydantic models) are not read: pass a dict of plain values, "
+                 "e.g. model_to_dict(obj) or obj.model_dump()",
+        )
+
+    cdef int _read_dict(self, dict request, RowState state, int64_t row) except -1:
+        cdef int i, n = self.program.n_request
+        cdef Program program = self.program
+        cdef PyObject* value
+        try:
             for i in range(n):
                 if i == self.skip:
                     continue
@@ -809,34 +895,39 @@ cdef class RequestReader:
                 if program.slot_kinds[i] == RI_SLOT_TEXT:
                     state.keep.append(item)
                 program.convert(i, item, state, row)
-            if self.forbid_extra and len(request) > n - (self.skip >= 0):
-                self._refuse_extra(request, row)
-            elif self.forbid_extra:
-                self._count_keys(request, row)
-            return 0
-        if isinstance(request, Mapping):
-            return self.read(dict(request), state, row)
-        if isinstance(request, msgspec.Struct) or dataclasses.is_dataclass(type(request)):
-            for i in range(n):
-                if i == self.skip:
-                    continue
+            if self.forbid_extra:
+                if len(request) > n - (self.skip >= 0):
+                    self._refuse_extra(request, row)
+                else:
+                    self._count_keys(request, row)
+        except RetailInferError:
+            raise
+        except Exception as exc:  # keys that run code, or a dict that changes under our hands
+            raise FeatureTypeError(f"Expected a dict of plain values, reading it failed: {clip(exc)}",
+                                   path="$" if row < 0 else f"$[{row}]", hint="use text keys, and change no dict in use") from exc
+        return 0
+
+    cdef int _read_attributes(self, object request, RowState state, int64_t row) except -1:
+        cdef int i
+        cdef Program program = self.program
+        for i in range(program.n_request):
+            if i == self.skip:
+                continue
+            try:
                 item = getattr(request, self.names[i], UNSET)
-                if program.slot_kinds[i] == RI_SLOT_TEXT:
-                    state.keep.append(item)
-                program.convert(i, item, state, row)
-            return 0
-        raise FeatureTypeError(
-            f"Expected a dict, a msgspec Struct or a dataclass as request, got `{type(request).__name__}`",
-            path="$" if row < 0 else f"$[{row}]",
-            hint="lazy objects (ORM rows, pydantic models) are not read: pass a dict of plain values, "
-                 "e.g. model_to_dict(obj) or obj.model_dump()",
-        )
+            except Exception as exc:  # a property of somebody else
+                raise FeatureTypeError(f"Expected `{program.type_name(i)}`, reading the attribute failed: {clip(exc)}",
+                                       path=program._path(i, row), hint="pass a dict of plain values") from exc
+            if program.slot_kinds[i] == RI_SLOT_TEXT:
+                state.keep.append(item)
+            program.convert(i, item, state, row)
+        return 0
 
     cdef int _count_keys(self, dict request, int64_t row) except -1:
         """Fewer keys than fields may still hide an unknown one in the place of an optional field."""
         cdef int i, found = 0
         for i in range(self.program.n_request):
-            found += self.names[i] in request
+            found += i != self.skip and self.names[i] in request
         if found != len(request):
             self._refuse_extra(request, row)
         return 0
@@ -846,6 +937,6 @@ cdef class RequestReader:
         if extra:
             raise FeatureTypeError(
                 f"Unknown field {clip(extra[0])}", path="$" if row < 0 else f"$[{row}]",
-                hint=f"declared: {', '.join(self.names)}; or extra=\"ignore\" in the spec",
+                hint=f"declared: {', '.join(sorted(self.known))}; or extra=\"ignore\" in the spec",
             )
         return 0
