@@ -100,6 +100,8 @@ cdef class Workspace:
         Bound items                   # the candidates' table of this call
         Lookup* item_lookup           # the same, for native code; NULL: none
         Lookup** cross                # entities of context and candidate, of this call
+        StrRef* cross_keys            # (TILE) composite keys of a tile
+        int32_t* cross_rows           # (cross plans, TILE) their rows
         uint8_t* block                # finished item cells of this call's table; NULL: none
         int64_t block_stride
         uint8_t* flags                # per item row: 1 refused, 2 something was missing; NULL: nothing was
@@ -212,6 +214,7 @@ cdef class Engine:
     cdef bint releases(self, int64_t n) noexcept
     cdef object key_object(self, list ids, Workspace ws, int64_t i)
     cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
+    cdef int find_cross(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef void copy_rows(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil

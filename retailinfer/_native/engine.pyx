@@ -26,8 +26,8 @@ from retailinfer._native.program cimport (
     RI_STRING, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
 )
 from retailinfer._native.table cimport (
-    KeyPart, RowBlock, index_find, index_key, SnapshotTable, TableSlot, gather_rows,
-    ri_cell_f64, ri_cell_i64, ri_cell_present, ri_cell_str, ri_cell_vec, ri_key_compose, ri_key_room, ri_record,
+    KeyPart, RowBlock, index_find, index_find_many, index_key, SnapshotTable, TableSlot, gather_rows,
+    ri_cell_f64, ri_cell_i64, ri_cell_present, ri_cell_str, ri_cell_vec, ri_key_compose, ri_key_put_bytes, ri_key_put_int, ri_key_room, ri_record,
     ri_updated_at_ns, scan_ids,
 )
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
@@ -336,6 +336,8 @@ cdef class Workspace:
         free(self.order)
         free(self.seen)
         free(self.cross)
+        free(self.cross_keys)
+        free(self.cross_rows)
         free(self.key_scratch)
 
     cdef int reserve(self, int64_t n) except -1:
@@ -603,8 +605,11 @@ cdef class Engine:
         ws.inputs = <TensorRef*>calloc(self.n_inputs + 1, sizeof(TensorRef))
         ws.seen = <uint8_t*>calloc(self.program.c.n_columns + 1, 1)
         ws.cross = <Lookup**>calloc(self.n_cross_plans + 1, sizeof(void*))
+        ws.cross_keys = <StrRef*>calloc(TILE, sizeof(StrRef))
+        ws.cross_rows = <int32_t*>calloc(TILE * (self.n_cross_plans + 1), sizeof(int32_t))
         if (ws.tensors == NULL or ws.masks == NULL or ws.wide_masks == NULL or ws.rows == NULL or ws.mask_rows == NULL
-                or ws.templates == NULL or ws.template_masks == NULL or ws.inputs == NULL or ws.seen == NULL or ws.cross == NULL):
+                or ws.templates == NULL or ws.template_masks == NULL or ws.inputs == NULL or ws.seen == NULL or ws.cross == NULL
+                or ws.cross_keys == NULL or ws.cross_rows == NULL):
             raise MemoryError()
         for t in range(n):
             _, dtype, cells, _, mask, mask_dtype = self.program.tensors[t]
@@ -1361,6 +1366,61 @@ cdef class Engine:
                 raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"$.candidates[{i}]")
         return 0
 
+    cdef int find_cross(self, Workspace ws, int64_t first, int64_t count) noexcept nogil:
+        """Rows of the entities that context and candidate name together, for a tile: keys are built side by side and looked up
+        in one pipelined pass, because one after the other each would wait for memory. -1: out of memory."""
+        cdef Lookup* plan
+        cdef ri_slot* slots = ws.state.st.slots
+        cdef ri_slot* s
+        cdef StrRef candidate
+        cdef char* end
+        cdef size_t room
+        cdef int64_t i, fixed, longest = 8
+        cdef int p, k
+        cdef bint known
+        for i in range(count):
+            if self.candidate_text and ws.keys[ws.kept[first + i]].size > longest:
+                longest = ws.keys[ws.kept[first + i]].size
+        for p in range(self.n_cross_plans):
+            plan = ws.cross[p]
+            known, fixed = True, 0
+            for k in range(plan.n_keys):
+                s = slots + plan.keys[k]
+                if plan.keys[k] == self.candidate_slot:
+                    continue
+                known = known and s.state == RI_PRESENT
+                fixed += ri_key_room(s.n if s.kind == RI_SLOT_TEXT else 8)
+            if not known:
+                for i in range(count):
+                    ws.cross_rows[p * TILE + i] = -1
+                continue
+            room = <size_t>((fixed + <int64_t>ri_key_room(longest)) * count)
+            if <int64_t>room > ws.key_room:
+                free(ws.key_scratch)
+                ws.key_room = 0
+                ws.key_scratch = <char*>malloc(room)
+                if ws.key_scratch == NULL:
+                    return -1
+                ws.key_room = <int64_t>room
+            end = ws.key_scratch
+            for i in range(count):
+                ws.cross_keys[i].data = end
+                for k in range(plan.n_keys):
+                    s = slots + plan.keys[k]
+                    if plan.keys[k] == self.candidate_slot:
+                        if self.candidate_text:
+                            candidate = ws.keys[ws.kept[first + i]]
+                            end = ri_key_put_bytes(end, candidate.data, candidate.size)
+                        else:
+                            end = ri_key_put_int(end, ws.numbers[ws.kept[first + i]])
+                    elif s.kind == RI_SLOT_TEXT:
+                        end = ri_key_put_bytes(end, s.v.text, s.n)
+                    else:
+                        end = ri_key_put_int(end, s.v.i)
+                ws.cross_keys[i].size = end - ws.cross_keys[i].data
+            index_find_many(&plan.index, ws.cross_keys, count, ws.cross_rows + p * TILE)
+        return 0
+
     cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil:
         """Rows of kept candidates [first, first + count) into the tile. Returns how many were placed (the rest was refused),
         or -1: out of memory."""
@@ -1378,9 +1438,18 @@ cdef class Engine:
                 and (ws.block != NULL or self.n_item == 0):
             self.copy_rows(ws, first, count)
             return count
+        if self.n_cross_plans and self.find_cross(ws, first, count):
+            return -1
         for i in range(count):
             candidate = ws.kept[first + i]
             row = ws.kept_rows[first + i]
+            if i + 4 < count:  # records that are read soon
+                if ws.item_lookup != NULL and ws.kept_rows[first + i + 4] >= 0:
+                    ri_ask_row(ri_record(&ws.item_lookup.view, ws.kept_rows[first + i + 4]), <int64_t>ws.item_lookup.view.stride)
+                for t in range(self.n_cross_plans):
+                    if ws.cross_rows[t * TILE + i + 4] >= 0:
+                        ri_ask_row(ri_record(&ws.cross[t].view, ws.cross_rows[t * TILE + i + 4]),
+                                   <int64_t>ws.cross[t].view.stride)
             if self.candidate_text:
                 key = ws.keys[candidate]
             else:
@@ -1413,8 +1482,7 @@ cdef class Engine:
                            <size_t>self.item_segments[t].size)
             if code == 0:
                 for t in range(self.n_cross_plans):
-                    if self.look_up(ws.cross[t], ws):
-                        return -1
+                    load_record(ws.cross[t], &ws.state.st, ws.cross_rows[t * TILE + i])
                 code = self.program.run_columns(self.cross_columns, self.n_cross, &ws.state.st, ws.rows, ws.mask_rows)
             self.note_flags(ws)
             if code:

@@ -56,6 +56,7 @@ cdef extern from "table.h" nogil:
 
 # Row of canonical key bytes, or -1; and the canonical key of a row. The memory is the table's.
 cdef int64_t index_find(const ri_index* index, const char* key, int64_t size) noexcept nogil
+cdef void index_find_many(const ri_index* index, const StrRef* keys, int64_t n, int32_t* rows) noexcept nogil
 cdef StrRef index_key(const ri_index* index, int64_t row) noexcept nogil
 
 # JSON array of plain ASCII strings -> (pointer, size) of each, in place. How many, or -1 slow path, -2 malformed, -3 more than cap.

@@ -818,6 +818,10 @@ cdef int64_t index_find(const ri_index* index, const char* key, int64_t size) no
     return ri_index_find(index, key, size)
 
 
+cdef void index_find_many(const ri_index* index, const StrRef* keys, int64_t n, int32_t* rows) noexcept nogil:
+    ri_index_find_many(index, keys, n, rows)
+
+
 cdef StrRef index_key(const ri_index* index, int64_t row) noexcept nogil:
     return ri_index_key(index, row)
 
