@@ -283,7 +283,8 @@ def _classes(part: Part, output: str) -> tuple[str | int, ...]:
     found = part.graph.classes.get(output, ())
     if part.converted.classes and output == part.converted.output:
         found = part.converted.classes  # the trainer's own labels; the graph may only count them
-    return tuple(found)
+    # a boolean target's labels are 0 and 1: the manifest knows text and integers
+    return tuple(int(c) if isinstance(c, bool) else c for c in found)
 
 
 def _last(parts: Sequence[Part]) -> Part:
