@@ -62,9 +62,9 @@ __all__ = [
 
 def clip(value: object, size: int = 40) -> str:
     """`repr` of a value, at most `size` characters long: what an error message may show of it."""
-    if isinstance(value, (str, bytes)):
-        value = value[: size + 1]  # the repr of a megabyte costs a megabyte
     try:
+        if issubclass(type(value), (str, bytes)):  # isinstance would ask the value for its class
+            value = value[: size + 1]  # type: ignore[index]  # the repr of a megabyte costs a megabyte
         text = repr(value)
     except Exception as exc:  # noqa: BLE001 - a hostile or broken __repr__ must not replace the error being reported
         text = f"<{type(value).__name__}, its repr raised {type(exc).__name__}>"

@@ -164,7 +164,7 @@ def _compile_column(
     actions, fills = _outcomes(body, column, kinds, dtype)
     return {
         "name": column.name,
-        "kind": COLUMN_KINDS[kind],  # type: ignore[index]  # encoding is a text here
+        "kind": COLUMN_KINDS[kind],
         "refs": refs,
         "width": column_width(column, body.vocabularies),
         "transform": 0 if column.transform is None else TRANSFORMS.index(column.transform) + 1,

@@ -58,10 +58,10 @@ def fill(
     outs: list[NDArray[Any]] = []
     masks: list[NDArray[Any] | None] = []
     n = columns.n_rows
-    for _, dtype, cells, _, mask, _ in program.tensors:
+    for _, dtype, cells, _, mask_name, _ in program.tensors:
         text = dtype == 8
         outs.append(np.zeros(n * cells * 16, np.uint8) if text else np.zeros((n, cells), NUMPY_DTYPES[dtype]))
-        masks.append(None if mask is None else np.zeros((n, cells), np.uint8))
+        masks.append(None if mask_name is None else np.zeros((n, cells), np.uint8))
     slots = [columns.by_name.get(name) for name in slot_names(body)]
     outside = program.fill_table(slots, n, outs, masks, now_ns=now_ns, first_row=first_row)
     for t, (_, dtype, cells, _, _, mask_dtype) in enumerate(program.tensors):
