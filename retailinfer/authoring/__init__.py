@@ -4,6 +4,7 @@ Rules:
   * `onnx`, converters and trainers are imported here only, and only by the function that needs them.
   * What is refused is refused here, with the operator, dtype or column named, so that it never comes up at a request.
 pack.py = the whole way; convert/ = one file per trainer; preflight.py = what an ONNX graph may contain; facts.py = what
-can be told from it; wiring.py = which input takes what; quantize.py = int8, measured; golden.py = rows with known
-answers.
+can be told from it; wiring.py = which input takes what; trial.py = running the models over rows; agreement.py = the
+trainer's answers; quantize.py = int8, measured; golden.py = rows with known answers; arrays.py = releases without
+features; describe.py = the manifest.
 """

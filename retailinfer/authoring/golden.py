@@ -4,7 +4,7 @@ Rules:
   * Fields to redact are replaced before anything else is computed, so that no digest or score depends on them.
   * Real rows come first: evenly spread, and those with the smallest, the largest and missing values. Then edge rows, each
     made of a real one: everything missing that may be, unknown categories, denormal numbers, half a unit in the last
-    place. An edge row that the spec refuses is left out; a real one that it refuses is an error.
+    place. Rows that the spec refuses are left out: they never reach a model.
   * Without a table, rows are drawn from what the spec knows: its vocabularies and the ranges that it was fitted on.
 What is written is release/golden.py; how it is replayed is pipeline.py.
 """
@@ -69,14 +69,13 @@ def redact(columns: Columns, spec: FeatureSpec, names: Sequence[str]) -> Columns
 
 
 def choose_rows(columns: Columns, spec: FeatureSpec, program: Program) -> tuple[Columns, list[Columns]]:
-    """Real rows of a table, at most 48, and edge rows that the spec accepts, one by one.
+    """Real rows of a table, at most 48, and edge rows, one by one; both without those that the spec refuses.
 
-    Raises: FeatureError for a real row that the spec refuses.
+    Raises: FeatureError, of the first row, when the spec refuses them all.
     """
     if columns.n_rows == 0:
         raise ConfigError("the golden table has no rows")
-    real = take(columns, _spread(columns))
-    fill(program, spec.body, real)
+    real = accepted(program, spec, take(columns, _spread(columns)))
     return real, [row for row in _edges(spec, real) if _accepts(program, spec, row)]
 
 
@@ -94,7 +93,13 @@ def synthetic_rows(spec: FeatureSpec, program: Program) -> tuple[Columns, list[C
 def nan_columns(spec: FeatureSpec, columns: Columns) -> list[str]:
     """Names of the columns that are NaN in some of these rows."""
     body = spec.body
-    outs, _, _ = fill(compile_program(body), body, columns)
+    program = compile_program(body)
+    try:
+        outs, _, _ = fill(program, body, columns)
+    except FeatureError:  # a row that is refused; one by one takes longer, so fewer of them
+        outs, _, _ = fill(
+            program, body, accepted(program, spec, take(columns, np.arange(min(columns.n_rows, 4096))))
+        )
     found: list[str] = []
     for tensor, out in zip(body.tensors.values(), outs, strict=True):
         if out.dtype.kind != "f":
@@ -219,6 +224,18 @@ def _empty_like(example: Canonical, n: int) -> Canonical:
         return Canonical(np.zeros((n, *example.values.shape[1:]), example.values.dtype))
     children = None if example.children is None else np.zeros(1, np.int64)
     return Canonical(example.values[:0], None, np.zeros(n + 1, np.int64), children)
+
+
+def accepted(program: Program, spec: FeatureSpec, columns: Columns) -> Columns:
+    """The rows that the spec does not refuse. Raises: FeatureError, of the first row, when it refuses them all."""
+    try:
+        fill(program, spec.body, columns)
+    except FeatureError:
+        kept = [i for i in range(columns.n_rows) if _accepts(program, spec, take(columns, [i]))]
+        if not kept:
+            raise
+        return take(columns, kept)
+    return columns
 
 
 def _accepts(program: Program, spec: FeatureSpec, columns: Columns) -> bool:

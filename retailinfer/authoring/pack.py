@@ -1,9 +1,9 @@
 """pack: a trained model and its features become a release that can serve.
 
 The way, in this order, and everything that does not fit raises before anything is written:
-  convert (convert/) -> check the graph (preflight.py) -> match inputs with tensors, pick the score (wiring.py) -> compare with
-  the trainer's own answers -> quantise where asked (quantize.py) -> golden rows, NaN rule, independence of rows (golden.py,
-  trial.py) -> write (release/bundle.py)
+  convert (convert/) -> check the graph (preflight.py, facts.py) -> match inputs with tensors, pick the score (wiring.py)
+  -> compare with the trainer's answers, decide about NaN (agreement.py) -> quantise where asked (quantize.py) -> golden
+  rows, independence of rows (golden.py, trial.py) -> write (describe.py)
 Rules:
   * A release holds whole files and no code: ONNX graphs, JSON, MessagePack.
   * What is measured on this machine says so: CPU class and versions stand beside it in the manifest.
@@ -11,20 +11,20 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
-import hashlib
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
+from retailinfer.authoring.agreement import check_parity, may_take_nan
+from retailinfer.authoring.arrays import array_release
 from retailinfer.authoring.convert import convert
+from retailinfer.authoring.describe import Found, Task, write_release
 from retailinfer.authoring.golden import (
+    accepted,
     actions_of,
     choose_rows,
     join,
@@ -35,58 +35,27 @@ from retailinfer.authoring.golden import (
     take,
     types_of,
 )
-from retailinfer.authoring.golden import (
-    redact as redact_columns,
-)
+from retailinfer.authoring.golden import redact as redact_columns
 from retailinfer.authoring.preflight import DTYPE_NAMES, inspect
 from retailinfer.authoring.quantize import CALIBRATION_ROWS, COMPARED_ROWS, Comparison, check_asked, choose
-from retailinfer.authoring.trial import Filled, Trial, row_difference
+from retailinfer.authoring.trial import Filled, Trial, context_of, row_difference
 from retailinfer.authoring.wiring import (
     Part,
     check_chains,
     check_feature_names,
-    find_arrays,
     find_inputs,
     find_score,
     fixed_rows,
     outputs_of,
 )
 from retailinfer.contracts import Contract
-from retailinfer.errors import (
-    ConfigError,
-    FeatureError,
-    ManifestError,
-    ModelError,
-    SchemaMismatchError,
-    SessionError,
-    ShapeError,
-    clip,
-)
+from retailinfer.errors import ConfigError, ManifestError, ModelError, SchemaMismatchError, clip
 from retailinfer.features.arrow import read_table
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.policy import Policy
-from retailinfer.release.bundle import write_bundle
-from retailinfer.release.golden import (
-    MAX_ROWS,
-    Golden,
-    array_of,
-    by_slot,
-    cpu_class,
-    encode_golden,
-    hash_tensors,
-)
-from retailinfer.release.manifest import (
-    Info,
-    Machine,
-    Manifest,
-    ModelEntry,
-    QuantizationReport,
-    Read,
-    ScoreRef,
-    Tolerance,
-    check_name,
-)
+from retailinfer.release.golden import MAX_ROWS, Golden, by_slot
+from retailinfer.release.manifest import Info, Manifest, QuantizationReport, ScoreRef, Tolerance, check_name
 from retailinfer.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -94,12 +63,10 @@ if TYPE_CHECKING:
 
     from retailinfer._native.program import Program
     from retailinfer.features.arrow import Columns
-    from retailinfer.runtime.session import IoEntry
 
 __all__ = ["pack"]
 
-Task = Literal["classification", "regression", "ranking"]
-PARITY_ROWS = 512
+MAX_NAN_ROWS = 100_000  # of the golden table, searched for NaN
 
 
 def pack(
@@ -187,13 +154,22 @@ class _Packing:
         self._check_arguments(names, engine, task)
         self.say("reading the model")
         parts = self._parts(model)
-        made: _Made
         if self.spec is None:
-            made = self._arrays(parts, score, golden, quantize)
+            found = self._arrays(parts, score, golden, quantize)
         else:
-            made = self._features(parts, self.spec, score, golden, calibration, names, quantize)
+            found = self._features(parts, self.spec, score, golden, calibration, names, quantize)
         self.say("writing the release")
-        return self._write(out, made, task)
+        return write_release(
+            out,
+            found,
+            name=self.name,
+            task=task,
+            policy=self.policy,
+            contract=self.contract,
+            tolerance=self.tolerance,
+            info=self.info,
+            redacted=self.redact,
+        )
 
     # ---- arguments and models --------------------------------------------------------------------------------------
 
@@ -266,6 +242,17 @@ class _Packing:
         name = role if role in tensors else next(iter(tensors)) if len(tensors) == 1 else "features"
         return name, tensors[name].dtype if name in tensors else "float32"
 
+    # ---- releases of arrays ---------------------------------------------------------------------------------------------
+
+    def _arrays(self, parts: list[Part], score: str, golden: Any, quantize: str) -> Found:
+        if self.redact:
+            raise ConfigError("redact= names fields of a feature spec, and this release has none")
+        if quantize != "none":
+            raise ConfigError(
+                f'quantize="{quantize}" needs a feature spec', hint="pack with features=, or quantise before"
+            )
+        return array_release(parts, score, golden, needs_score=self.policy is not None)
+
     # ---- releases with features ----------------------------------------------------------------------------------------
 
     def _features(
@@ -277,8 +264,8 @@ class _Packing:
         calibration: Any,
         names: str,
         quantize: str,
-    ) -> _Made:
-        compile_program(spec.body)  # not fitted: said before anything else
+    ) -> Found:
+        compile_program(spec.body)  # a spec that is not fitted: said before anything about models
         find_inputs(parts, spec)
         check_chains(parts)
         for part in parts:
@@ -287,26 +274,25 @@ class _Packing:
         why = check_asked(quantize, parts, self.contract.batch_sizes)
         self.say("reading the golden rows")
         table = None if golden is None else read_table(golden, spec.body)
-        nan_allowed = self._nan_allowed(parts, table, spec)
-        program = compile_program(spec.body, allow_nan=nan_allowed)
-        if table is not None and not nan_allowed:
-            self._refuse_nan(spec, take(table, np.arange(min(table.n_rows, 100_000))))
+        program = compile_program(spec.body)
         real, edges = self._rows(table, spec, program)
-        trial = Trial(parts)
+        trial = Trial(parts, context=context_of(spec))
+        nan_allowed = may_take_nan(trial, Filled(program, spec.body, real).arrays, self.tolerance.parity)
+        if not nan_allowed:
+            if table is not None:
+                self._refuse_nan(spec, take(table, np.arange(min(table.n_rows, MAX_NAN_ROWS))))
+            program = compile_program(spec.body, allow_nan=False)
+            real, edges = self._rows(table, spec, program)
         self._observe(trial, Filled(program, spec.body, take(real, [0])))
         found = find_score(parts, score, needed=True)
         assert found is not None
         trial.select(found)
-        if table is not None or calibration is not None:
-            self.say("comparing with the trainer's own scores")
-        self._check_parity(trial, Filled(program, spec.body, real))
+        self.say("comparing with the trainer's own scores")
+        check_parity(trial, Filled(program, spec.body, real).arrays, self.tolerance.parity)
         report = QuantizationReport(asked=quantize, why=why or "")  # type: ignore[arg-type]  # checked
         if why is None:
             parts, report = self._quantise(trial, spec, program, table, calibration, quantize, found)
-            nan_still = nan_allowed and all(p.quantized == "none" for p in parts)
-            if nan_still != nan_allowed:
-                raise ModelError("a model that takes NaN was quantised")  # trees never are: cannot happen
-            trial = Trial(parts, found)
+            trial = Trial(parts, found, context=trial.context)
         self.say("running the golden rows")
         return self._golden(trial, spec, program, real, edges, report, nan_allowed)
 
@@ -318,29 +304,6 @@ class _Packing:
                 hint="export it with a free first dimension (dynamic_axes={name: {0: 'rows'}}), or say "
                 "ri.Contract(max_rows=1)",
             )
-
-    def _nan_allowed(self, parts: Sequence[Part], table: Columns | None, spec: FeatureSpec) -> bool:
-        """NaN enters only where trees alone read the numbers, and where the trainer and the converted model agree on it."""
-        readers = [p for p in parts if any(s.kind == "tensor" for s in p.inputs.values())]
-        return all(p.graph.trees_only and self._nan_parity(p) for p in readers)
-
-    def _nan_parity(self, part: Part) -> bool:
-        converted = part.converted
-        if converted.predict is None or converted.n_features is None:
-            return True  # an ONNX file: what it does with NaN is what it was exported to do
-        rng = np.random.default_rng(7)
-        rows = rng.normal(size=(256, converted.n_features)).astype(np.float32)
-        rows[rng.random(rows.shape) < 0.3] = np.nan
-        try:
-            expected = converted.predict(rows)
-        except Exception:  # noqa: BLE001 - a trainer that refuses NaN says so in its own way
-            return False
-        entry = part.session.inputs[0]
-        try:
-            got = part.session.run({entry[0]: rows.astype(_numpy_dtype(entry[1]))}, [str(converted.output)])
-        except (SessionError, FeatureError):
-            return False
-        return _parity(got[str(converted.output)], expected) <= max(self.tolerance.parity, 1e-4)
 
     def _refuse_nan(self, spec: FeatureSpec, table: Columns) -> None:
         bad = nan_columns(spec, table)
@@ -373,39 +336,6 @@ class _Packing:
             part = next(p for p in trial.parts if p.role == role)
             part.observed = {name: value.shape for name, value in outputs.items()}
 
-    def _check_parity(self, trial: Trial, rows: Filled) -> None:
-        """The converted model answers as the trainer does, on these rows and on random ones."""
-        outputs = trial.run(rows.arrays)
-        done: dict[str, dict[str, NDArray[Any]]] = {}
-        for part in trial.parts:
-            converted = part.converted
-            if converted.predict is not None and converted.output is not None:
-                feed = next(iter(trial.feeds(part, rows.arrays, done).values()))
-                self._compare(part, feed, outputs[part.role][converted.output])
-                entry = part.session.inputs[0]
-                spread = np.nanstd(feed.astype(np.float64), axis=0) + 1e-3
-                middle = np.nan_to_num(np.nanmean(feed.astype(np.float64), axis=0))
-                noise = np.random.default_rng(11).normal(size=(PARITY_ROWS, feed.shape[1]))
-                random = (middle + noise * np.nan_to_num(spread, nan=1.0)).astype(_numpy_dtype(entry[1]))
-                got = part.session.run({entry[0]: random}, [converted.output])
-                self._compare(part, random, got[converted.output])
-            done[part.role] = outputs[part.role]
-
-    def _compare(self, part: Part, feed: NDArray[Any], got: NDArray[Any]) -> None:
-        assert part.converted.predict is not None
-        if not part.graph.trees_only:
-            feed, got = feed[~np.isnan(feed).any(axis=1)], got[~np.isnan(feed).any(axis=1)]
-        if not len(feed):
-            return
-        difference = _parity(got, part.converted.predict(feed))
-        if not difference <= self.tolerance.parity:
-            raise ModelError(
-                f"the converted model `{part.role}` answers up to {difference:.4g} differently from "
-                f"{part.converted.source}, more than {self.tolerance.parity:g}",
-                hint="values on a threshold can go either way in float32: move scaling into the feature spec; or accept "
-                'it: tolerance={"parity": ...}',
-            )
-
     def _quantise(
         self,
         trial: Trial,
@@ -435,6 +365,7 @@ class _Packing:
             self._refuse_nan(spec, calibrate)
             others = table if table is not None and table.n_rows >= 64 else given
             compare = take(others, _evenly(others.n_rows, COMPARED_ROWS))
+        calibrate, compare = (accepted(program, spec, rows) for rows in (calibrate, compare))
         part = next(p for p in trial.parts if p.role == score.role)
         return choose(
             trial,
@@ -462,14 +393,13 @@ class _Packing:
         edges: Sequence[Columns],
         report: QuantizationReport,
         nan_allowed: bool,
-    ) -> _Made:
-        context = any(t.axis == "context" for t in spec.body.tensors.values())
+    ) -> Found:
         filled = Filled(program, spec.body, real)
         difference = None
         if fixed_rows(trial.parts, spec) is None:
-            difference = row_difference(trial, _first_context(spec, filled))
+            difference = row_difference(trial, filled.arrays)
         independent = difference == 0.0
-        together = independent and not context
+        together = independent and not trial.context  # golden rows have a context each
         kept = [row for row in edges if self._scores_one(trial, spec, program, row)]
         rows = join([real, *kept[: MAX_ROWS - real.n_rows]])
         filled = Filled(program, spec.body, rows)
@@ -487,7 +417,7 @@ class _Packing:
             scores=scores.astype("<f4").tobytes(),
             actions=actions,
         )
-        return _Made(trial.parts, spec, trial.score, golden, report, nan_allowed, independent, difference)
+        return Found(trial.parts, spec, trial.score, golden, report, nan_allowed, independent, difference)
 
     def _scores_one(self, trial: Trial, spec: FeatureSpec, program: Program, row: Columns) -> bool:
         """Whether an edge row gives a score, and the policy an action for it."""
@@ -498,112 +428,6 @@ class _Packing:
         except SchemaMismatchError:
             return False
         return True
-
-    # ---- releases of arrays ----------------------------------------------------------------------------------------------
-
-    def _arrays(self, parts: list[Part], score: str, golden: Any, quantize: str) -> _Made:
-        if self.redact:
-            raise ConfigError("redact= names fields of a feature spec, and this release has none")
-        if quantize != "none":
-            raise ConfigError(
-                f'quantize="{quantize}" needs a feature spec', hint="pack with features=, or quantise before"
-            )
-        find_arrays(parts)
-        inputs: dict[str, IoEntry] = {}
-        for part in parts:
-            for name, dtype, shape in part.session.inputs:
-                if part.inputs[name].kind == "array":
-                    inputs[name] = (name, dtype, shape)
-        spec = FeatureSpec.from_inputs(list(inputs.values()))
-        feeds = _given_feeds(golden, inputs) if golden is not None else _drawn_feeds(inputs)
-        trial = Trial(parts)
-        arrays = {("array", name): value for name, value in feeds.items()}
-        outputs: dict[str, dict[str, NDArray[Any]]] | None
-        try:
-            outputs = trial.run(arrays)
-        except (SchemaMismatchError, FeatureError):
-            if golden is not None:
-                raise
-            outputs = None
-        if outputs is not None:
-            for part in parts:
-                part.observed = {name: value.shape for name, value in outputs[part.role].items()}
-        found = find_score(parts, score, needed=score != "auto" or self.policy is not None)
-        made = None
-        if outputs is not None:
-            last = outputs[parts[-1].role]
-            made = Golden(
-                now_ns=0,
-                n_rows=1,
-                rows_per_run=1,
-                arrays={name: array_of(value) for name, value in feeds.items()},
-                tensors_sha256=hash_tensors(feeds[name] for name in sorted(feeds)),
-                outputs_sha256=hash_tensors(last[name] for name, _, _ in parts[-1].session.outputs),
-            )
-        report = QuantizationReport(why="not asked for")
-        trees = all(p.graph.trees_only for p in parts)
-        return _Made(parts, spec, found, made, report, trees, False, None)
-
-    # ---- the release -----------------------------------------------------------------------------------------------------
-
-    def _write(self, out: str | os.PathLike[str], made: _Made, task: Task | None) -> Manifest:
-        files: dict[str, tuple[str, bytes]] = {
-            "features.json": ("features", made.spec.to_json()),
-            "contract.json": ("contract", msgspec.json.encode(self.contract, order="deterministic")),
-        }
-        if self.policy is not None:
-            files["policy.json"] = ("policy", self.policy.to_json())
-        if made.spec.baseline is not None:
-            files["baseline.json"] = (
-                "baseline",
-                msgspec.json.encode(made.spec.baseline, order="deterministic"),
-            )
-        if made.golden is not None:
-            files["golden.msgpack"] = ("golden", encode_golden(made.golden))
-        for part in made.parts:
-            files[f"{part.role}.onnx"] = (f"model:{part.role}", part.graph.data)
-        now = dt.datetime.now(dt.UTC)
-        content = hashlib.sha256(b"".join(hashlib.sha256(d).digest() for _, (_, d) in sorted(files.items())))
-        arrays = bool(made.spec.arrays)
-        manifest = Manifest(
-            name=self.name,
-            version=self.info.version or f"{now:%Y%m%d.%H%M%S}-{content.hexdigest()[:8]}",
-            task="arrays"
-            if arrays and task is None
-            else task or _task(made, ranks=made.spec.body.candidate is not None),
-            created=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            files=(),
-            models=tuple(_entry(part) for part in made.parts),
-            score=made.score,
-            spec_fingerprint=made.spec.fingerprint,
-            nan_inputs=made.nan_inputs,
-            row_independent=made.row_independent,
-            row_difference=made.row_difference,
-            thresholds={}
-            if self.policy is None
-            else {b.action: b.from_score for b in self.policy.body.bands},
-            tolerance=self.tolerance,
-            quantization=made.report,
-            machine=_machine(made.parts[0].session.version),
-            reads=_reads(made.spec, self.info),
-            redacted=self.redact,
-            info=self.info,
-        )
-        return write_bundle(out, files, manifest)
-
-
-@dataclass
-class _Made:
-    """What is written."""
-
-    parts: list[Part]
-    spec: FeatureSpec
-    score: ScoreRef | None
-    golden: Golden | None
-    report: QuantizationReport
-    nan_inputs: bool
-    row_independent: bool
-    row_difference: float | None
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -645,147 +469,7 @@ def _check_inputs(part: Part) -> None:
             )
 
 
-def _numpy_dtype(number: int) -> np.dtype[Any]:
-    return np.dtype(object if DTYPE_NAMES[number] == "string" else DTYPE_NAMES[number])
-
-
-# ---- arrays ----------------------------------------------------------------------------------------------------------
-
-
-def _given_feeds(golden: Any, inputs: Mapping[str, IoEntry]) -> dict[str, NDArray[Any]]:
-    if not isinstance(golden, Mapping) or set(golden) != set(inputs):
-        got = sorted(golden) if isinstance(golden, Mapping) else type(golden).__name__
-        raise ConfigError(f"Expected golden= as arrays for the inputs {sorted(inputs)}, got {clip(got, 100)}")
-    found = {}
-    for name, (_, number, _) in inputs.items():
-        value, dtype = np.asarray(golden[name]), DTYPE_NAMES[number]
-        if dtype != "string" and value.dtype != np.dtype(dtype):
-            raise ShapeError(f"Expected dtype {dtype}, got {value.dtype}", path=f"$.{name}")
-        found[name] = value
-    return found
-
-
-def _drawn_feeds(inputs: Mapping[str, IoEntry]) -> dict[str, NDArray[Any]]:
-    """Small arrays that fit the declared shapes; a model that wants others simply gets no golden rows."""
-    rng = np.random.default_rng(2024)
-    found: dict[str, NDArray[Any]] = {}
-    for name, number, shape in inputs.values():
-        dtype = DTYPE_NAMES[number]
-        sizes = tuple(3 if d is None else d for d in shape)
-        n = int(np.prod(sizes)) if np.prod(sizes, dtype=np.float64) <= 1 << 22 else 0
-        if n == 0:
-            sizes = tuple(0 if d is None else d for d in shape)
-        if dtype == "string":
-            cells: NDArray[Any] = np.array([f"text {i % 3}" for i in range(n)], dtype=object)
-        elif dtype.startswith("float"):
-            cells = rng.normal(size=n).astype(dtype)
-        else:
-            cells = rng.integers(0, 2, n).astype(dtype)
-        found[name] = cells.reshape(sizes) if n or 0 in sizes else np.zeros(0, cells.dtype)
-    return found
-
-
-# ---- the manifest ----------------------------------------------------------------------------------------------------
-
-
-def _entry(part: Part) -> ModelEntry:
-    return ModelEntry(
-        role=part.role,
-        file=f"{part.role}.onnx",
-        inputs=dict(part.inputs),
-        outputs=outputs_of(part),
-        source=part.converted.source,
-        trees_only=part.graph.trees_only,
-        quantized=part.quantized,
-        feature_names=part.feature_names,
-    )
-
-
-def _task(made: _Made, *, ranks: bool) -> Task:
-    part = next(
-        (p for p in made.parts if made.score is not None and p.role == made.score.role), made.parts[-1]
-    )
-    if ranks or part.converted.task == "ranking":
-        return "ranking"
-    if part.converted.task == "classification":
-        return "classification"
-    probability = made.score is not None and made.score.output in part.graph.probabilities
-    return "classification" if probability else "regression"
-
-
-def _reads(spec: FeatureSpec, info: Info) -> tuple[Read, ...]:
-    """Lineage: the tables that the columns look into, and which of their columns."""
-    found = []
-    for name, entity in spec.body.entities.items():
-        columns = tuple(
-            sorted(ref.partition(".")[2] for ref in spec.body.stored if ref.partition(".")[0] == name)
-        )
-        if not columns:
-            continue
-        kinds = {c: spec.body.stored[f"{name}.{c}"] for c in columns}
-        definition = msgspec.json.encode({"key": entity.key, "columns": kinds}, order="deterministic")
-        found.append(
-            Read(
-                kind="table",
-                name=name,
-                columns=columns,
-                owner=info.owners.get(name),
-                digest=hashlib.sha256(definition).hexdigest(),
-            )
-        )
-    return tuple(found)
-
-
-def _machine(onnxruntime_version: str) -> Machine:
-    libc = " ".join(part for part in platform.libc_ver() if part)
-    return Machine(
-        cpu=cpu_class(),
-        onnxruntime=onnxruntime_version,
-        retailinfer=_own_version(),
-        python=platform.python_version(),
-        numpy=np.__version__,
-        libm=libc,
-        system=f"{platform.system()} {platform.release()}",
-    )
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("retailinfer")
-    except metadata.PackageNotFoundError:
-        return "0+source"
-
-
-# ---- rows ------------------------------------------------------------------------------------------------------------
-
-
 def _evenly(n_rows: int, n: int) -> NDArray[np.int64]:
     if n_rows == 0:
         raise ConfigError("the table has no rows")
     return np.unique(np.linspace(0, n_rows - 1, min(n, n_rows)).astype(np.int64))
-
-
-def _first_context(spec: FeatureSpec, filled: Filled) -> dict[tuple[str, str], NDArray[Any]]:
-    """One row's context for all rows, as in a ranking: else rows would differ by more than their own cells."""
-    context = {("tensor", n) for n, t in spec.body.tensors.items() if t.axis == "context"}
-    context |= {
-        ("mask", t.mask) for t in spec.body.tensors.values() if t.mask is not None and t.axis == "context"
-    }
-    return {
-        key: np.repeat(value[:1], len(value), axis=0) if key in context else value
-        for key, value in filled.arrays.items()
-    }
-
-
-def _parity(got: NDArray[Any], expected: NDArray[np.float64]) -> float:
-    """Largest difference, relative above 1. A trainer that gives one number means the last column."""
-    values = got.astype(np.float64)
-    if expected.ndim == 1 and values.ndim == 2:
-        values = values[:, -1]
-    if values.shape != expected.shape:
-        values, expected = values.reshape(len(values), -1), expected.reshape(len(expected), -1)
-        if values.shape != expected.shape:
-            return float("inf")
-    if not np.isfinite(expected).all() or not np.isfinite(values).all():
-        return 0.0 if np.array_equal(values, expected, equal_nan=True) else float("inf")
-    return float((np.abs(values - expected) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))

@@ -27,7 +27,7 @@ import numpy as np
 
 from retailinfer.authoring.golden import actions_of
 from retailinfer.authoring.preflight import inspect, require_onnx
-from retailinfer.authoring.trial import TILE, Arrays, Trial
+from retailinfer.authoring.trial import TILE, Arrays, Trial, n_rows
 from retailinfer.errors import ConfigError, ModelError, RetailInferError, clip
 from retailinfer.release.golden import cpu_class
 from retailinfer.release.manifest import QuantizationReport, QuantizationTrial, Tolerance
@@ -114,8 +114,8 @@ def choose(
     Returns: the parts to pack, and the report for the manifest.
     """
     say = progress or (lambda _: None)
-    n_compared = len(next(iter(on.compared.values())))
-    n_calibration = len(next(iter(on.calibration.values())))
+    n_compared = n_rows(on.compared)
+    n_calibration = n_rows(on.calibration)
     if min(n_compared, n_calibration) < MIN_ROWS:
         raise ConfigError(
             f"Expected at least {2 * MIN_ROWS} rows to calibrate and compare, got {n_calibration} and {n_compared}",
@@ -287,23 +287,20 @@ def _one_round(session: ModelSession, feeds: Sequence[Any], outputs: list[str], 
 
 def _feeds(trial: Trial, part: Part, arrays: Arrays, size: int, n: int) -> Iterator[dict[str, NDArray[Any]]]:
     """`n` different batches of so many rows for one model, inputs from earlier models included."""
-    total = len(next(iter(arrays.values())))
+    total = n_rows(arrays)
     for i in range(n):
-        rows = (np.arange(size) + i * max(1, total // n)) % total
-        yield _feed(trial, part, {key: np.ascontiguousarray(value[rows]) for key, value in arrays.items()})
+        yield _feed(trial, part, arrays, (np.arange(size) + i * max(1, total // n)) % total)
 
 
-def _feed(trial: Trial, part: Part, arrays: Arrays) -> dict[str, NDArray[Any]]:
-    at = [p.role for p in trial.parts].index(part.role)
-    before = Trial(trial.parts[:at])
-    before.sessions = trial.sessions
-    return trial.feeds(part, arrays, before.run(arrays) if at else {})
+def _feed(trial: Trial, part: Part, arrays: Arrays, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    picked = trial.pick(arrays, rows)
+    return trial.feeds(part, picked, trial.before(part).run(picked))
 
 
 def _batches(trial: Trial, part: Part, arrays: Arrays) -> list[dict[str, NDArray[Any]]]:
-    n = min(len(next(iter(arrays.values()))), CALIBRATION_ROWS)
+    n = min(n_rows(arrays), CALIBRATION_ROWS)
     return [
-        _feed(trial, part, {key: value[i : min(i + CALIBRATION_BATCH, n)] for key, value in arrays.items()})
+        _feed(trial, part, arrays, np.arange(i, min(i + CALIBRATION_BATCH, n)))
         for i in range(0, n, CALIBRATION_BATCH)
     ]
 

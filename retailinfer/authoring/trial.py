@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retailinfer.authoring.wiring import Part
-from retailinfer.errors import SchemaMismatchError, ScoreError, SessionError, clip
+from retailinfer.errors import BundleError, FeatureError, SchemaMismatchError, ScoreError, SessionError, clip
 from retailinfer.features.transform import fill
 from retailinfer.release.golden import hash_tensors
 from retailinfer.release.manifest import ScoreRef
@@ -25,28 +26,30 @@ if TYPE_CHECKING:
 
     from retailinfer._native.program import Program
     from retailinfer.features.arrow import Columns
-    from retailinfer.features.spec import Body
+    from retailinfer.features.spec import Body, FeatureSpec
     from retailinfer.runtime.session import ModelSession
 
-__all__ = ["Filled", "Trial"]
+__all__ = ["TILE", "Arrays", "Filled", "Trial", "context_of", "n_rows", "row_difference"]
 
 TILE = 512  # rows that the engine gives a model at once
 
-Arrays = Mapping[tuple[str, str], "NDArray[Any]"]  # (kind, name) -> one row per row
+Key = tuple[str, str]  # ("tensor" | "mask" | "array", name)
+Arrays = Mapping[Key, "NDArray[Any]"]
+Outputs = dict[str, dict[str, "NDArray[Any]"]]  # role -> output -> array
 
 
 class Filled:
-    """Tensors of some rows: by (kind, name) for the models, in order for the hash."""
+    """Tensors of some rows: by key for the models, in order for the hash."""
 
     def __init__(self, program: Program, body: Body, columns: Columns, *, now_ns: int = 0) -> None:
         outs, masks, _ = fill(program, body, columns, now_ns=now_ns)
         self.n_rows = columns.n_rows
         self.ordered: list[NDArray[Any]] = []
-        self.arrays: dict[tuple[str, str], NDArray[Any]] = {}
+        self.arrays: dict[Key, NDArray[Any]] = {}
         for (name, _, _, _, mask_name, _), out, mask in zip(program.tensors, outs, masks, strict=True):
             self.ordered.append(out)
             self.arrays["tensor", name] = out
-            if mask is not None:
+            if mask is not None and mask_name is not None:
                 self.ordered.append(mask)
                 self.arrays["mask", mask_name] = mask
 
@@ -57,10 +60,17 @@ class Filled:
 
 
 class Trial:
-    """Models in running order, with their sessions, and which cell is the score."""
+    """Models in running order, with their sessions, and which cell is the score.
 
-    def __init__(self, parts: Sequence[Part], score: ScoreRef | None = None) -> None:
+    Args:
+        context: arrays that have one row for all rows of a run; of several rows, the first one's counts.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], score: ScoreRef | None = None, *, context: AbstractSet[Key] = frozenset()
+    ) -> None:
         self.parts = list(parts)
+        self.context = frozenset(context)
         self.sessions: dict[str, ModelSession] = {p.role: p.session for p in self.parts}
         self.score: ScoreRef | None = None
         if score is not None:
@@ -72,25 +82,32 @@ class Trial:
         names = [name for name, _, _ in session.outputs]
         try:
             session.select_score(names.index(score.output), score.column)
-        except Exception as exc:
+        except BundleError as exc:
             raise SchemaMismatchError(f"`{score.role}.{score.output}` cannot be the score: {exc}") from exc
         self.score = score
 
     def with_model(self, role: str, session: ModelSession) -> Trial:
         """The same with one model replaced, for comparing candidates."""
-        other = Trial(self.parts)
+        other = Trial(self.parts, context=self.context)
         other.sessions = {**self.sessions, role: session}
         if self.score is not None:
             other.select(self.score)
         return other
 
-    def run(self, arrays: Arrays) -> dict[str, dict[str, NDArray[Any]]]:
-        """Role -> output -> array. Raises: SchemaMismatchError when the models do not take these arrays."""
-        done: dict[str, dict[str, NDArray[Any]]] = {}
+    def before(self, part: Part) -> Trial:
+        """The models that run before one."""
+        at = [p.role for p in self.parts].index(part.role)
+        other = Trial(self.parts[:at], context=self.context)
+        other.sessions = self.sessions
+        return other
+
+    def run(self, arrays: Arrays) -> Outputs:
+        """All outputs of all models. Raises: SchemaMismatchError when the models do not take these arrays."""
+        done: Outputs = {}
         for part in self.parts:
             try:
                 done[part.role] = self.sessions[part.role].run(self.feeds(part, arrays, done))
-            except SessionError as exc:
+            except (SessionError, FeatureError) as exc:
                 raise SchemaMismatchError(
                     f"model `{part.role}` does not run on the golden rows: {exc}",
                     hint="do the shapes of the tensors fit the model?",
@@ -109,15 +126,23 @@ class Trial:
             elif source.kind == "array":
                 found[name] = arrays[source.kind, source.name]
             else:
-                found[name] = row_shaped(arrays[source.kind, source.name], shape)
+                found[name] = _row_shaped(arrays[source.kind, source.name], shape)
         return found
+
+    def pick(self, arrays: Arrays, rows: NDArray[np.int64]) -> dict[Key, NDArray[Any]]:
+        """Some rows, as one run takes them."""
+        return {
+            key: np.ascontiguousarray(value[rows[:1] if key in self.context else rows])
+            for key, value in arrays.items()
+        }
 
     def scores(self, arrays: Arrays, *, rows_per_run: int = TILE) -> NDArray[np.float32]:
         """Scores of some rows, so many at once. Raises: SchemaMismatchError for an answer that is no score."""
-        n = len(next(iter(arrays.values())))
+        n = n_rows(arrays)
+        runs = [np.arange(i, min(n, i + rows_per_run)) for i in range(0, n, rows_per_run)]
         try:
-            found = [self._scores(_cut(arrays, i, i + rows_per_run)) for i in range(0, n, rows_per_run)]
-        except (SessionError, ScoreError) as exc:
+            found = [self._scores(self.pick(arrays, rows)) for rows in runs]
+        except (SessionError, ScoreError, FeatureError) as exc:
             raise SchemaMismatchError(
                 f"the models give no score for the golden rows: {exc}", hint="is it the right output?"
             ) from exc
@@ -131,7 +156,7 @@ class Trial:
     def _scores(self, arrays: Arrays) -> NDArray[np.float32]:
         score = self.score
         assert score is not None
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and not self.context:
             feeds = self.feeds(self.parts[0], arrays, {})
             return self.sessions[score.role].scores(list(feeds.values()))
         values = self.run(arrays)[score.role][score.output]
@@ -146,19 +171,17 @@ class Trial:
         return found
 
 
-def row_shaped(array: NDArray[Any], shape: Sequence[int | None]) -> NDArray[Any]:
-    """(rows, cells) in the shape that an input declares; at most one size of a row is free there."""
-    cells = array.shape[1]
-    if not shape:
-        return array
-    rest = list(shape[1:])
-    known = math.prod(d for d in rest if d is not None)
-    filled = [cells // known if d is None else d for d in rest]
-    return np.ascontiguousarray(array).reshape(array.shape[0], *filled)
+def n_rows(arrays: Arrays) -> int:
+    """How many rows these arrays have."""
+    return len(next(iter(arrays.values())))
 
 
-def _cut(arrays: Arrays, start: int, stop: int) -> dict[tuple[str, str], NDArray[Any]]:
-    return {key: value[start:stop] for key, value in arrays.items()}
+def context_of(spec: FeatureSpec) -> frozenset[Key]:
+    """Tensors and masks that a ranking has one row of."""
+    tensors = spec.body.tensors
+    found: set[Key] = {("tensor", name) for name, t in tensors.items() if t.axis == "context"}
+    found |= {("mask", t.mask) for t in tensors.values() if t.mask is not None and t.axis == "context"}
+    return frozenset(found)
 
 
 def row_difference(trial: Trial, arrays: Arrays) -> float | None:
@@ -167,29 +190,26 @@ def row_difference(trial: Trial, arrays: Arrays) -> float | None:
     Company is: all rows, the same rows in another order, one row many times over, and rows beside one that was blown
     up a thousand times. What couples rows (dynamic quantisation, batch statistics) shows up in one of them.
     """
-    n = len(next(iter(arrays.values())))
+    n = n_rows(arrays)
+    # One context for all rows, as in a ranking: they then differ by their own cells only.
+    arrays = {k: np.repeat(v[:1], n, axis=0) if k in trial.context else v for k, v in arrays.items()}
     alone = trial.scores(arrays, rows_per_run=1)
     order = np.random.default_rng(20).permutation(n)
-    many = np.arange(TILE) % n
     worst = 0.0
     try:
-        for rows in (np.arange(n), order, np.zeros(7, dtype=np.int64), many):
-            scores = trial.scores(
-                {key: np.ascontiguousarray(v[rows]) for key, v in arrays.items()}, rows_per_run=TILE
-            )
-            worst = max(worst, _difference(scores, alone[rows]))
-        if n > 1:
-            worst = max(worst, _beside_a_giant(trial, arrays, alone))
+        for rows in (np.arange(n), order, np.zeros(7, dtype=np.int64), np.arange(TILE) % n):
+            company = {key: value[rows] for key, value in arrays.items()}
+            worst = max(worst, _difference(trial.scores(company), alone[rows]))
     except SchemaMismatchError:
         return None
-    return worst
+    return max(worst, _beside_a_giant(trial, arrays, alone)) if n > 1 else worst
 
 
 def _beside_a_giant(trial: Trial, arrays: Arrays, alone: NDArray[np.float32]) -> float:
     giant = {}
     for key, value in arrays.items():
         copy = value.copy()
-        if copy.dtype.kind == "f":
+        if copy.dtype.kind == "f" and key not in trial.context:
             copy[0] = np.where(np.isfinite(copy[0]), copy[0] * 1000, copy[0])
         giant[key] = copy
     try:
@@ -203,3 +223,12 @@ def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     if np.array_equal(a.view(np.uint32), b.view(np.uint32)):
         return 0.0
     return max(float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()), 1e-45)
+
+
+def _row_shaped(array: NDArray[Any], shape: Sequence[int | None]) -> NDArray[Any]:
+    """(rows, cells) in the shape that an input declares; at most one size of a row is free there."""
+    if not shape:
+        return array
+    known = math.prod(d for d in shape[1:] if d is not None)
+    filled = [array.shape[1] // known if d is None else d for d in shape[1:]]
+    return np.ascontiguousarray(array).reshape(array.shape[0], *filled)

@@ -92,7 +92,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     classes: Annotated[tuple[str | int, ...], Meta(max_length=100_000)] = ()
 
 
-class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """One model of the release; models are listed in the order in which they run.
 
     Attributes:
@@ -129,7 +129,7 @@ class ScoreRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     high: float | None = None
 
 
-class Tolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Tolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """What differences are accepted, and where.
 
     Args:
@@ -241,7 +241,7 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     digest: Digest | None = None  # of the definition that the release was made with
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """manifest.json.
 
     Attributes:

@@ -1,0 +1,174 @@
+"""What was found and measured, as the manifest says it, and writing it down.
+
+Rules:
+  * Nothing is decided here.
+  * The version of a release is made of the moment and of the content, unless `info` gives one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from retailinfer.authoring.wiring import Part
+from retailinfer.contracts import Contract
+from retailinfer.policy import Policy
+from retailinfer.release.bundle import write_bundle
+from retailinfer.release.golden import Golden, cpu_class, encode_golden
+from retailinfer.release.manifest import (
+    Info,
+    Machine,
+    Manifest,
+    ModelEntry,
+    QuantizationReport,
+    Read,
+    ScoreRef,
+    Tolerance,
+)
+
+if TYPE_CHECKING:
+    from retailinfer.features.spec import FeatureSpec
+
+__all__ = ["Found", "Task", "write_release"]
+
+Task = Literal["classification", "regression", "ranking"]
+
+
+@dataclass
+class Found:
+    """Everything about a release that packing finds out."""
+
+    parts: list[Part]
+    spec: FeatureSpec
+    score: ScoreRef | None
+    golden: Golden | None
+    report: QuantizationReport
+    nan_inputs: bool
+    row_independent: bool
+    row_difference: float | None
+
+
+def write_release(
+    out: str | os.PathLike[str],
+    found: Found,
+    *,
+    name: str,
+    task: Task | None,
+    policy: Policy | None,
+    contract: Contract,
+    tolerance: Tolerance,
+    info: Info,
+    redacted: tuple[str, ...],
+) -> Manifest:
+    """Write the files and the manifest that lists them. Raises: BundleError."""
+    spec = found.spec
+    files: dict[str, tuple[str, bytes]] = {
+        "features.json": ("features", spec.to_json()),
+        "contract.json": ("contract", msgspec.json.encode(contract, order="deterministic")),
+    }
+    if policy is not None:
+        files["policy.json"] = ("policy", policy.to_json())
+    if spec.baseline is not None:
+        files["baseline.json"] = ("baseline", msgspec.json.encode(spec.baseline, order="deterministic"))
+    if found.golden is not None:
+        files["golden.msgpack"] = ("golden", encode_golden(found.golden))
+    for part in found.parts:
+        files[f"{part.role}.onnx"] = (f"model:{part.role}", part.graph.data)
+    now = dt.datetime.now(dt.UTC)
+    content = hashlib.sha256(
+        b"".join(hashlib.sha256(data).digest() for _, (_, data) in sorted(files.items()))
+    )
+    manifest = Manifest(
+        name=name,
+        version=info.version or f"{now:%Y%m%d.%H%M%S}-{content.hexdigest()[:8]}",
+        task=task or ("arrays" if spec.arrays else _task(found)),
+        created=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        files=(),  # write_bundle lists them
+        models=tuple(_entry(part) for part in found.parts),
+        score=found.score,
+        spec_fingerprint=spec.fingerprint,
+        nan_inputs=found.nan_inputs,
+        row_independent=found.row_independent,
+        row_difference=found.row_difference,
+        thresholds={} if policy is None else {b.action: b.from_score for b in policy.body.bands},
+        tolerance=tolerance,
+        quantization=found.report,
+        machine=_machine(found.parts[0].session.version),
+        reads=_reads(spec, info),
+        redacted=redacted,
+        info=info,
+    )
+    return write_bundle(out, files, manifest)
+
+
+def _entry(part: Part) -> ModelEntry:
+    return ModelEntry(
+        role=part.role,
+        file=f"{part.role}.onnx",
+        inputs=dict(part.inputs),
+        outputs=part.outputs,
+        source=part.converted.source,
+        trees_only=part.graph.trees_only,
+        quantized=part.quantized,
+        feature_names=part.feature_names,
+    )
+
+
+def _task(found: Found) -> Task:
+    part = next(
+        (p for p in found.parts if found.score is not None and p.role == found.score.role), found.parts[-1]
+    )
+    if found.spec.body.candidate is not None or part.converted.task == "ranking":
+        return "ranking"
+    probability = found.score is not None and found.score.output in part.graph.probabilities
+    return "classification" if probability or part.converted.task == "classification" else "regression"
+
+
+def _reads(spec: FeatureSpec, info: Info) -> tuple[Read, ...]:
+    """Lineage: the tables that the columns look into, and which of their columns."""
+    found = []
+    for name, entity in spec.body.entities.items():
+        columns = tuple(
+            sorted(ref.partition(".")[2] for ref in spec.body.stored if ref.partition(".")[0] == name)
+        )
+        if not columns:
+            continue
+        kinds = {column: spec.body.stored[f"{name}.{column}"] for column in columns}
+        definition = msgspec.json.encode({"key": entity.key, "columns": kinds}, order="deterministic")
+        found.append(
+            Read(
+                kind="table",
+                name=name,
+                columns=columns,
+                owner=info.owners.get(name),
+                digest=hashlib.sha256(definition).hexdigest(),
+            )
+        )
+    return tuple(found)
+
+
+def _machine(onnxruntime_version: str) -> Machine:
+    return Machine(
+        cpu=cpu_class(),
+        onnxruntime=onnxruntime_version,
+        retailinfer=_own_version(),
+        python=platform.python_version(),
+        numpy=np.__version__,
+        libm=" ".join(part for part in platform.libc_ver() if part),
+        system=f"{platform.system()} {platform.release()}",
+    )
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("retailinfer")
+    except metadata.PackageNotFoundError:  # the source tree, not installed
+        return "0+source"
