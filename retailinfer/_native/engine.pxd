@@ -218,7 +218,7 @@ cdef class Engine:
     cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef void copy_rows(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil
-    cdef int64_t python_tiles(self, Workspace ws, int64_t m) except -2
+    cdef int64_t python_tiles(self, Workspace ws, int64_t m, int64_t* marks) except -2
     cdef void keep_scores(self, Workspace ws, int64_t first, int64_t placed, int64_t total) noexcept nogil
     cdef object rank_core(self, object context, list ids, int64_t n, Workspace ws, int64_t k, object available, object exclude,
                           object request_id, int64_t now_ns, int64_t* marks)

@@ -173,8 +173,8 @@ class Engine:
 
     def rank_json_staged(
         self, body: bytes, available: Available | None = None
-    ) -> tuple[bytes, tuple[int, int, int, int, int]]:
-        """As `rank_json`; ns of decode, resolve, fill and run, decide, encode."""
+    ) -> tuple[bytes, tuple[int, int, int, int, int, int]]:
+        """As `rank_json`; ns of decode, resolve, fill, run, decide, encode."""
 
     def compile_available(self, text: str, terms: list[tuple[str, int, float]]) -> Available:
         """Raises: FeatureTypeError for a column that the candidates' table lacks."""

@@ -1170,16 +1170,18 @@ cdef class Engine:
                                          request.request_id if request_id is None else request_id, now_ns, NULL))
 
     def rank_json_staged(self, body, available=None):
-        """As `rank_json`, and the nanoseconds of decode, resolve, fill and run (together, tile by tile), decide and encode."""
+        """As `rank_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
         cdef int64_t marks[3]
         cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
+        marks[1] = marks[2] = 0
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
         ranking = self.rank_raw(request.context, request.candidates, request.k, available, request.exclude, None, 0, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(ranking)
         end = self.clock.monotonic_ns()
-        return encoded, (decoded - start, marks[0] - decoded, marks[1] - marks[0], decided - marks[1], end - decided)
+        return encoded, (decoded - start, marks[0] - decoded, marks[1], marks[2], decided - marks[0] - marks[1] - marks[2],
+                         end - decided)
 
     def tensors_ranking(self, context, candidates, int64_t now_ns=0):
         """What the model would get for one tile of candidates, for tests: arrays by input position, and the ids scored."""
@@ -1534,9 +1536,9 @@ cdef class Engine:
         m = self.rank_filter(ids, n, ws, available, exclude, suppressed)
         if marks != NULL:
             marks[0] = self.clock.monotonic_ns()
-        if self.model is None:
-            total = self.python_tiles(ws, m)
-        elif marks == NULL and self.releases(n):
+        if self.model is None or marks != NULL:
+            total = self.python_tiles(ws, m, marks)
+        elif self.releases(n):
             with nogil:  # once per call, over all tiles
                 total = self.native_tiles(ws, m, &err)
         else:
@@ -1545,8 +1547,6 @@ cdef class Engine:
             raise MemoryError()
         if total < 0:
             raise_run_error(&err)
-        if marks != NULL:
-            marks[1] = self.clock.monotonic_ns()
         if ws.has_refused:
             for i in range(n):
                 if ws.why[i] == REFUSED or ws.why[i] == NOT_KNOWN:
@@ -1584,16 +1584,23 @@ cdef class Engine:
             first += count
         return total
 
-    cdef int64_t python_tiles(self, Workspace ws, int64_t m) except -2:
-        """The same through `session`."""
-        cdef int64_t first = 0, count, placed, total = 0
+    cdef int64_t python_tiles(self, Workspace ws, int64_t m, int64_t* marks) except -2:
+        """The same through `session`, or on the clock: marks[1] and marks[2] get the ns of filling and running."""
+        cdef int64_t first = 0, count, placed, total = 0, start = 0
         while first < m:
             count = m - first if m - first < self.tile else self.tile
+            if marks != NULL:
+                start = self.clock.monotonic_ns()
             placed = self.assemble(ws, first, count)
+            if marks != NULL:
+                marks[1] += self.clock.monotonic_ns() - start
+                start = self.clock.monotonic_ns()
             if placed < 0:
                 raise MemoryError()
             if placed > 0:
                 self.run_model(ws, placed, False)
+            if marks != NULL:
+                marks[2] += self.clock.monotonic_ns() - start
             self.keep_scores(ws, first, placed, total)
             total += placed
             first += count
