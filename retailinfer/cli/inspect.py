@@ -1,0 +1,278 @@
+"""`retailinfer inspect`: what a release holds and needs, and what running it costs here."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import msgspec
+
+from retailinfer.cli.console import Console, bytes_text, us_text
+from retailinfer.cli.releases import Loaded, build
+from retailinfer.cli.tables import read_store
+from retailinfer.columns import UNITS_NS
+from retailinfer.errors import RetailInferError
+from retailinfer.features.spec import FeatureSpec, column_width
+from retailinfer.policy import Policy
+from retailinfer.release.bundle import Bundle, read_bundle
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Describe it; what cannot run here is still described. Raises: BundleError when it is not whole."""
+    store = read_store(options.store)
+    bundle = read_bundle(options.release)
+    spec = bundle.read("features", FeatureSpec.from_json)
+    policy = bundle.read("policy", Policy.from_json)
+    here: dict[str, Any]
+    try:
+        loaded = build(bundle, store=store)
+        here = _measured(loaded)
+        loaded.door.close()
+    except RetailInferError as exc:
+        here = {"runs": False, "why": str(exc)}
+    found = _describe(bundle, spec, policy)
+    found["here"] = here
+    console.emit(found)
+    _show(console, bundle, found)
+    return 0
+
+
+def _describe(bundle: Bundle, spec: FeatureSpec | None, policy: Policy | None) -> dict[str, Any]:
+    """Everything that stands in the files."""
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    contract = bundle.read("contract", msgspec.json.decode) or {}
+    found: dict[str, Any] = {
+        "release": bundle.manifest.release,
+        "size": sum(entry.size for entry in bundle.manifest.files),
+        "manifest": manifest,
+        "contract": contract,
+        "policy": None if policy is None else msgspec.to_builtins(policy.body),
+    }
+    if spec is not None:
+        body = spec.body
+        found["features"] = {
+            "fields": [msgspec.to_builtins(f) for f in spec.fields],
+            "event_time": body.event_time,
+            "tz": body.tz,
+            "candidate": body.candidate,
+            "extra": body.extra,
+            "tensors": [
+                {
+                    "name": name,
+                    "dtype": tensor.dtype,
+                    "axis": tensor.axis,
+                    "mask": tensor.mask,
+                    "cells": len(spec.cell_names(name)),
+                }
+                for name, tensor in body.tensors.items()
+            ],
+            "columns": [
+                {
+                    **msgspec.to_builtins(column),
+                    "tensor": name,
+                    "cells": column_width(column, body.vocabularies),
+                }
+                for name, tensor in body.tensors.items()
+                for column in tensor.columns
+            ],
+            "arrays": [msgspec.to_builtins(a) for a in spec.arrays],
+            "tables": [
+                {
+                    "name": name,
+                    "key": list(entity.key),
+                    "columns": {
+                        r.partition(".")[2]: t for r, t in body.stored.items() if r.partition(".")[0] == name
+                    },
+                }
+                for name, entity in body.entities.items()
+                if any(r.partition(".")[0] == name for r in body.stored)
+            ],
+        }
+    return found
+
+
+def _measured(loaded: Loaded) -> dict[str, Any]:
+    """What could only be found out by loading it here."""
+    pipeline = loaded.pipeline
+    session = next(iter(pipeline.sessions.values()))
+    here: dict[str, Any] = {
+        "runs": True,
+        "onnxruntime": session.version,
+        "backend": session.backend,
+        "row_independent": pipeline.row_independent,
+        "same_machine": pipeline.same_machine,
+    }
+    engine = pipeline.engine
+    if engine is not None:
+        fixed, row, hold = engine.fixed_us, engine.row_us, engine.hold_below_us
+        here["run_us"] = {"fixed": fixed, "row": row}
+        here["gil"] = {
+            "hold_below_us": hold,
+            "one_row": "keep" if fixed + row < hold else "release",
+            # the smallest batch for which the GIL is given up
+            "released_from_rows": 1
+            if fixed >= hold
+            else math.ceil((hold - fixed) / row)
+            if row > 0
+            else None,
+        }
+    return here
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
+    manifest = bundle.manifest
+    console.say(
+        f"{manifest.release}  {manifest.task}, {bytes_text(found['size'])}, packed {manifest.created}"
+    )
+    console.say(f"  digest {manifest.digest}")
+    info = msgspec.to_builtins(manifest.info)
+    for key in ("description", "owner", "hypothesis", "success", "ends", "expires"):
+        if info.get(key):
+            console.say(f"  {key}: {info[key]}")
+    console.say("\nFiles")
+    console.table([(e.file, bytes_text(e.size), e.role, e.sha256[:12]) for e in manifest.files], right=(1,))
+    _show_models(console, bundle, found["here"])
+    if found.get("features"):
+        _show_features(console, found["features"])
+    if found["policy"] is not None:
+        _show_policy(console, found["policy"])
+    console.say("\nContract")
+    limits = {k: v for k, v in found["contract"].items() if v not in (None, {}, [])}
+    console.table(list(limits.items()) or [("nothing beyond the defaults",)])
+    report = manifest.quantization
+    console.say("\nWhere it was packed")
+    console.table(
+        [
+            ("CPU class", manifest.machine.cpu),
+            (
+                "versions",
+                f"onnxruntime {manifest.machine.onnxruntime}, retailinfer {manifest.machine.retailinfer}",
+            ),
+            ("int8", f"asked: {report.asked}" + (f"; {report.why}" if report.why else "")),
+        ]
+    )
+    if report.trials:
+        console.table(
+            [("model", "method", "size", "kept", "largest difference", "us by batch size")]
+            + [
+                (t.role, t.method, bytes_text(t.size), "yes" if t.kept else "no", f"{t.max_difference:.2g}",
+                 ", ".join(f"{n}: {us:.1f}" for n, us in t.times_us.items()))
+                for t in report.trials
+            ],
+            indent=4,
+        )  # fmt: skip
+
+
+def _show_models(console: Console, bundle: Bundle, here: dict[str, Any]) -> None:
+    manifest = bundle.manifest
+    console.say("\nModels, in running order")
+    for model in manifest.models:
+        console.say(
+            f"  {model.role}  {model.file}, from {model.source}, engine {model.engine}, int8: {model.quantized}"
+        )
+        rows = [
+            ("in", name, f"<- {s.kind} {s.role + '.' if s.role else ''}{s.name}")
+            for name, s in model.inputs.items()
+        ]
+        rows += [
+            (
+                "out",
+                o.name,
+                f"{o.dtype} {_shape(o.shape)}" + (f", classes {list(o.classes)}" if o.classes else ""),
+            )
+            for o in model.outputs
+        ]
+        console.table(rows, indent=4)
+    if manifest.score is not None:
+        label = "" if manifest.score.label is None else f", the probability of {manifest.score.label!r}"
+        console.say(f"  score: {manifest.score.role}.{manifest.score.output}[{manifest.score.column}]{label}")
+    if not here["runs"]:
+        console.say(f"  cannot run here: {here['why']}")
+        return
+    api = "C API" if here["backend"] == "c" else "Python API"
+    console.say(f"  here: ONNX Runtime {here['onnxruntime']} through its {api}")
+    if "gil" in here:
+        nan = "may enter the models" if manifest.nan_inputs else "is refused before the models"
+        batch = "run in batches" if here["row_independent"] else "run one by one: they influence each other"
+        console.say(f"  NaN {nan}; rows {batch}")
+    if "gil" in here:
+        run_us, gil = here["run_us"], here["gil"]
+        text = f"  a run is predicted to take {us_text(run_us['fixed'] + run_us['row'])} for one row"
+        if run_us["row"]:
+            text += f", {us_text(run_us['fixed'] + 100 * run_us['row'])} for 100"
+        console.say(text)
+        first = gil["released_from_rows"]
+        when = "never" if first is None else "always" if first <= 1 else f"from {first} rows on"
+        console.say(f"  the GIL is given up where that is {gil['hold_below_us']:g} us or more: {when}")
+
+
+def _show_features(console: Console, features: dict[str, Any]) -> None:
+    if features["arrays"]:
+        console.say("\nArrays that the caller brings")
+        console.table([(a["name"], a["dtype"], _shape(a["shape"])) for a in features["arrays"]])
+        return
+    console.say("\nRequest")
+    notes = {features["event_time"]: f"event time, read in {features['tz']}"}
+    console.table(
+        [
+            (
+                f.get("wire") or f["name"],
+                f["type"] + (" or null" if f.get("optional") else ""),
+                notes.get(f["name"], ""),
+            )
+            for f in features["fields"]
+        ]
+    )
+    if features["candidate"]:
+        console.say(f"  ranks: {features['candidate']}")
+    if features["tables"]:
+        console.say("\nTables that a store must hold")
+        for table in features["tables"]:
+            columns = ", ".join(f"{name} {kind}" for name, kind in table["columns"].items())
+            console.say(f"  {table['name']}, keyed by {', '.join(table['key'])}: {columns}")
+    for tensor in features["tensors"]:
+        mask = f", mask `{tensor['mask']}`" if tensor["mask"] else ""
+        console.say(
+            f"\nColumns of `{tensor['name']}`: {tensor['cells']} cells of {tensor['dtype']}, one row a "
+            f"{'context' if tensor['axis'] == 'context' else 'candidate or request'}{mask}"
+        )
+        console.table([_column(c) for c in features["columns"] if c["tensor"] == tensor["name"]])
+
+
+def _column(column: dict[str, Any]) -> tuple[str, str, str, str]:
+    shown = {"kind", "name", "refs", "cells", "tensor", "max_age_ns"}
+    options = [f"{k}={v}" for k, v in column.items() if k not in shown and v is not None]
+    if column.get("max_age_ns"):
+        options.append(f"max_age={_age(column['max_age_ns'])}")
+    cells = f" x{column['cells']}" if column["cells"] > 1 else ""
+    return column["name"] + cells, column["kind"], ", ".join(column["refs"]), " ".join(options)
+
+
+def _age(ns: int) -> str:
+    """As it was declared: in the largest unit that divides it."""
+    unit = next(unit for unit in ("d", "h", "m", "s") if ns % UNITS_NS[unit] == 0)
+    return f"{ns // UNITS_NS[unit]}{unit}"
+
+
+def _show_policy(console: Console, policy: dict[str, Any]) -> None:
+    console.say("\nPolicy")
+    console.table([(action, _from(low)) for action, low in policy["bands"]])
+    for value, bands in policy.get("segments", {}).items():
+        texts = ", ".join(f"{action} {_from(low)}" for action, low in bands)
+        console.say(f"  where {policy['segment_by']} = {value!r}: {texts}")
+    if policy.get("review"):
+        console.say(f"  columns that ask for a review lead to `{policy['review']}`")
+
+
+def _from(low: float | None) -> str:
+    return "below the next" if low is None else f"from {low:g}"
+
+
+def _shape(shape: Any) -> str:
+    return "(" + ", ".join("?" if d is None else str(d) for d in shape) + ")"

@@ -1,0 +1,277 @@
+"""Arguments, and what becomes of errors: `retailinfer COMMAND ...`.
+
+Rules: the exit codes of cli/__init__.py. An error is one line that says what to do; `--traceback` shows where it came from,
+for a bug report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import retailinfer
+from retailinfer.cli.console import Console
+from retailinfer.cli.tables import STORE_HELP
+from retailinfer.errors import RetailInferError
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Scores payments and ranks products inside your own Python process, from request bytes to decision.
+
+A release is a directory with models, features, thresholds and golden rows (inputs with known answers).
+  retailinfer demo               see it work on real purchases and generated payments
+  retailinfer pack ...           make a release out of an ONNX file and a feature spec
+  retailinfer verify RELEASE     is it whole, and does it answer here as it did where it was packed?
+  retailinfer inspect RELEASE    what is in it, and what it needs
+  retailinfer bench RELEASE      how fast is it on this machine?
+"""
+
+EPILOG = "`retailinfer COMMAND --help` explains a command. Exit code 0: good; 1: refused or broken; 2: wrong arguments."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Never raises for what a user can cause."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        module = import_module(f"retailinfer.cli.{options.command}")
+        code: int = module.run(options, Console(as_json=options.json, quiet=options.quiet))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as exc:  # a user sees one line, whatever went wrong
+        if options.traceback:
+            raise
+        return _report(exc, options)
+    return code
+
+
+def _report(exc: Exception, options: argparse.Namespace) -> int:
+    text = " ".join(str(exc).split())
+    if isinstance(exc, OSError):
+        text = f"{exc.strerror or exc}" + (f": {exc.filename}" if exc.filename else "")
+    elif not isinstance(exc, RetailInferError):
+        text = f"internal error, please report it: {type(exc).__name__}: {text} (--traceback shows where)"
+    if options.json:
+        Console(as_json=True).emit({"ok": False, "error": {"type": type(exc).__name__, "message": text}})
+    return _fail(f"error: {text}", 1)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"retailinfer: {text}", file=sys.stderr)
+    return code
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="retailinfer",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"retailinfer {retailinfer.__version__}")
+    parser.set_defaults(json=False, quiet=False, traceback=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, add in (
+        ("demo", _demo),
+        ("pack", _pack),
+        ("verify", _verify),
+        ("inspect", _inspect),
+        ("bench", _bench),
+    ):
+        add(_command(commands, name, json=name != "demo"))
+    return parser
+
+
+_ABOUT = {
+    "demo": (
+        "see real fraud and recommendation models answer in this process",
+        (
+            "Generates card payments and reads 1.47 million grocery purchases, trains a model on each, packs both as "
+            "releases, replays held-out requests as JSON bytes and writes a report with charts. About two minutes on two "
+            "cores; needs `pip install 'retailinfer[demo]'`. Exit code 1 when one of its promises is not kept."
+        ),
+    ),
+    "pack": (
+        "make a release out of an ONNX file",
+        (
+            "Checks the model and the features against each other, quantises if asked, records golden rows with their "
+            "answers, and writes a directory that `Scorer.load` and `Ranker.load` take. Fitted LightGBM, XGBoost and "
+            "scikit-learn models are packed from Python, with `retailinfer.pack(name, model=model, ...)`. "
+            "Needs `pip install 'retailinfer[pack]'`."
+        ),
+    ),
+    "verify": (
+        "check that a release is whole and answers as recorded",
+        (
+            "Checks the manifest and the SHA-256 of every file, opens the models, checks that models, features and policy "
+            "fit each other, computes the golden rows again and compares tensors, scores and actions. This is what loading "
+            "does before a release may answer. Exit code 1 with the reason when anything differs."
+        ),
+    ),
+    "inspect": (
+        "show what is in a release",
+        (
+            "Shows the manifest, request fields, columns, models, thresholds, contract, the tables that the features read, "
+            "sizes, and what running the models costs on this machine."
+        ),
+    ),
+    "bench": (
+        "time a release on this machine",
+        (
+            "Times whole calls, JSON bytes in and JSON bytes out, each stage, and beside them a bare Python "
+            "`InferenceSession.run` on rows that are ready: in alternating rounds, with rotating inputs, after comparing "
+            "the answers. Without --requests it makes requests out of the golden rows, and without --store it makes the "
+            "tables out of them too (small, so look-ups are faster than yours)."
+        ),
+    ),
+}
+
+
+def _command(commands: Any, name: str, *, json: bool) -> argparse.ArgumentParser:
+    short, long = _ABOUT[name]
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=short, description=long)
+    if json:
+        parser.add_argument("--json", action="store_true", help="one JSON value on stdout instead of text")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _release(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("release", metavar="RELEASE", help="directory of the release")
+    parser.add_argument("--store", action="append", default=[], metavar="NAME=FILE:KEY", help=STORE_HELP)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        default="build/demo",
+        metavar="DIR",
+        help="where releases, caches and the report go (default: %(default)s)",
+    )
+    parser.add_argument("--short", action="store_true", help="fewer days and weeks: quicker, less accurate")
+
+
+def _pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the release: small letters, digits, `.`, `_`, `-`"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="directory to write; it appears whole or not at all"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[ROLE=]FILE",
+        help="an ONNX file; several models run in the order given, each with a role: --model tower=a.onnx "
+        "--model ranker=b.onnx",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        help="features.json, as FeatureSpec.to_json() of a fitted spec writes it; without it the release takes arrays",
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE", help='JSON or TOML: bands = [["approve", 0.0], ["review", 0.6]]'
+    )
+    parser.add_argument(
+        "--contract", metavar="FILE", help="JSON or TOML: max_rows, batch_sizes, deadline_ms, p95_ms"
+    )
+    parser.add_argument(
+        "--golden",
+        metavar="FILE",
+        help="Parquet or Arrow file with request fields and stored columns (`card.n_30d`); at most 64 rows are kept. "
+        "Without it rows are drawn from what the spec knows",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="rows that fix the ranges of int8 (default: golden rows)"
+    )
+    parser.add_argument(
+        "--score", default="auto", metavar="WHICH", help='"output", "output[class]", "role.output[1]"'
+    )
+    parser.add_argument(
+        "--task", choices=["classification", "regression", "ranking"], help="default: seen in the model"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=["none", "dynamic", "static", "auto"],
+        default="none",
+        help="int8; `auto` keeps it where it is faster on the contract's batch sizes and answers alike "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, metavar="X", help="largest score difference that int8 may make"
+    )
+    parser.add_argument(
+        "--redact", action="append", default=[], metavar="FIELD", help="replace a field in golden rows"
+    )
+    parser.add_argument(
+        "--names",
+        choices=["match", "ignore"],
+        default="match",
+        help="`match` compares the model's feature names with the spec's, in order (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--info", metavar="FILE", help="JSON or TOML: owner, description, version, dataset, metrics ..."
+    )
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _release(parser)
+    parser.add_argument(
+        "--strict-paths", action="store_true", help="also refuse links and files that others may write"
+    )
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    _release(parser)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    _release(parser)
+    parser.add_argument("--requests", metavar="FILE.jsonl", help="your own requests, one JSON object a line")
+    parser.add_argument(
+        "--n", type=_positive, metavar="N", help="calls to time (default: as many as fit into 6 s)"
+    )
+    parser.add_argument(
+        "--candidates",
+        type=_positive,
+        metavar="K",
+        help="candidates a ranking gets, when requests are made of golden rows (default: the contract's largest batch "
+        "size, else 500)",
+    )
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="NAME=LIMIT",
+        help="exit code 1 when a figure is larger; repeatable. NAME is p50_ms, p95_ms, p99_ms, p99.9_ms (or _us) of the "
+        "whole call, STAGE.p99_us of one stage (decode, resolve, fill, run, decide, encode), or `ratio` to the bare "
+        "run. `--fail-if contract` takes the limits of the release's contract",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
+    return value
+
+
+Command = Callable[[argparse.Namespace, Console], int]

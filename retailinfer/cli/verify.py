@@ -1,0 +1,118 @@
+"""`retailinfer verify`: everything that loading checks, told one by one."""
+
+from __future__ import annotations
+
+import argparse
+
+from retailinfer.cli.console import Console, bytes_text
+from retailinfer.cli.releases import Loaded, build
+from retailinfer.cli.tables import read_store
+from retailinfer.errors import RetailInferError
+from retailinfer.release.bundle import read_bundle
+from retailinfer.release.golden import cpu_class
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Check, and say what was checked; the first thing that is wrong ends it. Raises: BundleError, ConfigError."""
+    checks: list[dict[str, str]] = []
+
+    def passed(what: str, found: str) -> None:
+        checks.append({"check": what, "found": found})
+        console.say(f"  ok  {what:<10}{found}")
+
+    bundle = None
+    try:
+        store = read_store(options.store)
+        bundle = read_bundle(options.release, strict_paths=options.strict_paths)
+        manifest = bundle.manifest
+        size = sum(entry.size for entry in manifest.files)
+        console.say(f"{manifest.release}, packed {manifest.created}")
+        passed("manifest", f"format {manifest.format}, canonical, digest {manifest.digest[:12]}")
+        passed(
+            "files",
+            f"{len(manifest.files)} files, {bytes_text(size)}: sizes and SHA-256 as listed, nothing else there",
+        )
+        loaded = build(bundle, store=store)
+        for what, found in _what_loading_showed(loaded):
+            passed(what, found)
+        loaded.door.close()
+    except RetailInferError as exc:
+        console.emit(
+            {
+                "ok": False,
+                "release": None if bundle is None else bundle.manifest.release,
+                "checks": checks,
+                "error": {"type": type(exc).__name__, "message": str(exc)},
+            }
+        )
+        if console.as_json:
+            return 1
+        raise
+    console.say(
+        "  --  signature releases cannot be signed in this version: whoever can write the directory can change it"
+    )
+    console.say("good")
+    console.emit({"ok": True, "release": manifest.release, "digest": manifest.digest, "checks": checks})
+    return 0
+
+
+def _what_loading_showed(loaded: Loaded) -> list[tuple[str, str]]:
+    """The checks behind a pipeline that could be built."""
+    pipeline, manifest = loaded.pipeline, loaded.pipeline.manifest
+    spec = pipeline.spec
+    found: list[tuple[str, str]] = []
+    if spec.arrays:
+        found.append(("features", f"none: the release takes {len(spec.arrays)} array(s)"))
+    else:
+        found.append(
+            (
+                "features",
+                f"{len(spec.columns)} columns of {len(spec.fields)} fields compile; fingerprint {spec.fingerprint[:12]}",
+            )
+        )
+    session = next(iter(pipeline.sessions.values()))
+    roles = ", ".join(pipeline.sessions)
+    found.append(
+        (
+            "models",
+            f"{roles}: open with ONNX Runtime {session.version}, inputs and outputs fit the features and the manifest",
+        )
+    )
+    if pipeline.policy is not None:
+        found.append(("policy", " | ".join(pipeline.policy.actions)))
+    if pipeline.spec.body.stored:
+        names = sorted({ref.partition(".")[0] for ref in spec.body.stored})
+        how = (
+            "not given, so stand-ins were made of golden rows"
+            if loaded.stands_in
+            else "given; keys and columns fit"
+        )
+        found.append(("tables", f"{', '.join(names)}: {how}"))
+    found.append(("golden", _golden_text(loaded)))
+    if manifest.score is not None and not spec.arrays:
+        if pipeline.row_independent:
+            text = "a row's score does not depend on the rows beside it"
+        else:
+            text = "a row's score may depend on the rows beside it, so rows run one by one"
+        found.append(("rows", text))
+    return found
+
+
+def _golden_text(loaded: Loaded) -> str:
+    golden = loaded.golden
+    if golden is None:
+        return "none in this release: answers were not compared"
+    if golden.arrays and not golden.columns:
+        if golden.outputs_sha256 is not None and loaded.pipeline.same_machine:
+            return f"{golden.n_rows} rows of arrays replayed: every output has the same bits"
+        return f"{golden.n_rows} rows of arrays replayed; outputs are compared on the packing CPU class only"
+    actions = "" if golden.actions is None else ", no action differs"
+    if loaded.pipeline.same_machine:
+        return f"{golden.n_rows} rows replayed: tensors and scores have the same bits{actions}"
+    manifest = loaded.pipeline.manifest
+    return (
+        f"{golden.n_rows} rows replayed: tensors have the same bits, scores are within {manifest.tolerance.golden:g} "
+        f"(packed on {manifest.machine.cpu} with ONNX Runtime {manifest.machine.onnxruntime}, this is {cpu_class()}){actions}"
+    )
