@@ -709,6 +709,11 @@ def as_wire(body: Body, row: Mapping[str, Any], *, text: bool) -> dict[str, Any]
     return out
 
 
+def same_place(got: str, want: str) -> bool:
+    """Equal paths; the native program may add the place in a list."""
+    return got == want or (got.startswith(f"{want}[") and got.endswith("]"))
+
+
 def same_bits(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> bool:
     """Equal cells, NaN and the sign of zero included."""
     if got.dtype != want.dtype or got.shape != want.shape:
