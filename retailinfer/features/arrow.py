@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Canonical", "Columns", "batches", "canonical", "from_objects", "read_table", "value_counts"]
 
 
+MAX_TEXT = 65536  # as in a request: longer text is no identifier or category
+
+
 class Canonical(NamedTuple):
     """One column in its canonical type.
 
@@ -234,8 +237,10 @@ def _times(pa: Any, array: Any, path: str, valid: Any, first_row: int) -> Canoni
             )
         scale = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[array.type.unit]
         values = np.asarray(array.cast(pa.int64()).fill_null(0))
-        if len(values) and np.abs(values).max() > (1 << 62) // scale:
-            raise FeatureRangeError("Expected moments between 1824 and 2115", path=path)
+        bad = (values > (1 << 62) // scale) | (values < -((1 << 62) // scale))
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise FeatureRangeError("Expected a moment between 1824 and 2115", path=f"$[{first_row + at}]{path[1:]}")
         values = values * scale
         # a request's moment has microseconds (datetime, RFC 3339); finer ones are rounded to that, half up
         values = (values + 500) // 1000 * 1000
@@ -268,9 +273,9 @@ def _texts(pa: Any, array: Any, kind: str, path: str, valid: Any) -> Canonical:
     if not any(check(array.type) for check in (text if kind == "str" else binary)):
         raise _wrong(kind, array, path)
     data, offsets = _text_buffers(pa, array.cast(pa.large_string() if kind == "str" else pa.large_binary()))
-    sizes = np.diff(offsets)
-    if len(sizes) and sizes.max() > 65536:
-        raise FeatureRangeError(f"Expected at most 65536 bytes of text, got {sizes.max()}", path=path)
+    longest = int(np.diff(offsets).max(initial=0))
+    if longest > MAX_TEXT:
+        raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes of text, got {longest}", path=path)
     return Canonical(data, valid, offsets)
 
 
@@ -303,7 +308,8 @@ def _vectors(pa: Any, array: Any, path: str, valid: Any) -> Canonical:
     else:
         raise _wrong("vector", array, path)
     out = np.zeros((n, size), np.float32)
-    flat = _floats(pa, array.drop_null().flatten(), path).astype(np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
+        flat = _floats(pa, array.drop_null().flatten(), path).astype(np.float32)
     if not np.isfinite(flat).all():
         raise FeatureRangeError("Expected finite numbers in vectors", path=path)
     there = np.ones(n, bool) if valid is None else valid.astype(bool)
@@ -340,5 +346,8 @@ def _lists(pa: Any, array: Any, kind: str, path: str, valid: Any) -> Canonical:
     ):
         raise _wrong(kind, array, path)
     data, children = _text_buffers(pa, items.cast(pa.large_string()))
+    longest = int(np.diff(children).max(initial=0))
+    if longest > MAX_TEXT:
+        raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes of text, got {longest}", path=path)
     assert len(offsets) == n + 1
     return Canonical(data, valid, offsets, children)
