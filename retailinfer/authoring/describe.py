@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -168,6 +167,8 @@ def _machine(onnxruntime_version: str) -> Machine:
 
 
 def _own_version() -> str:
+    from importlib import metadata  # noqa: PLC0415 - brings half of the mail package with it
+
     try:
         return metadata.version("retailinfer")
     except metadata.PackageNotFoundError:  # the source tree, not installed
