@@ -9,14 +9,14 @@ The doors themselves are scorer.py and ranker.py.
 
 from __future__ import annotations
 
-import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from retailinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import msgspec
 
     from retailinfer.contracts import Contract
@@ -101,7 +101,11 @@ class Door:
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         """Run in a small pool of this process's own; the event loop goes on."""
+        import asyncio  # noqa: PLC0415 - services without coroutines load scorers too
+
         if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
+
             self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="retailinfer")
             self._executor_pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from retailinfer.errors import ConfigError
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.release.bundle import read_bundle
 from retailinfer.release.golden import Golden, decode_golden
@@ -65,6 +66,13 @@ def build(bundle: Bundle, *, store: Store | None = None, backend: Any = "auto") 
     golden = bundle.read("golden", decode_golden)
     ranks = spec is not None and spec.body.candidate is not None and bundle.manifest.score is not None
     made: Store | None = None
+    if spec is not None and store is not None:
+        missing = [name for name in _tables(spec) if name not in store]
+        if missing:
+            raise ConfigError(
+                f"the features read the table `{missing[0]}`, which no --store names",
+                hint=f"--store {missing[0]}=FILE:KEY for it too, or no --store at all for stand-ins",
+            )
     if spec is not None and store is None and spec.body.stored:
         made = store = stand_ins(spec, golden, n_items=STAND_IN_ITEMS if ranks else 0)
     pipeline = Pipeline(bundle, store=store, ranks=ranks, backend=backend)
@@ -85,7 +93,7 @@ def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Stor
     types = {f.name: f.type for f in spec.fields} | dict(spec.body.stored)
     tables = {}
     now = time()
-    for entity in sorted({ref.partition(".")[0] for ref in spec.body.stored}):
+    for entity in _tables(spec):
         key = spec.body.entities[entity].key
         refs = [ref for ref in spec.body.stored if ref.partition(".")[0] == entity]
         kinds = {ref.partition(".")[2]: KINDS[types[ref]] for ref in refs}
@@ -106,6 +114,11 @@ def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Stor
             row[age] = now
         tables[entity] = Snapshot.from_rows(rows, kinds=kinds, updated_at=age, name=entity)
     return Store(tables=tables)
+
+
+def _tables(spec: FeatureSpec) -> list[str]:
+    """The entities whose tables the features read."""
+    return sorted({ref.partition(".")[0] for ref in spec.body.stored})
 
 
 def golden_values(golden: Golden, spec: FeatureSpec) -> dict[str, list[Any]]:
