@@ -185,6 +185,12 @@ class Engine:
     def calibrate(self, rounds: int = 5) -> tuple[float, float]:
         """Measure what a run costs: fixed us, us a row. Sets `fixed_us` and `row_us`."""
 
+    def vectorize(self, request: object, now_ns: int = 0) -> list[NDArray[Any]]:
+        """The model's inputs for one request, shape (1, cells) each, in the model's order. Raises: FeatureError."""
+
+    def fill(self, request: object) -> None:
+        """The same into the engine's own memory, returning nothing: the cost of features alone. Raises: FeatureError."""
+
     def tensors(
         self, requests: Sequence[object], now_ns: int = 0
     ) -> tuple[list[NDArray[Any]], list[tuple[tuple[str, ...], tuple[str, ...]]]]:

@@ -983,6 +983,27 @@ cdef class Engine:
         return self.decision_type(self.next_id() if request_id is None else request_id, <double>score, action, (), self.release,
                                   self.arm, 0, stale, missing)
 
+    def vectorize(self, request, int64_t now_ns=0):
+        """One request -> the model's inputs, without the model: a list of arrays with one row."""
+        cdef Workspace ws = self.pop()
+        try:
+            self.resolve_row(request, ws, now_ns, -1)
+            self.fill_row(ws, 0, -1)
+            if self.has_masks:
+                self._widen_masks(ws, 1)
+            return [self._array(ws, 1, t, is_mask) for is_mask, t, _ in self.input_plan]
+        finally:
+            self.push(ws)
+
+    def fill(self, request):
+        """The same into the engine's own memory: what a scoring call does before the model runs. For benchmarks."""
+        cdef Workspace ws = self.pop()
+        try:
+            self.resolve_row(request, ws, 0, -1)
+            self.fill_row(ws, 0, -1)
+        finally:
+            self.push(ws)
+
     # ---- tensors, for tests and tools ----------------------------------------------------------------------------------
 
     def tensors(self, requests, int64_t now_ns=0):

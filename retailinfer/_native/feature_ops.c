@@ -169,6 +169,37 @@ INLINE uint64_t slot_hash(ri_slot *s, uint64_t seed) {
     return s->hash;
 }
 
+INLINE uint64_t mix128(uint64_t a, uint64_t b) {
+#if defined(__SIZEOF_INT128__)
+    unsigned __int128 m = (unsigned __int128)a * b;
+    return (uint64_t)m ^ (uint64_t)(m >> 64);
+#else
+    return (a ^ (b >> 32)) * 0x9E3779B97F4A7C15ULL ^ (b ^ (a << 32)) * 0xC2B2AE3D27D4EB4FULL;
+#endif
+}
+
+/* Categories are short: two overlapping words and one multiplication tell them apart. Vocabularies are fixed when the program
+ * is built, half empty, and compared by their bytes, so nobody gains anything by making texts collide. */
+uint64_t ri_vocab_hash(const char *text, int64_t size) {
+    uint64_t a, b;
+    if (LIKELY(size <= 16)) {
+        if (size >= 8) {
+            a = ri_load64(text);
+            b = ri_load64(text + size - 8);
+        } else if (size >= 4) {
+            a = ri_load32(text);
+            b = ri_load32(text + size - 4);
+        } else if (size > 0) {
+            a = (uint8_t)text[0] | (uint64_t)(uint8_t)text[size >> 1] << 8 | (uint64_t)(uint8_t)text[size - 1] << 16;
+            b = 0;
+        } else {
+            a = b = 0;
+        }
+        return mix128(a ^ 0x9E3779B97F4A7C15ULL ^ (uint64_t)size, b ^ 0xC2B2AE3D27D4EB4FULL);
+    }
+    return ri_xxh64(text, (size_t)size, 0);
+}
+
 int32_t ri_vocab_text(const ri_vocab *v, const char *text, int64_t size, uint64_t hash) {
     for (uint64_t at = hash & v->mask;; at = (at + 1) & v->mask) {
         const ri_vocab_cell *cell = v->cells + at;
@@ -187,7 +218,7 @@ int32_t ri_vocab_int(const ri_vocab *v, int64_t key) {
 }
 
 INLINE int32_t slot_code(const ri_vocab *v, ri_slot *s) {
-    if (s->kind == RI_SLOT_TEXT) return ri_vocab_text(v, s->v.text, s->n, slot_hash(s, 0));
+    if (s->kind == RI_SLOT_TEXT) return ri_vocab_text(v, s->v.text, s->n, ri_vocab_hash(s->v.text, s->n));
     return ri_vocab_int(v, s->v.i);
 }
 
@@ -222,6 +253,10 @@ static void read_calendar(const ri_zone *zone, int64_t time_ns, ri_calendar *out
     out->hour = (int32_t)(rest / 3600);
     out->minute = (int32_t)(rest / 60 % 60);
     out->second = (int32_t)(rest % 60);
+}
+
+void ri_wave_table(int64_t period, int cosine, double *out) {
+    for (int64_t k = 0; k < period; k++) out[k] = cosine ? ri_cos_fraction(k, period) : ri_sin_fraction(k, period);
 }
 
 INLINE int64_t time_part(const ri_calendar *t, int part, int64_t *low, int64_t *period) {
@@ -410,7 +445,7 @@ static int run_sequence(const ctx *x, const ri_column *c) {
         } else {
             int32_t code = s->kind == RI_SLOT_LIST_TEXT
                                ? ri_vocab_text(c->vocab, s->v.list_text[at].data, s->v.list_text[at].size,
-                                               ri_hash_text(s->v.list_text[at].data, s->v.list_text[at].size, 0))
+                                               ri_vocab_hash(s->v.list_text[at].data, s->v.list_text[at].size))
                                : ri_vocab_int(c->vocab, s->v.list_i[at]);
             if (code < 0) code = c->vocab->oov;
             if (code < 0) {
@@ -542,8 +577,7 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
         }
         value = time_part(t, c->part, &low, &period);
         if (c->wave == RI_PLAIN) return store_i(&x, c, 0, value);
-        return store_f(&x, c, 0, c->wave == RI_SINE ? ri_sin_fraction(value - low, period)
-                                                    : ri_cos_fraction(value - low, period));
+        return store_f(&x, c, 0, c->waves[value - low]);
     }
     case RI_EQUAL: {
         const ri_slot *b = st->slots + c->ref[1];
@@ -583,9 +617,39 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
     }
 }
 
+/* The commonest column by far, without what it does not need. The same operations as `finish_scalar`, in the same order. */
+INLINE int run_plain(const ri_program *p, const ri_column *c, ri_state *st, double value, uint8_t *cell) {
+    if (UNLIKELY(value < c->seen_low || value > c->seen_high)) st->outside[c - p->columns]++;
+    if (c->transform) {
+        if (c->transform == RI_LOG1P) {
+            if (UNLIKELY(!(value > -1.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, 0, value);
+            value = ri_log1p(value);
+        } else if (c->transform == RI_SIGNED_LOG1P) {
+            value = value < 0.0 ? -ri_log1p(-value) : ri_log1p(value);
+        } else {
+            if (UNLIKELY(!(value >= 0.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, 0, value);
+            value = sqrt(value);
+        }
+    }
+    if (c->has_norm) value = (value - c->center) / c->scale;
+    float y = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &y, 4);
+    if (UNLIKELY((bits & 0x7f800000u) == 0x7f800000u))
+        return fail(st, value == value ? RI_ERR_OVERFLOW : RI_ERR_NOT_FINITE, p, c, -1, 0, value);
+    memcpy(cell, &y, 4);
+    return RI_OK;
+}
+
 int ri_run(const ri_program *p, const uint16_t *which, int32_t n, ri_state *st, uint8_t *const *rows, uint8_t *const *masks) {
     for (int32_t i = 0; i < n; i++) {
-        int code = run_column(p, p->columns + which[i], st, rows, masks);
+        const ri_column *c = p->columns + which[i];
+        const ri_slot *a = st->slots + c->ref[0];
+        int code;
+        if (c->plain && a->state == RI_PRESENT && !masks[c->tensor])
+            code = run_plain(p, c, st, a->v.f, rows[c->tensor] + 4 * c->offset);
+        else
+            code = run_column(p, c, st, rows, masks);
         if (UNLIKELY(code)) return code;
     }
     return RI_OK;

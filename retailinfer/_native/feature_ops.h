@@ -96,7 +96,7 @@ typedef struct ri_column {
     uint8_t kind, dtype, tensor, transform;
     uint8_t part, wave, sequence, keep_first;
     uint8_t action[RI_N_STATES]; /* by the worst state of its inputs */
-    uint8_t has_clip, has_norm, allow_nan;
+    uint8_t has_clip, has_norm, allow_nan, plain; /* plain: float64 slot -> float32 cell, no clip, no age */
     uint16_t ref[2];
     uint16_t n_refs, refs_at; /* a cross of fields: indices into program.refs */
     int32_t width;
@@ -111,6 +111,7 @@ typedef struct ri_column {
     uint64_t buckets, seed;
     const ri_vocab *vocab;
     const double *targets; /* by code */
+    const double *waves;   /* of a time part: sine or cosine by value - low */
     double pad_f;
     int64_t pad_i;
 } ri_column;
@@ -160,6 +161,12 @@ int ri_run(const ri_program *p, const uint16_t *which, int32_t n, ri_state *st, 
 
 /* The same for one column: the way for a row whose stored values are stale. */
 int ri_run_column(const ri_program *p, int32_t column, ri_state *st, uint8_t *const *rows, uint8_t *const *masks);
+
+/* Hash of a text in vocabularies; of this process only. */
+uint64_t ri_vocab_hash(const char *text, int64_t size);
+
+/* Sines or cosines of all values of a period, as the columns compute them; `out` has `period` places. */
+void ri_wave_table(int64_t period, int cosine, double *out);
 
 /* Put a text's or an integer's code, or -1 when the vocabulary lacks it. */
 int32_t ri_vocab_text(const ri_vocab *v, const char *text, int64_t size, uint64_t hash);

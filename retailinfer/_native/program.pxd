@@ -73,6 +73,7 @@ cdef extern from "feature_ops.h" nogil:
         uint8_t has_clip
         uint8_t has_norm
         uint8_t allow_nan
+        uint8_t plain
         uint16_t ref[2]
         uint16_t n_refs
         uint16_t refs_at
@@ -93,6 +94,7 @@ cdef extern from "feature_ops.h" nogil:
         uint64_t seed
         const ri_vocab* vocab
         const double* targets
+        const double* waves
         double pad_f
         int64_t pad_i
 

@@ -39,6 +39,8 @@ cdef extern from "feature_ops.h" nogil:
     int ri_run_column(const ri_program* p, int32_t column, ri_state* st, uint8_t** rows, uint8_t** masks)
     uint64_t ri_hash_text(const char* text, int64_t size, uint64_t seed)
     uint64_t ri_hash_int(int64_t key, uint64_t seed)
+    uint64_t ri_vocab_hash(const char* text, int64_t size)
+    void ri_wave_table(int64_t period, int cosine, double* out)
     int ri_dtype_size(int dtype)
 
 cdef extern from *:
@@ -63,6 +65,15 @@ cdef extern from *:
     static inline PyObject *ri_slot_at(PyObject *object, Py_ssize_t offset) {
         return *(PyObject **)((char *)object + offset);
     }
+    /* Exactly a str, ASCII, of the length of a category: its own UTF-8. Everything else goes the careful way. */
+    static inline int ri_ascii(PyObject *value, const char **data, int64_t *size) {
+        if (!PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value)) return 0;
+        Py_ssize_t n = PyUnicode_GET_LENGTH(value);
+        if (n > 4096) return 0;
+        *data = (const char *)PyUnicode_DATA(value);
+        *size = n;
+        return 1;
+    }
     /* UTF-8 of a text that is alive. ASCII text is its own UTF-8; other text keeps a copy inside itself. */
     static inline const char *ri_utf8(PyObject *text, Py_ssize_t *size) {
         if (PyUnicode_IS_COMPACT_ASCII(text)) {
@@ -74,6 +85,7 @@ cdef extern from *:
     """
     Py_ssize_t ri_member_offset(object descr, PyObject* type)
     PyObject* ri_slot_at(PyObject* obj, Py_ssize_t offset)
+    bint ri_ascii(PyObject* value, const char** data, int64_t* size)
     const char* ri_utf8(object text, Py_ssize_t* size) except NULL
 
 import_datetime()
@@ -228,12 +240,17 @@ cdef class Program:
             c.buckets = d["buckets"]
             c.seed = d["seed"]
             c.pad_f = d["pad"]
-            c.pad_i = <int64_t>d["pad"]
+            c.pad_i = d["pad_code"]
             c.vocab = NULL if d["vocabulary"] < 0 else self.vocabs + <int>d["vocabulary"]
             if d["targets"] is not None:
                 targets = np.ascontiguousarray(d["targets"], dtype=np.float64)
                 self.owned.append(targets)
                 c.targets = <const double*><uintptr_t>targets.ctypes.data
+            if c.wave:
+                waves = np.empty(d["period"], np.float64)
+                ri_wave_table(d["period"], c.wave == 2, <double*><uintptr_t>waves.ctypes.data)
+                self.owned.append(waves)
+                c.waves = <const double*><uintptr_t>waves.ctypes.data
             c.n_refs = len(d["refs"])
             c.refs_at = k
             for j in range(c.n_refs):
@@ -241,6 +258,8 @@ cdef class Program:
                 if j < 2:
                     c.ref[j] = d["refs"][j]
                 k += 1
+            c.plain = (c.kind == 0 and c.dtype == RI_FLOAT32 and not c.has_clip and c.max_age_ns == 0
+                       and self.slot_kinds[c.ref[0]] == RI_SLOT_F64)
             for j in range(RI_N_STATES):
                 c.action[j] = d["actions"][j]
                 fill = d["fills"][j]
@@ -251,7 +270,7 @@ cdef class Program:
                     c.fill_text[j].size = len(fill)
                 elif fill is not None:
                     c.fill_f[j] = fill
-                    c.fill_i[j] = <int64_t>fill
+                    c.fill_i[j] = fill if isinstance(fill, int) else 0  # codes, buckets and raw integers are int
 
     cdef int _add_vocabulary(self, int at, dict vocabulary) except -1:
         cdef tuple values = vocabulary["values"]
@@ -272,7 +291,7 @@ cdef class Program:
             if isinstance(value, str):
                 data = value.encode()
                 self.owned.append(data)
-                hashed = ri_hash_text(PyBytes_AS_STRING(data), len(data), 0)
+                hashed = ri_vocab_hash(PyBytes_AS_STRING(data), len(data))
             else:
                 hashed = ri_hash_int(value, 0)
             place = <uint64_t>hashed & (n_cells - 1)
@@ -857,6 +876,10 @@ cdef class RequestReader:
                     s.state = RI_PRESENT
                     if not isfinite(s.v.f):
                         program._not_finite(i, s, row)
+                elif program.slot_kinds[i] == RI_SLOT_TEXT and ri_ascii(raw, &s.v.text, &s.n):
+                    s.hashed = 0
+                    s.updated_ns = INT64_MAX
+                    s.state = RI_PRESENT
                 else:
                     program.convert(i, <object>raw, state, row)
             return 0

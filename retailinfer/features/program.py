@@ -17,7 +17,7 @@ import msgspec
 from retailinfer._native.program import Program, hash_int, hash_text
 from retailinfer.columns import TIME_PARTS, TRANSFORMS, UNITS_NS, Column, _split_part
 from retailinfer.errors import SpecError
-from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, column_width, vocabulary_of
+from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, Fitted, column_width, vocabulary_of
 
 __all__ = ["Section", "compile_program", "request_struct", "sections", "slot_names"]
 
@@ -143,15 +143,16 @@ def _compile_column(
     codes = column.encoding in ("index", "onehot", "target")
     targets = None
     if column.encoding == "target":
-        assert learned is not None
-        assert learned.targets is not None
         vocab = vocabulary_of(column, body.vocabularies)
+        # the program reads targets by code: a list that is too short would be read beyond its end
+        if learned is None or learned.prior is None or len(learned.targets or ()) != len(vocab.values):
+            raise _not_learned(column, "a target for each value of its vocabulary")
         # by code: a vocabulary with oov="first" starts at 1; the last entry is the prior, for whatever is not known
         lead = (learned.prior,) if vocab.oov == "first" else ()
         tail = (learned.prior,) if vocab.oov == "last" else ()
-        targets = (*lead, *learned.targets, *tail, learned.prior)
-    center = learned.center if learned is not None and isinstance(column.center, str) else column.center
-    scale = learned.scale if learned is not None and isinstance(column.scale, str) else column.scale
+        targets = (*lead, *(learned.targets or ()), *tail, learned.prior)
+    center = _learned_number(column, "center", learned)
+    scale = _learned_number(column, "scale", learned)
     seen = None
     if learned is not None and learned.seen_low is not None and learned.seen_high is not None:
         seen = (learned.seen_low, learned.seen_high)
@@ -170,6 +171,7 @@ def _compile_column(
         "transform": 0 if column.transform is None else TRANSFORMS.index(column.transform) + 1,
         "part": list(TIME_PARTS).index(part),
         "wave": {None: 0, "sin": 1, "cos": 2}[wave],
+        "period": (TIME_PARTS[part] or (0, 1))[1],
         "sequence": {"index": 0, "hashed": 1, "number": 2}.get(column.encoding or "", 0),
         "keep_first": column.keep == "first",
         "clip": clip,
@@ -182,7 +184,8 @@ def _compile_column(
         "unit_ns": (column.size or 0) if column.kind in ("dot", "cosine") else UNITS_NS[column.unit],
         "buckets": column.buckets or 1,
         "seed": column.seed,
-        "pad": column.pad,
+        "pad": float(column.pad),
+        "pad_code": 0 if column.encoding == "number" else int(column.pad),
         "vocabulary": vocab_index[column.vocabulary or column.name] if codes else -1,
         "targets": targets,
         "actions": actions,
@@ -212,7 +215,7 @@ def _outcomes(body: Body, column: Column, kinds: dict[str, str], dtype: str) -> 
 
 
 def _fill(body: Body, column: Column, value: Any, dtype: str) -> Any:
-    """A default as what the cell takes: a code, a bucket, a text or a number."""
+    """A default as what the cell takes: an int is a code, a bucket or a raw integer, a float a number, a str a text."""
     if column.kind == "categorical":
         vocab = vocabulary_of(column, body.vocabularies)
         if value in vocab.values:
@@ -236,13 +239,9 @@ def _fill(body: Body, column: Column, value: Any, dtype: str) -> Any:
         return hashed % (column.buckets or 1)
     if column.kind == "raw" and isinstance(value, str):
         return value
-    if dtype in ("int32", "int64") and float(value) != int(value):
-        raise SpecError(
-            f"the default {value!r} of column `{column.name}` is not a whole number, its tensor is {dtype}"
-        )
-    if column.kind == "raw" and dtype == "bool":
-        return value != 0
-    return int(value) if column.kind == "raw" and dtype == "int64" else float(value)
+    if column.kind == "raw" and dtype in ("int32", "int64", "bool"):
+        return int(value) if dtype != "bool" else int(value != 0)
+    return float(value)
 
 
 # ---- what depends on what, for rankings ------------------------------------------------------------------------------
