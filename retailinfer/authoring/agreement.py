@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from retailinfer.authoring.wiring import Part
 
-__all__ = ["check_parity", "may_take_nan", "numpy_dtype"]
+__all__ = ["check_parity", "check_parity_of_arrays", "may_take_nan", "numpy_dtype"]
 
 RANDOM_ROWS = 512
 GAP_ROWS = 256
@@ -57,6 +57,20 @@ def check_parity(trial: Trial, arrays: Arrays, tolerance: float) -> None:
             noise = _around(feed).astype(numpy_dtype(dtype))
             _compare(part, noise, part.session.run({name: noise}, [output])[output], tolerance)
         done[part.role] = outputs[part.role]
+
+
+def check_parity_of_arrays(part: Part, tolerance: float) -> None:
+    """The same for a model that arrays are brought to: no real rows are known, so random ones are compared."""
+    converted = part.converted
+    if converted.predict is None or converted.output is None or converted.n_features is None:
+        return
+    rng = np.random.default_rng(13)
+    rows = rng.normal(size=(RANDOM_ROWS, converted.n_features))
+    for column in converted.codes:
+        rows[:, column] = rng.integers(0, 10, RANDOM_ROWS)
+    name, dtype, _ = part.session.inputs[0]
+    feed = rows.astype(numpy_dtype(dtype))
+    _compare(part, feed, part.session.run({name: feed}, [converted.output])[converted.output], tolerance)
 
 
 def numpy_dtype(number: int) -> np.dtype[Any]:

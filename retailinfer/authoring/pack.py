@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from retailinfer.authoring.agreement import check_parity, may_take_nan
+from retailinfer.authoring.agreement import check_parity, check_parity_of_arrays, may_take_nan
 from retailinfer.authoring.arrays import array_release
 from retailinfer.authoring.convert import convert
 from retailinfer.authoring.describe import Found, Task, write_release
@@ -36,7 +36,7 @@ from retailinfer.authoring.golden import (
     types_of,
 )
 from retailinfer.authoring.golden import redact as redact_columns
-from retailinfer.authoring.preflight import DTYPE_NAMES, inspect
+from retailinfer.authoring.preflight import DTYPE_NAMES, Graph, inspect
 from retailinfer.authoring.quantize import CALIBRATION_ROWS, COMPARED_ROWS, Comparison, check_asked, choose
 from retailinfer.authoring.trial import Filled, Trial, context_of, row_difference
 from retailinfer.authoring.wiring import (
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     from retailinfer._native.program import Program
     from retailinfer.features.arrow import Columns
+    from retailinfer.runtime.session import ModelSession
 
 __all__ = ["pack"]
 
@@ -228,7 +229,7 @@ class _Packing:
             where = "the model" if len(models) == 1 else f"model `{role}`"
             converted = convert(one, input_name=input_name, dtype=dtype)
             graph = inspect(converted.data, where=where)
-            part = Part(role, converted, graph, open_session(graph.data))
+            part = Part(role, converted, graph, _open(graph, where))
             _check_inputs(part)
             outputs_of(part)
             parts.append(part)
@@ -251,6 +252,8 @@ class _Packing:
             raise ConfigError(
                 f'quantize="{quantize}" needs a feature spec', hint="pack with features=, or quantise before"
             )
+        for part in parts:
+            check_parity_of_arrays(part, self.tolerance.parity)
         return array_release(parts, score, golden, needs_score=self.policy is not None)
 
     # ---- releases with features ----------------------------------------------------------------------------------------
@@ -458,6 +461,18 @@ def _info(given: Info | Mapping[str, Any] | None) -> Info:
     except (msgspec.ValidationError, TypeError, ValueError) as exc:
         known = ", ".join(Info.__struct_fields__)
         raise ConfigError(f"info= does not fit: {exc}", hint=f"its fields are {known}") from exc
+
+
+def _open(graph: Graph, where: str) -> ModelSession:
+    """A session; where ONNX Runtime refuses the model without saying because of what, its operators are listed."""
+    try:
+        return open_session(graph.data)
+    except ModelError as exc:
+        if any(op in str(exc) for op in graph.operators):
+            raise
+        raise ModelError(
+            f"{where}: {exc}", hint=f"its operators are {', '.join(graph.operators[:30])}"
+        ) from exc
 
 
 def _check_inputs(part: Part) -> None:

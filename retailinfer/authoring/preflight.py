@@ -114,6 +114,7 @@ class Graph:
         probabilities: outputs that are probabilities by their name, their operator or their labels.
         bounded: outputs that cannot leave 0..1.
         feature_names: of the training matrix, where the model's metadata has them.
+        unzipped: outputs that came out of ZipMap. operators: names of all operators.
         n_weights: numbers in MatMul, Gemm and Conv weights: what quantisation could shrink.
     """
 
@@ -126,6 +127,7 @@ class Graph:
     feature_names: tuple[str, ...] | None = None
     n_weights: int = 0
     unzipped: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
 
 
 def require_onnx() -> Any:
@@ -167,6 +169,7 @@ def inspect(data: bytes, *, where: str = "the model") -> Graph:
         feature_names=_feature_names(model),
         n_weights=facts.n_weights(),
         unzipped=tuple(unzipped),
+        operators=tuple(sorted({n.op_type for g, _ in inner_graphs(model.graph) for n in g.node})),
     )
 
 

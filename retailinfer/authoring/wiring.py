@@ -299,7 +299,8 @@ def _last(parts: Sequence[Part]) -> Part:
 
 
 def _auto_score(part: Part) -> ScoreRef:
-    floats = [(n, s) for n, d, s in part.session.outputs if d in (1, 11)]
+    outputs = [(n, d, part.observed.get(n, s)) for n, d, s in part.session.outputs]
+    floats = [(n, s) for n, d, s in outputs if d in (1, 11) and len(s) <= 2]
     likely = [(n, s) for n, s in floats if n in part.graph.probabilities]
     chosen = likely if len(likely) == 1 else floats
     shown = ", ".join(

@@ -37,6 +37,7 @@ class Converted:
         n_features: width of that matrix; None where it is not known.
         classes: labels in the order of the probabilities' columns. task: None where it cannot be told.
         output: name of the output that `predict` computes. None: nothing to compare with.
+        codes: columns that hold codes of categories, not quantities.
         predict: matrix, shape (rows, n_features) -> shape (rows,) or (rows, columns).
     """
 
@@ -47,6 +48,7 @@ class Converted:
     classes: tuple[str | int, ...] = ()
     task: str | None = None
     output: str | None = None
+    codes: tuple[int, ...] = ()
     predict: Predict | None = None
 
 

@@ -91,6 +91,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         classes=classes if classifies else (),
         task="ranking" if ranks else "classification" if classifies else "regression",
         output="probabilities" if classifies else "variable",
+        codes=_codes(text),
         predict=predict,
     )
 
@@ -106,6 +107,13 @@ def _without_ones(made: Any) -> Any:
     for tensor in [t for t in made.graph.initializer if t.name not in used]:
         made.graph.initializer.remove(tensor)
     return made
+
+
+def _codes(text: str) -> tuple[int, ...]:
+    """Columns that LightGBM splits as categories: it lists their values (1:2:3) where others have a range ([0:1])."""
+    found = re.search(r"^feature_infos=(.*)$", text, flags=re.MULTILINE)
+    infos = found[1].split() if found else []
+    return tuple(i for i, info in enumerate(infos) if re.fullmatch(r"-?\d+(:-?\d+)*", info))
 
 
 def _objective(text: str) -> str:
