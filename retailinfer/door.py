@@ -81,6 +81,12 @@ class Door:
         self._pipeline.need_engine()
         return self._pipeline.request_type
 
+    @property
+    def outside(self) -> dict[str, int]:
+        """Column -> values outside its training range since the release was loaded. They are counted, not changed."""
+        counts: dict[str, int] = self._pipeline.need_engine().outside_counts()
+        return counts
+
     def close(self) -> None:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
         self._engine = Refusal(f"this {type(self).__name__} is closed", "load the release again")

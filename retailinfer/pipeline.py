@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from retailinfer._native.engine import Engine, EntityPlan
+from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import RequestReader
 from retailinfer.clock import SystemClock
 from retailinfer.contracts import Contract, Decision, Ranking
@@ -441,7 +442,7 @@ class Pipeline:
         ]
         decode, encode = self._codecs(struct, ranks=ranks, text=candidate_text)
         session = next(iter(self.sessions.values()))
-        native = None if self.is_chain else session
+        native = session if isinstance(session, OrtModel) and not self.is_chain else None
         return Engine(
             program=self.program,
             reader=reader,

@@ -181,6 +181,7 @@ cdef class Engine:
         int* tensor_is_context        # per tensor
         int64_t* input_bytes          # per model input: bytes of a row
         int* input_is_context         # per model input
+        uint64_t* outside             # per column: values outside the training range, of workspaces that are gone
         bint has_masks
         bint has_text                 # some tensor holds texts
         int n_common_bands            # bands [0, n) are those of no segment

@@ -123,6 +123,9 @@ class Engine:
     def has_item_table(self) -> bool:
         """Candidates have a table of their own."""
 
+    def outside_counts(self) -> dict[str, int]:
+        """Column -> how many values lay outside its training range since the engine was made; only those above zero."""
+
     def score(self, request: object, request_id: str | None = None, now_ns: int = 0) -> Any:
         """One request -> Decision. Holds the GIL unless one row takes longer than `hold_below_us`.
 
@@ -152,7 +155,10 @@ class Engine:
         now_ns: int = 0,
         request_ids: Sequence[str] | None = None,
     ) -> list[Any]:
-        """Decisions in order; with `row_errors` an error stands where its decision would. Raises: LimitError, as `score`."""
+        """Decisions in order; with `row_errors` an error stands where its decision would.
+
+        Raises: LimitError, as `score`.
+        """
 
     def rank(
         self,
@@ -164,7 +170,10 @@ class Engine:
         request_id: str | None = None,
         now_ns: int = 0,
     ) -> Any:
-        """Context and ids -> Ranking. Gives up the GIL at most once. Raises: FeatureError, LimitError, SessionError, ScoreError."""
+        """Context and ids -> Ranking. Gives up the GIL at most once.
+
+        Raises: FeatureError, LimitError, SessionError, ScoreError.
+        """
 
     def rank_json(
         self, body: bytes, available: Available | None = None, request_id: str | None = None, now_ns: int = 0
@@ -194,7 +203,7 @@ class Engine:
     def tensors(
         self, requests: Sequence[object], now_ns: int = 0
     ) -> tuple[list[NDArray[Any]], list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-        """What the model would get, each request on its own: arrays by input, and (stale, missing) per row. For tests, tools."""
+        """What the model would get, each request on its own: arrays by input, and (stale, missing) per row."""
 
     def tensors_batch(self, requests: Sequence[object], now_ns: int = 0) -> list[NDArray[Any]]:
         """The same filled as one tile. Raises: LimitError above 512."""

@@ -512,6 +512,7 @@ cdef class Engine:
         self.n_bands = len(bands)
         self.n_common_bands = n_common_bands
         self.actions = tuple(action for action, _ in bands)
+        self.outside = <uint64_t*>calloc(program.c.n_columns + 1, 8)
         self.thresholds = <float*>calloc(len(bands) + 1, sizeof(float))
         self.row_bytes = <int64_t*>calloc(program.c.n_tensors + 1, 8)
         self.cells = <int64_t*>calloc(program.c.n_tensors + 1, 8)
@@ -524,7 +525,7 @@ cdef class Engine:
         self.cross_columns = <uint16_t*>calloc(program.c.n_columns + 1, 2)
         self.item_segments = <Segment*>calloc(program.c.n_columns + 1, sizeof(Segment))
         self.context_segments = <Segment*>calloc(program.c.n_columns + 1, sizeof(Segment))
-        if (self.thresholds == NULL or self.row_bytes == NULL or self.cells == NULL or self.mask_dtype == NULL or self.tensor_is_context == NULL
+        if (self.thresholds == NULL or self.outside == NULL or self.row_bytes == NULL or self.cells == NULL or self.mask_dtype == NULL or self.tensor_is_context == NULL
                 or self.input_bytes == NULL or self.input_is_context == NULL or self.context_columns == NULL or self.item_columns == NULL
                 or self.cross_columns == NULL or self.item_segments == NULL or self.context_segments == NULL):
             raise MemoryError()
@@ -563,6 +564,7 @@ cdef class Engine:
 
     def __dealloc__(self):
         free(self.thresholds)
+        free(self.outside)
         free(self.row_bytes)
         free(self.cells)
         free(self.mask_dtype)
@@ -575,6 +577,21 @@ cdef class Engine:
         free(self.item_segments)
         free(self.context_segments)
 
+    def outside_counts(self) -> dict:
+        """Column -> how many values lay outside its training range since the engine was made."""
+        cdef Workspace ws
+        cdef dict counts = {}
+        cdef uint64_t total
+        cdef int i
+        for i in range(self.program.c.n_columns):
+            total = self.outside[i]
+            for one in list(self.pool):
+                ws = <Workspace>one
+                total += ws.state.st.outside[i]
+            if total:
+                counts[self.program.column_names[i]] = total
+        return counts
+
     # ---- workspaces --------------------------------------------------------------------------------------------------
 
     cdef Workspace pop(self):
@@ -583,9 +600,13 @@ cdef class Engine:
         return self._new_workspace()
 
     cdef void push(self, Workspace ws) noexcept:
+        cdef int i
         ws.state.release()
         if len(self.pool) < MAX_POOL:
             self.pool.append(ws)
+        else:
+            for i in range(self.program.c.n_columns):
+                self.outside[i] += ws.state.st.outside[i]
 
     def _new_workspace(self):
         cdef Workspace ws = Workspace.__new__(Workspace)
@@ -1293,23 +1314,10 @@ cdef class Engine:
         cdef int overflow = 0
         cdef set gone = set(), named = set()
         cdef Py_ssize_t length
-        if table is not None:
-            if ids is None:
-                table.find_many_bytes(ws.keys, n, ws.found)
-            else:
-                table.find_many(ids, ws.found, ws.keys)
-                if not self.candidate_text:
-                    for i in range(n):
-                        ws.numbers[i] = PyLong_AsLongLongAndOverflow(ids[i], &overflow)
-            if available is not None:
-                available = available.current(table)
-        else:
-            if available is not None:
+        if available is not None:
+            if table is None:
                 raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
-            for i in range(n):
-                ws.found[i] = -1
-                if ids is not None:
-                    self.own_key(ids[i], ws, i)
+            available = available.current(table)
         excluded = () if exclude is None else exclude
         while size < 2 * (n + len(excluded)) + 2:
             size *= 2
@@ -1326,6 +1334,20 @@ cdef class Engine:
             while ws.set_cells[place] != 0:
                 place = (place + 1) & mask
             ws.set_cells[place] = -<int32_t>(row + 1)
+        # From here to the end of the ranking no code but ours runs and no container is made: `ids` may be the caller's own list.
+        if table is not None:
+            if ids is None:
+                table.find_many_bytes(ws.keys, n, ws.found)
+            else:
+                table.find_many(ids, ws.found, ws.keys)
+                if not self.candidate_text:
+                    for i in range(n):
+                        ws.numbers[i] = PyLong_AsLongLongAndOverflow(ids[i], &overflow)
+        else:
+            for i in range(n):
+                ws.found[i] = -1
+                if ids is not None:
+                    self.own_key(ids[i], ws, i)
         for i in range(n):
             row = ws.found[i]
             ws.why[i] = KEPT
@@ -1547,7 +1569,7 @@ cdef class Engine:
                           object request_id, int64_t now_ns, int64_t* marks):
         cdef int64_t m, total, i
         cdef dict suppressed = {}
-        cdef list items, scores
+        cdef list items = [None] * (k if k < n else n), scores = [None] * (k if k < n else n)
         cdef RunError err
         if k < 1:
             raise FeatureRangeError(f"Expected k >= 1, got {k}", path="$.k")
@@ -1574,13 +1596,13 @@ cdef class Engine:
                     suppressed[self.key_object(ids, ws, i)] = WHY[ws.why[i]]
         if k > total:
             k = total
-        with nogil:
-            select_top(ws, total, k, self.candidate_text)
-        items = [None] * k
-        scores = [None] * k
+        select_top(ws, total, k, self.candidate_text)
         for i in range(k):
             items[i] = self.key_object(ids, ws, ws.kept[ws.order[i]])
             scores[i] = <double>ws.ranked[ws.order[i]]
+        if k < len(items):
+            del items[k:]
+            del scores[k:]
         self.note_items(ws, k)
         stale, missing = self.seen_names(ws)
         return self.ranking_type(self.next_id() if request_id is None else request_id, items, scores, self.release, self.arm, 0,
