@@ -1367,8 +1367,8 @@ cdef class Engine:
                         ws.why[i] = EXCLUDED
                         break
                     place = (place + 1) & mask
-                if ws.why[i] == KEPT and ws.flags != NULL and ws.flags[row * ws.flags_stride] & 1:
-                    ws.why[i] = REFUSED
+                if ws.why[i] == KEPT and ws.flags != NULL and ws.flags[row * ws.flags_stride] & 1 and self.max_item_age_ns == 0:
+                    ws.why[i] = REFUSED  # where columns have an age, a stale value's default may still save the row: `assemble`
                 if ws.why[i] == KEPT and available is not None and not available.holds(row):
                     ws.why[i] = UNAVAILABLE
             else:
@@ -1516,7 +1516,7 @@ cdef class Engine:
             direct = row < 0 or self.has_masks or ws.block == NULL
             if not direct and self.max_item_age_ns:
                 updated = ri_updated_at_ns(ri_record(&ws.item_lookup.view, row))
-                direct = updated == 0 or ws.state.st.now_ns - updated > self.max_item_age_ns
+                direct = updated == 0 or (ws.flags != NULL and ws.flags[row * ws.flags_stride] & 1) or ws.state.st.now_ns - updated > self.max_item_age_ns
             code = 0
             if direct:
                 code = self.program.run_columns(self.item_columns, self.n_item, &ws.state.st, ws.rows, ws.mask_rows)
