@@ -146,7 +146,14 @@ def inspect(data: bytes, *, where: str = "the model") -> Graph:
         data: an ONNX file. where: what messages call it.
     Raises: ModelError, which names the operator, tensor or dtype.
     """
-    api = require_onnx()
+    try:
+        return _inspect(require_onnx(), data, where)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as exc:
+        # A damaged file may hold anything anywhere, such as bytes that are no text as a name.
+        raise ModelError(f"{where} is damaged: {type(exc).__name__}: {clip(str(exc), 100)}") from exc
+
+
+def _inspect(api: Any, data: bytes, where: str) -> Graph:
     parsed = _parse(api, data, where)
     declared = [(one.domain, one.version) for one in parsed.opset_import]
     model = _inline(api, parsed, where)

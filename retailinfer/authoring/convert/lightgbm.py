@@ -63,6 +63,9 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     if wrapped:
         subject = copy.copy(model)
         subject._Booster = exact
+        labels = getattr(model, "_classes", None)
+        if labels is not None and labels.dtype == np.bool_:
+            subject._classes = labels.astype(np.int64)  # the converter takes what is no integer for text
         if objective in SAME_ANSWER:
             subject = exact
     else:
