@@ -1,0 +1,33 @@
+"""A Flask service around one Scorer, for gunicorn: loaded in the master, shared by its workers.
+
+    python examples/train_and_pack_lightgbm.py build/example
+    RELEASE=build/example/fraud CARDS=build/example/cards.parquet gunicorn --preload --chdir examples flask_app:app
+
+With `--preload` the release is loaded once, before the workers are forked, and its memory is shared by them. Needs
+`pip install 'retailinfer[arrow]' flask gunicorn`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow.parquet as pq
+from flask import Flask, Response, request
+
+import retailinfer as ri
+
+app = Flask(__name__)
+cards = ri.Snapshot.from_arrow(pq.read_table(os.environ["CARDS"]), key="card_id")
+scorer = ri.Scorer.load(os.environ["RELEASE"], store=ri.Store(tables={"card": cards}), trust="unsigned")
+
+
+@app.post("/score")
+def score() -> Response:
+    """A payment -> a decision."""
+    return Response(scorer.score_json(request.get_data()), mimetype="application/json")
+
+
+@app.errorhandler(ri.RetailInferError)
+def refuse(exc: ri.RetailInferError) -> Response:
+    """400, 413, 422: mend the request. 503, 504: try elsewhere."""
+    return Response(str(exc), status=exc.http_status, mimetype="text/plain")

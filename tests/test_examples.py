@@ -1,0 +1,154 @@
+"""The programs in examples/ run as they stand and say what their own texts promise."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PYTHONPATH = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]  # may be relative
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PAYMENT = {
+    "card_id": "card-1",
+    "amount": 19.9,
+    "channel": "chip",
+    "merchant": "m-7",
+    "at": "2025-03-07T18:30:00Z",
+}
+
+
+def run(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints; it must end well and warn of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, PYTHONPATH))},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> tuple[Path, str]:
+    """The folder that train_and_pack_lightgbm.py writes, and what it says."""
+    pytest.importorskip("lightgbm")
+    folder = tmp_path_factory.mktemp("example")
+    return folder, run("train_and_pack_lightgbm.py", str(folder), cwd=folder)
+
+
+def imported(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> ModuleType:
+    """An application module, loaded with the environment that its text asks for."""
+    monkeypatch.setenv("RELEASE", str(folder / "fraud"))
+    monkeypatch.setenv("CARDS", str(folder / "cards.parquet"))
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_run_here():
+    """A new example is run by a test of this file."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    assert names
+    assert [name for name in names if not re.search(rf'"{name}(\.py)?"', text)] == []
+
+
+@pytest.mark.requires("lightgbm", "onnxmltools")
+def test_train_and_pack_lightgbm_serves_the_scores_it_trained(packed):
+    """The release answers as LightGBM does, and catches most of the planted fraud."""
+    _, said = packed
+    difference = re.search(r"largest difference from LightGBM's own scores: (\S+)", said)
+    caught = re.search(r"declined (\d+) of (\d+), (\d+)% of them fraud", said)
+    assert difference is not None
+    assert float(difference[1]) < 1e-5
+    assert caught is not None
+    assert int(caught[1]) > 10
+    assert int(caught[3]) > 80
+
+
+@pytest.mark.requires("lightgbm", "onnxmltools")
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_commands_that_the_example_names_work_on_its_output(packed, command):
+    """The two commands in its text do what they say."""
+    folder, _ = packed
+    more = ["--store", f"card={folder}/cards.parquet:card_id", "--n", "20"] if command == "bench" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "retailinfer", command, str(folder / "fraud"), *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.requires("sklearn", "skl2onnx")
+def test_fraud_score_answers_in_every_way(tmp_path):
+    """Object, bytes, unknown, stale, wrong, batch, coroutine."""
+    lines = run("fraud_score.py", cwd=tmp_path).splitlines()
+    assert lines[0].startswith("order-17: approve with 0.")
+    assert json.loads(lines[1])["action"] == "decline"
+    assert lines[2] == "missing: ('channel', 'card.mean_amount_30d')"
+    assert lines[3] == "stale: ('card.mean_amount_30d',)"
+    assert lines[4].startswith("HTTP 422: Expected `float`, got `str`")
+    assert lines[5:] == ["approve", "FeatureRangeError", "async: approve"]
+
+
+@pytest.mark.requires("sklearn", "skl2onnx")
+def test_rank_items_ranks_and_swaps(tmp_path):
+    """The example checks itself that the cart and what is sold out never appear."""
+    said = run("rank_items.py", cwd=tmp_path)
+    assert "best: [('sku-" in said
+    assert "after the swap: ['sku-" in said
+
+
+@pytest.mark.requires("fastapi", "httpx", "lightgbm", "onnxmltools")
+def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
+    """A decision as JSON; a wrong field is 422 and names it; what is no JSON is 400."""
+    import httpx
+
+    folder, _ = packed
+    app = imported("fastapi_app", monkeypatch, folder).app
+
+    async def post(*bodies: bytes) -> list[httpx.Response]:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client,
+        ):
+            return [await client.post("/score", content=body) for body in bodies]
+
+    wrong = json.dumps(PAYMENT | {"card_id": "x" * 70_000})
+    good, refused, broken = asyncio.run(post(json.dumps(PAYMENT).encode(), wrong.encode(), b"{"))
+    assert (good.status_code, good.json()["action"]) == (200, "approve")
+    assert refused.status_code == 422
+    assert "$.card_id" in refused.text
+    assert broken.status_code == 400
+
+
+@pytest.mark.requires("flask", "lightgbm", "onnxmltools")
+def test_flask_app_answers_and_refuses(packed, monkeypatch):
+    """The same through Flask."""
+    folder, _ = packed
+    client = imported("flask_app", monkeypatch, folder).app.test_client()
+    good = client.post("/score", json=PAYMENT)
+    assert (good.status_code, good.get_json()["action"]) == (200, "approve")
+    wrong = client.post("/score", json=PAYMENT | {"amount": "19.90"})
+    assert wrong.status_code == 400
+    assert "$.amount" in wrong.get_data(as_text=True)
+    assert client.post("/score", data=b"{").status_code == 400
