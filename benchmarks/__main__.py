@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effort = Effort(seconds=SHORT_SECONDS if options.short else SECONDS, short=options.short)
     with Lab(effort) as lab:
         figures, whys, failures = _measure(lab, measures)
-        peers = lab.peers
+        peers, stages = lab.peers, lab.stages
     results = [
         report.Result(
             target, figures.get(name), "" if name in figures else whys.get(name) or _waiting(target)
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     cpu = report.cpu_model()
     record = report.Record()
-    report.print_report(results, peers, record.figures(cpu), cpu=cpu)
-    report.write_json(options.json, results, peers, cpu=cpu)
+    report.print_report(results, peers, stages, record.figures(cpu), cpu=cpu)
+    report.write_json(options.json, results, peers, stages, cpu=cpu)
     print(f"written: {options.json}")
     if failures:
         print("\nFAILED:", *failures, sep="\n  ", file=sys.stderr)

@@ -65,14 +65,14 @@ def fraud_spec() -> ri.FeatureSpec:
     return spec.fit(arrow(FRAUD_LEAN, models.training_rows(FRAUD_LEAN)))
 
 
-def rank_spec() -> ri.FeatureSpec:
-    """24 columns of the context and 40 of the item."""
+def rank_spec(defs: Sequence[ColumnDef] = RANK.columns) -> ri.FeatureSpec:
+    """24 columns of the context and 40 of the item, or those of the trees."""
     return ri.FeatureSpec(
         request={"sku": str} | {name: _TYPES[kind] for name, kind in RANK.fields.items()},
         event_time=RANK.event_time,
         entities=RANK.entities,
         candidate="item",
-        columns=columns(RANK.columns),
+        columns=columns(defs),
     )
 
 
@@ -92,10 +92,10 @@ def pack_fraud(folder: Path, spec: ri.FeatureSpec, model: bytes) -> Path:
     return out
 
 
-def pack_rank(folder: Path, spec: ri.FeatureSpec, model: bytes) -> Path:
-    """A release of the ranker; the model is already int8, so that bare run has the same bytes."""
-    out = folder / "rank"
-    ri.pack("rank", model=model, features=spec, contract=ri.Contract(max_rows=5_000), out=out)
+def pack_rank(folder: Path, name: str, spec: ri.FeatureSpec, model: bytes) -> Path:
+    """A release of a ranker; the network is already int8, so that bare run has the same bytes."""
+    out = folder / name
+    ri.pack(name, model=model, features=spec, contract=ri.Contract(max_rows=5_000), out=out)
     return out
 
 

@@ -38,13 +38,14 @@ from benchmarks.harness import (
     busy_thread,
     check_answers,
     collector_off,
+    pinned,
     ratio,
     unpinned,
 )
 from benchmarks.peers.bare_run import BareRun, Feed
 from benchmarks.peers.handwritten import HandwrittenFraud, HandwrittenRank, action
-from benchmarks.report import PeerRow
-from benchmarks.workloads import FRAUD_LEAN, N_CANDIDATES, RANK, TOP_K
+from benchmarks.report import PeerRow, StageRow
+from benchmarks.workloads import FRAUD_LEAN, N_CANDIDATES, RANK, RANK_GBDT_COLUMNS, TOP_K
 
 __all__ = ["MEASURES", "Lab", "Measure", "UnmeasurableError", "checked_rankings"]
 
@@ -61,6 +62,7 @@ class Lab:
 
     effort: Effort
     peers: list[PeerRow] = field(default_factory=list)
+    stages: list[StageRow] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._folder = TemporaryDirectory(prefix="retailinfer-bench-")
@@ -82,6 +84,11 @@ class Lab:
         self.peers.append(
             PeerRow(what, timing.name, timing.us(), timing.us(0.99), library.us() if library else None)
         )
+
+    def stage(self, what: str, marks: Sequence[Sequence[int]]) -> None:
+        """Note the stages of many calls, in ns, for the table."""
+        medians = np.median(np.array(marks, np.int64), axis=0).tolist()
+        self.stages += [StageRow(what, name, ns) for name, ns in zip(_STAGES, medians, strict=True)]
 
     # ---- fraud-lean ---------------------------------------------------------------------------------------------
 
@@ -137,6 +144,11 @@ class Lab:
 
         return ri.Scorer.load(self.fraud_release, trust="unsigned")
 
+    @cached_property
+    def fraud_structs(self) -> list[Any]:
+        """The requests as Structs of the spec's own type, as `score_json` decodes them."""
+        return [msgspec.json.decode(body, type=self.scorer.request_type) for body in self.fraud_bodies]
+
     # ---- ranking ------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -148,13 +160,31 @@ class Lab:
         return BareRun(models.mlp(), "score")
 
     @cached_property
-    def ranker(self) -> Any:
+    def tree_run(self) -> BareRun:
+        return BareRun(models.gbdt("rank-gbdt"), "probabilities")
+
+    @cached_property
+    def items(self) -> Any:
+        """A store with the item table."""
         import retailinfer as ri
         from benchmarks import library
 
-        release = library.pack_rank(self.folder, library.rank_spec(), models.mlp())
-        store = ri.Store(tables={"item": library.item_snapshot()})
-        return ri.Ranker.load(release, store=store, trust="unsigned")
+        return ri.Store(tables={"item": library.item_snapshot()})
+
+    @cached_property
+    def ranker(self) -> Any:
+        return self._ranker("rank", RANK.columns, models.mlp())
+
+    @cached_property
+    def tree_ranker(self) -> Any:
+        return self._ranker("rank-gbdt", RANK_GBDT_COLUMNS, models.gbdt("rank-gbdt"))
+
+    def _ranker(self, name: str, columns: Sequence[workloads.ColumnDef], model: bytes) -> Any:
+        import retailinfer as ri
+        from benchmarks import library
+
+        release = library.pack_rank(self.folder, name, library.rank_spec(columns), model)
+        return ri.Ranker.load(release, store=self.items, trust="unsigned")
 
 
 @dataclass(frozen=True)
@@ -250,12 +280,13 @@ def busy(lab: Lab) -> Figures:
 
 @measures("vectorise_over_dict_vectorizer")
 def vectorise(lab: Lab) -> Figures:
-    """One row of fraud-lean from a Struct into a float32 row."""
+    """One row of fraud-lean from a Struct into the engine's own float32 row."""
     from benchmarks.peers.dict_vectorizer import Vectorizer
 
     peer = Vectorizer(FRAUD_LEAN, lab.fraud_rows, lab.fraud_matrix)
-    structs, fill = struct_filler(lab)
-    check_answers("fraud-lean columns", (fill(s).reshape(-1).copy() for s in structs), lab.fraud_matrix)
+    structs, engine = lab.fraud_structs, lab.scorer._engine
+    # `vectorize` is `fill` and a copy of what it filled.
+    check_answers("fraud-lean columns", (engine.vectorize(s)[0][0] for s in structs), lab.fraud_matrix)
     numeric = [i for _, i in peer.numeric]
 
     def by_peer(index: int) -> tuple[bytes, list[str]]:
@@ -271,7 +302,7 @@ def vectorise(lab: Lab) -> Figures:
     check_answers("DictVectorizer", map(by_peer, checked), want)
     times = alternate(
         [
-            Case.over("library", fill, structs, block=50),
+            Case.over("library", engine.fill, structs, block=50),
             Case.over("DictVectorizer", peer.transform, peer.prepared),
         ],
         lab.scaled(0.5),
@@ -284,11 +315,24 @@ def vectorise(lab: Lab) -> Figures:
     }
 
 
-def struct_filler(lab: Lab) -> tuple[list[Any], Callable[[Any], NDArray[np.float32]]]:
-    """The requests as Structs of the spec's own type, and the function that fills one row."""
-    program = lab.fraud_spec.program
-    structs = [msgspec.json.decode(body, type=program.struct_type) for body in lab.fraud_bodies]
-    return structs, program.fill_one
+_STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")
+
+
+@measures()
+def stages(lab: Lab) -> Figures:
+    """No figure of its own: where the time of a call goes, by the engine's own marks. Each mark costs some 30 ns itself."""
+    n = 4_000 if lab.effort.short else 20_000
+    bodies, score = lab.fraud_bodies, lab.scorer._engine.score_json_staged
+    _check_fraud_answers(lab, "fraud-lean in stages", lambda body: score(body)[0], bodies)
+    inputs, rank_staged = _RankInputs(N_CANDIDATES), lab.ranker._engine.rank_json_staged
+    with pinned(), collector_off():
+        lab.stage("fraud-lean, bytes to bytes", [score(bodies[i % len(bodies)])[1] for i in range(n)])
+        slices = range(0, n // 5, _RANK_SLICE)
+        ranked = [
+            rank_staged(body)[1] for at in slices for body in inputs.bodies(range(at, at + _RANK_SLICE))
+        ]
+        lab.stage(f"rank_json {N_CANDIDATES}", ranked)
+    return {}
 
 
 @measures()
@@ -319,9 +363,15 @@ _RANK_SLICE = 24  # calls: 3 MB of feeds, which the second-level cache holds as 
 class _RankInputs:
     """Makes the inputs of ranking calls, outside the clock."""
 
-    def __init__(self, n_candidates: int, n_requests: int = workloads.N_REQUESTS) -> None:
+    def __init__(
+        self,
+        n_candidates: int,
+        n_requests: int = workloads.N_REQUESTS,
+        columns: tuple[workloads.ColumnDef, ...] = RANK.columns,
+    ) -> None:
         self.drawn = workloads.rank_requests(n_candidates, n_requests)
         self.n = n_requests
+        self.columns = columns
 
     def context(self, number: int) -> dict[str, Any]:
         return self.drawn.contexts[number % self.n]
@@ -333,39 +383,43 @@ class _RankInputs:
         return [self.drawn.body(i % self.n) for i in numbers]
 
     def matrix(self, number: int) -> NDArray[np.float32]:
-        return models.rank_matrix(self.context(number), self.drawn.candidates[number % self.n])
+        rows = self.drawn.candidates[number % self.n]
+        return models.rank_matrix(self.context(number), rows, self.columns)
 
     def feeds(self, numbers: Sequence[int]) -> list[Feed]:
         return [{"input": self.matrix(i)} for i in numbers]
 
 
-def _expected_ranking(lab: Lab, inputs: _RankInputs, number: int) -> tuple[list[str], bytes]:
+def _expected_ranking(lab: Lab, run: BareRun, inputs: _RankInputs, number: int) -> tuple[list[str], bytes]:
     """The k best by bare run on the reference's rows; equal scores in the order of the ids."""
-    scores = lab.rank_run({"input": inputs.matrix(number)})[:, 0]
+    scores = run.scores([{run.input: inputs.matrix(number)}])
     drawn = inputs.drawn.candidates[number % inputs.n]
     best = np.lexsort((drawn, -scores))[:TOP_K]  # ids are zero-padded row numbers
     rows = drawn[best]
     return [lab.item_keys[i] for i in rows], scores[best].tobytes()
 
 
+def _ranking(ranker: Any, pair: tuple[dict[str, Any], list[str]]) -> tuple[list[str], bytes]:
+    answer = ranker.rank(pair[0], pair[1], k=TOP_K)
+    return list(answer.items), np.array(answer.scores, np.float32).tobytes()
+
+
 def checked_rankings(
-    lab: Lab, n_candidates: int, *, n: int, n_requests: int = workloads.N_REQUESTS
+    lab: Lab, n_candidates: int, *, n: int, n_requests: int = workloads.N_REQUESTS, trees: bool = False
 ) -> _RankInputs:
     """The inputs of a ranking measure, after `n` rankings were compared with bare run, from lists and from JSON."""
-    inputs = _RankInputs(n_candidates, n_requests)
-    want = [_expected_ranking(lab, inputs, i) for i in range(n)]
-    ranker = lab.ranker
-
-    def from_list(pair: tuple[dict[str, Any], list[str]]) -> tuple[list[str], bytes]:
-        r = ranker.rank(pair[0], pair[1], k=TOP_K)
-        return list(r.items), np.array(r.scores, np.float32).tobytes()
+    columns = RANK_GBDT_COLUMNS if trees else RANK.columns
+    inputs = _RankInputs(n_candidates, n_requests, columns)
+    ranker, run = (lab.tree_ranker, lab.tree_run) if trees else (lab.ranker, lab.rank_run)
+    want = [_expected_ranking(lab, run, inputs, i) for i in range(n)]
 
     def from_json(body: bytes) -> tuple[list[str], bytes]:
         r = msgspec.json.decode(ranker.rank_json(body))
         return r["items"], np.array(r["scores"], np.float32).tobytes()
 
     numbers = range(n)
-    check_answers(f"rank {n_candidates} from a list", map(from_list, inputs.lists(numbers)), want)
+    from_lists = (_ranking(ranker, pair) for pair in inputs.lists(numbers))
+    check_answers(f"rank {n_candidates} from a list", from_lists, want)
     check_answers(f"rank {n_candidates} from JSON", map(from_json, inputs.bodies(numbers)), want)
     return inputs
 
@@ -382,7 +436,7 @@ def rank(lab: Lab) -> Figures:
     def by_hand_inputs(numbers: Sequence[int]) -> list[tuple[NDArray[np.float32], list[str]]]:
         return [(rows[i % 64], inputs.drawn.fresh_ids(i % inputs.n)) for i in numbers]
 
-    want = [_expected_ranking(lab, inputs, i)[0] for i in range(20)]
+    want = [_expected_ranking(lab, lab.rank_run, inputs, i)[0] for i in range(20)]
     got = (by_hand.rank(row, ids, TOP_K)[0] for row, ids in by_hand_inputs(range(20)))
     check_answers("hand-written ranking", got, want)
     times = alternate(
@@ -429,46 +483,74 @@ def rank_many(lab: Lab) -> Figures:
 
 @measures("ranking_threads")
 def threads(lab: Lab) -> Figures:
-    """Rankings a second by two threads over one."""
+    """Rankings a second by two threads over one. The figure: 500 candidates by 300 trees, whose run gives up the GIL.
+
+    Beside it in the note, the network: of 500 candidates its run is predicted to be shorter than `hold_gil_below_us`, so
+    the GIL is kept and two threads cannot be faster; of 5,000 it is given up for filling and running.
+    """
     with unpinned():
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if n_cores < 2:
             raise UnmeasurableError("two threads need two cores")
-        inputs = _RankInputs(N_CANDIDATES)
-        seconds = 0.25 if lab.effort.short else 1.0
-        pools = [inputs.lists(range(i * 300, i * 300 + 300)) for i in range(2)]
-        ranker = lab.ranker
+        figure, by_two, by_one = _thread_ratio(lab, lab.tree_ranker, N_CANDIDATES, trees=True)
+        notes = [f"trees {by_two:.0f}/s by two, {by_one:.0f}/s by one"]
+        for n in (N_CANDIDATES, 10 * N_CANDIDATES):
+            beside, *_ = _thread_ratio(lab, lab.ranker, n, trees=False)
+            notes.append(f"network of {n}: {beside.value:.3g}")
+    return {"ranking_threads": Figure(figure.value, figure.worst, figure.rounds, "; ".join(notes))}
 
-        def throughput(n_threads: int) -> float:
-            counts, gate = [0] * n_threads, threading.Barrier(n_threads + 1)
-            end = math.inf
 
-            def work(which: int) -> None:
-                pool = pools[which]
-                gate.wait()
-                n = 0
-                while perf_counter() < end:
-                    context, ids = pool[n % len(pool)]
-                    ranker.rank(context, ids, k=TOP_K)
-                    n += 1
-                counts[which] = n
+def _thread_ratio(lab: Lab, ranker: Any, n_candidates: int, *, trees: bool) -> tuple[Figure, float, float]:
+    """Throughput of two threads over that of one by rounds; and the medians of both, in rankings a second."""
+    seconds, n_inputs = (0.2 if lab.effort.short else 0.8), 100
+    inputs = checked_rankings(lab, n_candidates, n=5, n_requests=1_000, trees=trees)
+    pools = [inputs.lists(range(i * n_inputs, (i + 1) * n_inputs)) for i in range(2)]
+    want = [[_ranking(ranker, pair) for pair in pool[:10]] for pool in pools]
 
-            workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(n_threads)]
-            for worker in workers:
-                worker.start()
-            start = perf_counter()
-            end = start + seconds
+    def throughput(n_threads: int) -> float:
+        counts, gate = [0] * n_threads, threading.Barrier(n_threads + 1)
+        end = math.inf
+
+        def work(which: int) -> None:
+            pool = pools[which]
             gate.wait()
-            for worker in workers:
-                worker.join(60)
-            return sum(counts) / (perf_counter() - start)
+            n = 0
+            while perf_counter() < end:
+                context, ids = pool[n % n_inputs]
+                ranker.rank(context, ids, k=TOP_K)
+                n += 1
+            counts[which] = n
 
-        with collector_off():
-            throughput(2)
-            pairs = [(throughput(2), throughput(1)) for _ in range(lab.effort.rounds)]
-    by_two, by_one = (statistics.median(column) for column in zip(*pairs, strict=True))
-    note = f"{by_two:.0f}/s by two, {by_one:.0f}/s by one"
-    return {"ranking_threads": Figure.of((a / b for a, b in pairs), lower_is_better=False, note=note)}
+        workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(n_threads)]
+        for worker in workers:
+            worker.start()
+        start = perf_counter()
+        end = start + seconds
+        gate.wait()
+        for worker in workers:
+            worker.join(60)
+        return sum(counts) / (perf_counter() - start)
+
+    def check_beside() -> None:
+        """Both threads at once still answer rightly."""
+        got: list[list[Any]] = [[], []]
+
+        def work(which: int) -> None:
+            got[which] += [_ranking(ranker, pair) for pair in pools[which][:10]]
+
+        workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        for which in range(2):
+            check_answers(f"rank {n_candidates} in thread {which}", got[which], want[which])
+
+    with collector_off():
+        check_beside()
+        pairs = [(throughput(2), throughput(1)) for _ in range(lab.effort.rounds)]
+    two, one = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Figure.of((a / b for a, b in pairs), lower_is_better=False), two, one
 
 
 # ------------------------------------------------------------------------------------------------------ gathers
@@ -564,11 +646,21 @@ print(answer.decode())
 """
 
 
-def _in_new_interpreters(code: str, *arguments: str, rounds: int) -> Iterator[list[str]]:
-    """Run code `rounds` times after one warm-up that fills the system's caches; yields its lines."""
+def _in_new_interpreters(lab: Lab, code: str, *arguments: str, rounds: int) -> Iterator[list[str]]:
+    """Run code `rounds` times after one warm-up that fills the system's caches and compiles; yields its lines.
+
+    Bytecode is there as after an installation, also where the source tree is measured or may not be written to.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPYCACHEPREFIX"] = str(lab.folder / "bytecode")
     for i in range(rounds + 1):
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=env,
         )
         if done.returncode:
             raise RuntimeError(f"a new interpreter failed:\n{done.stderr[-2000:]}")
@@ -579,7 +671,8 @@ def _in_new_interpreters(code: str, *arguments: str, rounds: int) -> Iterator[li
 @measures("import_ms")
 def imports(lab: Lab) -> Figures:
     """Import in a new interpreter."""
-    rounds = [int(out[0]) / 1e6 for out in _in_new_interpreters(_IMPORT, rounds=max(5, lab.effort.rounds))]
+    n = max(9, lab.effort.rounds)  # more than five: each is one import, and one hiccup of the machine would show
+    rounds = [int(out[0]) / 1e6 for out in _in_new_interpreters(lab, _IMPORT, rounds=n)]
     return {"import_ms": Figure.of(rounds, lower_is_better=True)}
 
 
@@ -598,7 +691,7 @@ def load(lab: Lab) -> Figures:
     run = BareRun(model, "probabilities")
     want = run.scores(run.feeds(lab.fraud_matrix[:1]))
     rounds = []
-    for out in _in_new_interpreters(_LOAD, str(release), str(body), rounds=lab.effort.rounds):
+    for out in _in_new_interpreters(lab, _LOAD, str(release), str(body), rounds=lab.effort.rounds):
         check_answers("first answer", np.array([json.loads(out[1])["score"]], np.float32), want)
         rounds.append(int(out[0]) / 1e6)
     return {"load_ms": Figure.of(rounds, lower_is_better=True, note=f"{size / 1e6:.2f} MB")}

@@ -26,6 +26,7 @@ __all__ = [
     "PeerRow",
     "Record",
     "Result",
+    "StageRow",
     "cpu_model",
     "print_report",
     "slower",
@@ -79,6 +80,15 @@ class PeerRow:
     p50_us: float
     p99_us: float
     library_us: float | None = None
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """The median of one stage of a call, in ns."""
+
+    what: str
+    stage: str
+    p50_ns: float
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -156,7 +166,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, results: Sequence[Result], peers: Sequence[PeerRow], *, cpu: str) -> None:
+def write_json(
+    path: Path, results: Sequence[Result], peers: Sequence[PeerRow], stages: Sequence[StageRow], *, cpu: str
+) -> None:
     """The figures as {name, value, unit, target, reached}; everything else goes to <name>-details.json beside it."""
     rows = [
         {
@@ -187,13 +199,19 @@ def write_json(path: Path, results: Sequence[Result], peers: Sequence[PeerRow], 
             for r in results
         ],
         "peers": list(peers),
+        "stages": list(stages),
     }
     beside = path.with_name(f"{path.stem}-details.json")
     beside.write_bytes(msgspec.json.format(msgspec.json.encode(details), indent=2) + b"\n")
 
 
 def print_report(
-    results: Sequence[Result], peers: Sequence[PeerRow], record: Mapping[str, float] | None, *, cpu: str
+    results: Sequence[Result],
+    peers: Sequence[PeerRow],
+    stages: Sequence[StageRow],
+    record: Mapping[str, float] | None,
+    *,
+    cpu: str,
 ) -> None:
     """Figures, peers, and what got slower, for people."""
     print(f"\n{cpu}, {os.cpu_count()} cores; " + ", ".join(f"{k} {v}" for k, v in versions().items()))
@@ -220,6 +238,11 @@ def print_report(
                 (f"{p.library_us:.4g}", f"{p.p50_us / p.library_us:.1f}") if p.library_us else ("-", "-")
             )
             print(f"{p.what:<34}{p.name:<38}{p.p50_us:>10.4g}{p.p99_us:>10.4g}{library:>12}{times:>8}")
+    if stages:
+        print("\nstages, p50 in ns")
+        for what in dict.fromkeys(row.what for row in stages):
+            parts = [f"{row.stage} {row.p50_ns:,.0f}" for row in stages if row.what == what]
+            print(f"{what:<34}" + ", ".join(parts))
     print()
     if record is None:
         print("record: none for this CPU; `python -m benchmarks --update-record` adds this run")
