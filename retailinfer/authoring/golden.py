@@ -58,7 +58,7 @@ def redact(columns: Columns, spec: FeatureSpec, names: Sequence[str]) -> Columns
     for name in names:
         if name not in kinds:
             raise ConfigError(
-                f"redact names `{clip(name)}`, which the spec does not read",
+                f"redact names {clip(name)}, which the spec does not read",
                 hint=f"it reads {', '.join(kinds)}",
             )
         if name == spec.body.event_time:

@@ -209,7 +209,7 @@ class _Packing:
             kinds = {f.name: f.type for f in spec.fields}
             if kinds.get(body.segment_by) != "str":
                 raise SchemaMismatchError(
-                    f"the policy's segment_by=`{clip(body.segment_by)}` is no request field of type str",
+                    f"the policy's segment_by={clip(body.segment_by)} is no request field of type str",
                     hint=f"fields of type str: {', '.join(n for n, k in kinds.items() if k == 'str') or 'none'}",
                 )
 
@@ -303,7 +303,7 @@ class _Packing:
         name = fixed_rows(parts, spec)
         if name is not None and self.contract.max_rows > 1:
             raise SchemaMismatchError(
-                f"input `{clip(name)}` always takes one row, the contract allows {self.contract.max_rows}",
+                f"input {clip(name)} always takes one row, the contract allows {self.contract.max_rows}",
                 hint="export it with a free first dimension (dynamic_axes={name: {0: 'rows'}}), or say "
                 "ri.Contract(max_rows=1)",
             )

@@ -312,7 +312,7 @@ def _check_operator(api: Any, node: onnx.NodeProto, opsets: dict[str, int], wher
     shown = f"{domain}.{op}" if domain else op
     if domain not in ("", ML_DOMAIN):
         raise ModelError(
-            f"{where} uses the operator `{clip(shown, 80)}`, whose domain is not allowed",
+            f"{where} uses the operator {clip(shown, 80)}, whose domain is not allowed",
             hint="export it with standard ONNX operators only; custom operators are code, and a release holds none",
         )
     if op in RANDOM_OPS:
@@ -327,7 +327,7 @@ def _check_operator(api: Any, node: onnx.NodeProto, opsets: dict[str, int], wher
         api.defs.get_schema(op, opsets[domain], domain)
     except api.defs.SchemaError as exc:
         raise ModelError(
-            f"{where} uses the operator `{clip(shown, 80)}`, which operator set {opsets[domain]} does not have",
+            f"{where} uses the operator {clip(shown, 80)}, which operator set {opsets[domain]} does not have",
             hint="custom operators are refused; export it with standard ONNX operators only",
         ) from exc
     if op == "Dropout" and domain == "" and len(node.input) > 2 and node.input[2]:

@@ -163,7 +163,7 @@ class Trial:
         rows = values.reshape(values.shape[0], -1) if values.ndim else values.reshape(1, 1)
         if score.column >= rows.shape[1]:
             raise SchemaMismatchError(
-                f"Expected at least {score.column + 1} cells in `{clip(score.output)}`, got {rows.shape[1]}"
+                f"Expected at least {score.column + 1} cells in {clip(score.output)}, got {rows.shape[1]}"
             )
         found = np.ascontiguousarray(rows[:, score.column], dtype=np.float32)
         if not np.isfinite(found).all():

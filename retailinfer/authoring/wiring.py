@@ -86,7 +86,7 @@ def find_inputs(parts: Sequence[Part], spec: FeatureSpec) -> None:
         part, entry = free[0]
         known = [*offers, *(f"{p.role}.{o[0]}" for p in parts if p is not part for o in p.session.outputs)]
         raise SchemaMismatchError(
-            f"nothing fits input `{clip(entry[0])}` of model `{part.role}`",
+            f"nothing fits input {clip(entry[0])} of model `{part.role}`",
             hint=f"name a tensor like it: tensors={{{entry[0]!r}: ri.Tensor(...)}}; there are {', '.join(known)}",
         )
     if unused:
@@ -110,7 +110,7 @@ def find_arrays(parts: Sequence[Part]) -> None:
             part.inputs[name] = source or InputSource(kind="array", name=name)
             if source is None:
                 if name in seen and seen[name][1] != dtype:
-                    raise SchemaMismatchError(f"two models take an array `{clip(name)}` in different dtypes")
+                    raise SchemaMismatchError(f"two models take an array {clip(name)} in different dtypes")
                 seen[name] = entry
             else:
                 _check_chained(part, entry, done)
@@ -141,7 +141,7 @@ def check_feature_names(part: Part, spec: FeatureSpec, names: str) -> str:
     at = next(i for i, (a, b) in enumerate(zip(trained, given, strict=True)) if _plain(a) != _plain(b))
     same = sorted(map(_plain, trained)) == sorted(map(_plain, given))
     raise SchemaMismatchError(
-        f"Expected feature {at} of model `{part.role}` to be `{clip(trained[at])}`, the spec gives `{clip(given[at])}`"
+        f"Expected feature {at} of model `{part.role}` to be {clip(trained[at])}, the spec gives {clip(given[at])}"
         + (" (the same features in another order)" if same else ""),
         hint='order the columns as in training, or pass names="ignore" if only the names differ',
     )
@@ -212,7 +212,7 @@ def _check_input(part: Part, entry: IoEntry, offers: Mapping[str, _Offer]) -> No
     if source.kind == "output":
         return
     offer = offers[source.name]
-    label = f"input `{clip(name)}` of model `{part.role}`"
+    label = f"input {clip(name)} of model `{part.role}`"
     made = f"{source.kind} `{source.name}`"
     takes = DTYPE_NAMES.get(dtype, f"ONNX dtype {dtype}")
     if takes != offer.dtype:
@@ -245,7 +245,7 @@ def _check_chained(part: Part, entry: IoEntry, done: Mapping[str, Part]) -> None
     given = next(dtype for name, dtype, _ in done[source.role or ""].session.outputs if name == source.name)
     if given != entry[1]:
         raise SchemaMismatchError(
-            f"input `{clip(entry[0])}` of model `{part.role}` takes {DTYPE_NAMES.get(entry[1], entry[1])}, output "
+            f"input {clip(entry[0])} of model `{part.role}` takes {DTYPE_NAMES.get(entry[1], entry[1])}, output "
             f"`{source.name}` of `{source.role}` is {DTYPE_NAMES.get(given, given)}"
         )
 
@@ -304,7 +304,7 @@ def _auto_score(part: Part) -> ScoreRef:
     likely = [(n, s) for n, s in floats if n in part.graph.probabilities]
     chosen = likely if len(likely) == 1 else floats
     shown = ", ".join(
-        f"`{clip(n)}` ({DTYPE_NAMES.get(d, d)}, {_shape_text(s)})" for n, d, s in part.session.outputs
+        f"{clip(n)} ({DTYPE_NAMES.get(d, d)}, {_shape_text(s)})" for n, d, s in part.session.outputs
     )
     if len(chosen) != 1:
         what = "no output of floats" if not floats else "several outputs that could be the score"
@@ -325,13 +325,13 @@ def _auto_score(part: Part) -> ScoreRef:
         return _score(part, name, 1, classes[1] if len(classes) == 2 else None)
     if width is None:
         raise SchemaMismatchError(
-            f"output `{clip(name)}` of model `{part.role}` does not say how many columns it has",
+            f"output {clip(name)} of model `{part.role}` does not say how many columns it has",
             hint=f'say which is the score: score="{name}[0]"',
         )
     labels = ", ".join(clip(c) for c in classes[:20]) if classes else f"0 to {width - 1}"
     example = classes[-1] if classes else width - 1
     raise SchemaMismatchError(
-        f"output `{clip(name)}` of model `{part.role}` has {width} columns ({labels}); one of them must be the score",
+        f"output {clip(name)} of model `{part.role}` has {width} columns ({labels}); one of them must be the score",
         hint=f'say which: score="{name}[{example}]"',
     )
 
@@ -353,12 +353,12 @@ def _named_score(parts: Sequence[Part], score: str) -> ScoreRef:
     if len(found) != 1:
         known = ", ".join(f"{p.role}.{o}" for p in parts for o, _, _ in p.session.outputs)
         what = "no model has" if not found else "several models have"
-        raise SchemaMismatchError(f"{what} an output `{clip(name)}`", hint=f"there are {known}")
+        raise SchemaMismatchError(f"{what} an output {clip(name)}", hint=f"there are {known}")
     part, output = found[0]
     dtype, shape = next((d, s) for n, d, s in part.session.outputs if n == output)
     if dtype not in (1, 7, 11):
         raise SchemaMismatchError(
-            f"output `{clip(output)}` is {DTYPE_NAMES.get(dtype, dtype)}, a score is float32, float64 or int64"
+            f"output {clip(output)} is {DTYPE_NAMES.get(dtype, dtype)}, a score is float32, float64 or int64"
         )
     classes = _classes(part, output)
     width = part.width(output, shape)
@@ -370,7 +370,7 @@ def _named_score(parts: Sequence[Part], score: str) -> ScoreRef:
         return _score(part, output, 0, None)
     at = _column_number(output, column, classes)
     if width is not None and at >= width:
-        raise SchemaMismatchError(f"Expected a column below {width} of output `{clip(output)}`, got {at}")
+        raise SchemaMismatchError(f"Expected a column below {width} of output {clip(output)}, got {at}")
     return _score(part, output, at, classes[at] if at < len(classes) else None)
 
 
@@ -378,7 +378,7 @@ def _auto_columns(part: Part, output: str, width: int | None, classes: tuple[str
     if width == 2 or len(classes) == 2:
         return _score(part, output, 1, classes[1] if len(classes) == 2 else None)
     raise SchemaMismatchError(
-        f"output `{clip(output)}` of model `{part.role}` has {'several' if width is None else width} columns",
+        f"output {clip(output)} of model `{part.role}` has {'several' if width is None else width} columns",
         hint=f'say which is the score: score="{output}[{classes[-1] if classes else 0}]"',
     )
 
@@ -391,7 +391,7 @@ def _column_number(output: str, text: str, classes: tuple[str | int, ...]) -> in
     if text.isascii() and text.isdigit() and not any(isinstance(c, int) for c in classes):
         return int(text)
     raise SchemaMismatchError(
-        f"output `{clip(output)}` has no class `{clip(text)}`",
+        f"output {clip(output)} has no class {clip(text)}",
         hint=f"its classes are {', '.join(labels[:20])}" if labels else "give the number of a column",
     )
 

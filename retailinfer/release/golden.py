@@ -250,7 +250,7 @@ def check_scores(
     if golden.actions is not None and actions is not None and tuple(actions) != golden.actions:
         row = next(i for i, (a, b) in enumerate(zip(actions, golden.actions, strict=True)) if a != b)
         raise GoldenMismatchError(
-            f"golden row {row} leads to `{clip(actions[row])}`, expected `{clip(golden.actions[row])}`",
+            f"golden row {row} leads to {clip(actions[row])}, expected {clip(golden.actions[row])}",
             hint="scores or thresholds differ from those that the release was packed with",
         )
 
