@@ -75,6 +75,8 @@ TIME_PARTS: dict[str, tuple[int, int] | None] = {
     "year": None,
     "is_weekend": None,
 }
+MAX_CROSS = 16  # feature_ops.c keeps the parts of a cross on the stack
+MAX_SIZE = 65536  # cells of a vector or a sequence
 UNITS_NS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
 
@@ -276,7 +278,7 @@ def boolean(
     max_age: str | None = None,
 ) -> Column:
     """A boolean as 1 or 0, 1 cell."""
-    return Column(kind="boolean", name=name or ref, refs=(ref,), **_outcomes(locals()))
+    return checked(Column(kind="boolean", name=name or ref, refs=(ref,), **_outcomes(locals())))
 
 
 def raw(
@@ -290,7 +292,7 @@ def raw(
     max_age: str | None = None,
 ) -> Column:
     """The raw value in the tensor's dtype, 1 cell: text for a model with a string input, an exact 64-bit id, a number."""
-    return Column(kind="raw", name=name or ref, refs=(ref,), **_outcomes(locals()))
+    return checked(Column(kind="raw", name=name or ref, refs=(ref,), **_outcomes(locals())))
 
 
 def categorical(
@@ -328,22 +330,20 @@ def categorical(
         raise SpecError(f"Expected oov `first`, `last`, `zeros` or `refuse`, got {clip_text(oov)}")
     if oov == "zeros" and encoding != "onehot":
         raise SpecError('oov="zeros" exists for encoding="onehot" only', hint='use oov="first" or "last"')
-    if not (math.isfinite(smoothing) and smoothing >= 0) or folds < 2:
-        raise SpecError(
-            f"Expected smoothing >= 0 and folds >= 2, got smoothing={smoothing!r}, folds={folds!r}"
+    return checked(
+        Column(
+            kind="categorical",
+            name=name or ref,
+            refs=(ref,),
+            encoding=encoding,
+            vocabulary=vocabulary,
+            max_size=_positive("max_size", max_size),
+            min_count=_positive("min_count", min_count) or 1,
+            oov=oov,
+            smoothing=smoothing,
+            folds=folds,
+            **_outcomes(locals()),
         )
-    return Column(
-        kind="categorical",
-        name=name or ref,
-        refs=(ref,),
-        encoding=encoding,
-        vocabulary=vocabulary,
-        max_size=_positive("max_size", max_size),
-        min_count=_positive("min_count", min_count) or 1,
-        oov=oov,
-        smoothing=float(smoothing),
-        folds=folds,
-        **_outcomes(locals()),
     )
 
 
@@ -366,17 +366,15 @@ def hashed(
     """
     if not refs:
         raise SpecError("hashed() needs at least one field")
-    if not 1 <= buckets <= 2**31 - 1:
-        raise SpecError(f"Expected 1 <= buckets <= 2**31 - 1, got {buckets!r}")
-    if not 0 <= seed < 2**63:
-        raise SpecError(f"Expected 0 <= seed < 2**63, got {seed!r}")
-    return Column(
-        kind="hashed",
-        name=name or "_x_".join(refs),
-        refs=tuple(refs),
-        buckets=buckets,
-        seed=seed,
-        **_outcomes(locals()),
+    return checked(
+        Column(
+            kind="hashed",
+            name=name or "_x_".join(map(str, refs)),
+            refs=tuple(refs),
+            buckets=buckets,
+            seed=seed,
+            **_outcomes(locals()),
+        )
     )
 
 
@@ -400,7 +398,9 @@ def time(
     if base not in TIME_PARTS or (cyclic and TIME_PARTS[base] is None):
         known = ", ".join(TIME_PARTS)
         raise SpecError(f"Expected a part of a timestamp ({known}; `_sin`, `_cos`), got {clip_text(part)}")
-    return Column(kind="time", name=name or f"{ref}_{part}", refs=(ref,), part=part, **_outcomes(locals()))
+    return checked(
+        Column(kind="time", name=name or f"{ref}_{part}", refs=(ref,), part=part, **_outcomes(locals()))
+    )
 
 
 def equal(
@@ -415,8 +415,8 @@ def equal(
     max_age: str | None = None,
 ) -> Column:
     """1 where two raw values are equal, else 0; 1 cell. Both are text, or both are numbers."""
-    return Column(
-        kind="equal", name=name or f"{left}_equals_{right}", refs=(left, right), **_outcomes(locals())
+    return checked(
+        Column(kind="equal", name=name or f"{left}_equals_{right}", refs=(left, right), **_outcomes(locals()))
     )
 
 
@@ -432,12 +432,14 @@ def embedding(
     max_age: str | None = None,
 ) -> Column:
     """A vector of `size` numbers from an entity table, `size` cells. A default fills every cell."""
-    return Column(
-        kind="embedding",
-        name=name or ref,
-        refs=(ref,),
-        size=_positive("size", size),
-        **_outcomes(locals()),
+    return checked(
+        Column(
+            kind="embedding",
+            name=name or ref,
+            refs=(ref,),
+            size=_positive("size", size),
+            **_outcomes(locals()),
+        )
     )
 
 
@@ -454,12 +456,14 @@ def dot(
     max_age: str | None = None,
 ) -> Column:
     """Dot product of two vectors of `size` numbers, 1 cell; summed in 8 fixed lanes, so the same bits everywhere."""
-    return Column(
-        kind="dot",
-        name=name or f"{left}_dot_{right}",
-        refs=(left, right),
-        size=_positive("size", size),
-        **_outcomes(locals()),
+    return checked(
+        Column(
+            kind="dot",
+            name=name or f"{left}_dot_{right}",
+            refs=(left, right),
+            size=_positive("size", size),
+            **_outcomes(locals()),
+        )
     )
 
 
@@ -476,12 +480,14 @@ def cosine(
     max_age: str | None = None,
 ) -> Column:
     """Cosine of two vectors of `size` numbers, 1 cell; a vector of length zero is `null`."""
-    return Column(
-        kind="cosine",
-        name=name or f"{left}_cosine_{right}",
-        refs=(left, right),
-        size=_positive("size", size),
-        **_outcomes(locals()),
+    return checked(
+        Column(
+            kind="cosine",
+            name=name or f"{left}_cosine_{right}",
+            refs=(left, right),
+            size=_positive("size", size),
+            **_outcomes(locals()),
+        )
     )
 
 
@@ -515,30 +521,147 @@ def sequence(
         raise SpecError(f"Expected encoding `index`, `hashed` or `number`, got {clip_text(encoding)}")
     if (encoding == "hashed") != (buckets is not None):
         raise SpecError('`buckets` goes with encoding="hashed", and only with it')
-    if buckets is not None and not 1 <= buckets <= 2**31 - 1:
-        raise SpecError(f"Expected 1 <= buckets <= 2**31 - 1, got {buckets!r}")
     if keep not in ("last", "first") or oov not in ("first", "last", "refuse"):
         raise SpecError(
             f"Expected keep `last` or `first` and oov `first`, `last` or `refuse`, got {keep!r}, {oov!r}"
         )
-    if not math.isfinite(pad):
-        raise SpecError(f"Expected a finite pad, got {pad!r}")
-    return Column(
-        kind="sequence",
-        name=name or ref,
-        refs=(ref,),
-        size=_positive("length", length),
-        encoding=encoding,
-        vocabulary=vocabulary,
-        max_size=_positive("max_size", max_size),
-        min_count=_positive("min_count", min_count) or 1,
-        oov=oov,
-        buckets=buckets,
-        seed=seed,
-        pad=pad,
-        keep=keep,
-        **_outcomes({**locals(), "max_age": None}),
+    return checked(
+        Column(
+            kind="sequence",
+            name=name or ref,
+            refs=(ref,),
+            size=_positive("length", length),
+            encoding=encoding,
+            vocabulary=vocabulary,
+            max_size=_positive("max_size", max_size),
+            min_count=_positive("min_count", min_count) or 1,
+            oov=oov,
+            buckets=buckets,
+            seed=seed,
+            pad=pad,
+            keep=keep,
+            **_outcomes({**locals(), "max_age": None}),
+        )
     )
+
+
+# Kind -> how many references it takes, and which fields of `Column` mean something for it beside name, refs and outcomes.
+_SCALAR = frozenset({"transform", "center", "scale", "clip", "max_age_ns"})
+_CODED = frozenset({"encoding", "vocabulary", "max_size", "min_count", "oov"})
+_KINDS: dict[str, tuple[int, int, frozenset[str]]] = {
+    "numeric": (1, 1, _SCALAR),
+    "ratio": (2, 2, _SCALAR),
+    "difference": (2, 2, _SCALAR),
+    "product": (2, 2, _SCALAR),
+    "elapsed": (1, 2, _SCALAR | {"unit"}),
+    "boolean": (1, 1, frozenset({"max_age_ns"})),
+    "raw": (1, 1, frozenset({"max_age_ns"})),
+    "categorical": (1, 1, _CODED | {"smoothing", "folds", "max_age_ns"}),
+    "hashed": (1, MAX_CROSS, frozenset({"buckets", "seed", "max_age_ns"})),
+    "time": (1, 1, frozenset({"part", "max_age_ns"})),
+    "equal": (2, 2, frozenset({"max_age_ns"})),
+    "embedding": (1, 1, frozenset({"size", "max_age_ns"})),
+    "dot": (2, 2, frozenset({"size", "max_age_ns"})),
+    "cosine": (2, 2, frozenset({"size", "max_age_ns"})),
+    "sequence": (1, 1, _CODED | {"size", "buckets", "seed", "pad", "keep"}),
+}
+_ENCODINGS = {"categorical": ("index", "onehot", "target"), "sequence": ("index", "hashed", "number")}
+_COMMON = frozenset({"kind", "name", "refs", "unknown", "null", "on_stale", "on_unavailable"})
+
+
+def checked(column: Column) -> Column:
+    """The column, if all of it can mean something, wherever it comes from: its function, or features.json.
+
+    What depends on other parts of the spec (types, dtypes, vocabularies) is checked there. Raises: SpecError.
+    """
+    c = column
+    if c.kind not in _KINDS:
+        raise SpecError(f"Unknown kind of column {clip_text(c.kind)}")
+    fewest, most, own = _KINDS[c.kind]
+    where = f"at column {clip_text(c.name)}"
+    texts = (
+        c.name,
+        *c.refs,
+        *(o for o in (c.unknown, c.null, c.on_stale, c.on_unavailable) if isinstance(o, str)),
+    )
+    if not c.name or not all(isinstance(text, str) and _is_utf8(text) for text in texts):
+        raise SpecError(f"Expected a name and references that are text, got {clip_text(c.refs)} - {where}")
+    if not fewest <= len(c.refs) <= most:
+        raise SpecError(f"Expected {fewest} to {most} references for c.{c.kind}, got {len(c.refs)} - {where}")
+    for field, default in zip(
+        Column.__struct_fields__[-len(Column.__struct_defaults__) :], Column.__struct_defaults__, strict=True
+    ):
+        if field not in own and field not in _COMMON and getattr(c, field) != default:
+            raise SpecError(f"`{field}` means nothing for c.{c.kind} - {where}")
+    if c.kind in _ENCODINGS and c.encoding not in _ENCODINGS[c.kind]:
+        raise SpecError(f"Expected encoding {_ENCODINGS[c.kind]}, got {clip_text(c.encoding)} - {where}")
+    if c.kind == "time":
+        base, wave = _split_part(c.part or "")
+        if base not in TIME_PARTS or (wave and TIME_PARTS[base] is None):
+            raise SpecError(f"Expected a part of a timestamp, got {clip_text(c.part)} - {where}")
+    if c.transform not in (None, *TRANSFORMS) or c.unit not in UNITS_NS or c.keep not in ("last", "first"):
+        raise SpecError(
+            f"Expected a known transform, unit and keep, got {clip_text((c.transform, c.unit, c.keep))} - {where}"
+        )
+    needs_size = c.kind in ("embedding", "dot", "cosine", "sequence")
+    needs_buckets = c.kind == "hashed" or c.encoding == "hashed"
+    for field, needed, low, high in (
+        ("size", needs_size, 1, MAX_SIZE),
+        ("buckets", needs_buckets, 1, 2**31 - 1),
+        ("seed", True, 0, 2**63 - 1),
+        ("min_count", True, 1, 2**63 - 1),
+        ("max_size", False, 1, 2**31 - 1),
+        ("folds", True, 2, 2**31 - 1),
+        ("max_age_ns", False, 1, 2**62),
+    ):
+        value = getattr(c, field)
+        absent = value is None and not needed
+        if not absent and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+            raise SpecError(
+                f"Expected a whole number from {low} to {high} for `{field}`, got {clip_text(value)} - {where}"
+            )
+    if c.buckets is not None and not needs_buckets:
+        raise SpecError(f"`buckets` goes with hashes only - {where}")
+    for label, number, words in (("center", c.center, CENTERS), ("scale", c.scale, SCALES)):
+        if number is not None and not (number in words if isinstance(number, str) else _is_finite(number)):
+            raise SpecError(
+                f"Expected a finite number or one of {words} for {label}, got {clip_text(number)} - {where}"
+            )
+    if c.scale == 0:
+        raise SpecError(f"Expected scale != 0 - {where}")
+    if c.clip is not None and c.clip != "train":
+        bounds = c.clip if isinstance(c.clip, tuple) and len(c.clip) == 2 else ("?", "?")
+        low_, high_ = bounds
+        if not all(bound is None or _is_finite(bound) for bound in bounds) or (
+            low_ is not None and high_ is not None and low_ > high_  # type: ignore[operator]  # both are numbers
+        ):
+            raise SpecError(
+                f'Expected "train" or finite (low, high) for clip, got {clip_text(c.clip)} - {where}'
+            )
+    if not (_is_finite(c.smoothing) and c.smoothing >= 0):
+        raise SpecError(f"Expected smoothing >= 0, got {clip_text(c.smoothing)} - {where}")
+    for outcome in (c.unknown, c.null, c.on_stale, c.on_unavailable, c.pad):
+        if outcome is not None and not isinstance(outcome, str) and not _is_finite(outcome):
+            raise SpecError(f"Expected a default that float64 holds, got {clip_text(outcome)} - {where}")
+    if c.null is None or c.on_stale is None:
+        raise SpecError(f"null and on_stale take an action or a default, not None - {where}")
+    return column
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _is_finite(value: object) -> bool:
+    """A number that float64 holds: not NaN, not infinite, not an integer of hundreds of digits."""
+    try:
+        return isinstance(value, (float, int)) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def parse_duration_ns(text: str) -> int:
@@ -571,8 +694,10 @@ def _outcomes(given: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key in ("unknown", "null", "on_stale", "on_unavailable"):
         value = given[key]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(f"Expected a finite default for {key}, got {value!r}", hint='"use" gives NaN')
+        if isinstance(value, (float, int)) and not _is_finite(value):
+            raise SpecError(
+                f"Expected a finite default for {key}, got {clip_text(value)}", hint='"use" gives NaN'
+            )
         if value is not None and not isinstance(value, (str, int, float, bool)):
             raise SpecError(
                 f'Expected "use", "refuse", "review" or a default for {key}, got {clip_text(value)}'
@@ -601,9 +726,7 @@ def _scalar(
         raise SpecError(f"Expected transform {TRANSFORMS}, got {clip_text(transform)}")
     for label, value, words in (("center", center, CENTERS), ("scale", scale, SCALES)):
         ok = value is None or (
-            value in words
-            if isinstance(value, str)
-            else not isinstance(value, bool) and math.isfinite(float(value))
+            value in words if isinstance(value, str) else not isinstance(value, bool) and _is_finite(value)
         )
         if not ok:
             raise SpecError(f"Expected a finite number or one of {words} for {label}, got {clip_text(value)}")
@@ -613,19 +736,23 @@ def _scalar(
         if clip_range != "train":
             raise SpecError(f'Expected clip "train" or (low, high), got {clip_text(clip_range)}')
     elif clip_range is not None:
+        if not isinstance(clip_range, (tuple, list)) or len(clip_range) != 2:
+            raise SpecError(f'Expected clip "train" or (low, high), got {clip_text(clip_range)}')
         low, high = clip_range
-        bad = any(v is not None and not math.isfinite(v) for v in (low, high))
+        bad = any(v is not None and not _is_finite(v) for v in (low, high))
         if bad or (low is not None and high is not None and low > high):
             raise SpecError(f"Expected finite low <= high for clip, got {clip_text(clip_range)}")
         clip_range = (None if low is None else float(low), None if high is None else float(high))
-    return Column(
-        kind=kind,
-        name=name,
-        refs=tuple(refs),
-        transform=transform,  # type: ignore[arg-type]  # checked above
-        center=center if center is None or isinstance(center, str) else float(center),
-        scale=scale if scale is None or isinstance(scale, str) else float(scale),
-        clip=clip_range,
-        **more,
-        **_outcomes(given),
+    return checked(
+        Column(
+            kind=kind,
+            name=name,
+            refs=tuple(refs),
+            transform=transform,  # type: ignore[arg-type]  # checked above
+            center=center if center is None or isinstance(center, str) else float(center),
+            scale=scale if scale is None or isinstance(scale, str) else float(scale),
+            clip=clip_range,
+            **more,
+            **_outcomes(given),
+        )
     )

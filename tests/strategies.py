@@ -546,7 +546,7 @@ def _outcomes(
     elif kind in ("categorical", "hashed"):
         defaults = [0, 1, 5, 77]
     elif dtype in ("float32", "float64"):
-        defaults = [0, 1.5, -0.25, True]
+        defaults = [0, 1.5, True] if args.get("transform") == "sqrt" else [0, 1.5, -0.25, True]
     elif kind != "sequence":
         defaults = [0, 1] if dtype == "bool" else [0, 1, 30]
     if kind == "sequence" or (kind == "hashed" and len(refs) > 1):

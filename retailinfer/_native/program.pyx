@@ -876,7 +876,7 @@ cdef class RequestReader:
                     s.state = RI_PRESENT
                     if not isfinite(s.v.f):
                         program._not_finite(i, s, row)
-                elif program.slot_kinds[i] == RI_SLOT_TEXT and ri_ascii(raw, &s.v.text, &s.n):
+                elif program.slot_kinds[i] == RI_SLOT_TEXT and not program.any_bytes and ri_ascii(raw, &s.v.text, &s.n):
                     s.hashed = 0
                     s.updated_ns = INT64_MAX
                     s.state = RI_PRESENT

@@ -193,6 +193,23 @@ def _compile_column(
     }
 
 
+def _not_learned(column: Column, what: str) -> SpecError:
+    return SpecError(
+        f"the spec lacks {what} for column `{column.name}`", hint="call spec = spec.fit(table) again"
+    )
+
+
+def _learned_number(column: Column, name: Literal["center", "scale"], learned: Fitted | None) -> float | None:
+    """A centre or scale that was given, or what `fit` learned in its place."""
+    given = getattr(column, name)
+    if not isinstance(given, str):
+        return None if given is None else float(given)
+    found: float | None = None if learned is None else getattr(learned, name)
+    if found is None or (name == "scale" and found == 0):
+        raise _not_learned(column, f"the {given} that is its {name}")
+    return found
+
+
 def _outcomes(body: Body, column: Column, kinds: dict[str, str], dtype: str) -> tuple[list[int], list[Any]]:
     """Action and default by state: present, null, unknown, stale, unavailable."""
     chosen = [

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from retailinfer.columns import ACTIONS, Column
+from retailinfer.columns import ACTIONS, Column, checked
 from retailinfer.errors import ModelError, SpecError, clip
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ ARRAY_DTYPES = {v: k for k, v in DTYPES.items()} | {
 SCALAR_KINDS = frozenset({"numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine"})
 FIELD_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "list[float]", "list[int]", "list[str]")
 STORED_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "vector")
-MAX_CROSS = 16  # program.c keeps the parts of a cross on the stack
 MAX_COLUMNS = 4096
+MAX_CELLS = 2**18  # of a tensor's row: a workspace holds 512 rows
+MAX_TEXT = 65536
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 class Timestamp:
@@ -459,12 +461,16 @@ def check(body: Body) -> dict[str, str]:
                 raise SpecError(
                     f"Expected a column of retailinfer.columns, got `{clip(column)}` - at `{name}`"
                 )
+            checked(column)
             if column.name in seen:
                 raise SpecError(
                     f"two columns are named `{column.name}`", hint='give one of them `name="..."`'
                 )
             seen.add(column.name)
             _check_column(body, fields, name, tensor, column, stored)
+        cells = sum(column_width(column, body.vocabularies) for column in tensor.columns)
+        if cells > MAX_CELLS:
+            raise SpecError(f"Expected at most {MAX_CELLS} cells a row in tensor `{name}`, got {cells}")
     if n_columns > MAX_COLUMNS:
         raise SpecError(f"Expected at most {MAX_COLUMNS} columns, got {n_columns}")
     return stored
@@ -562,10 +568,6 @@ def _check_column(
     where = f"column `{column.name}`"
     if column.kind not in KIND_TAKES:
         raise SpecError(f"Unknown kind of column `{clip(column.kind)}` - at {where}")
-    if len(column.refs) > MAX_CROSS:
-        raise SpecError(
-            f"Expected at most {MAX_CROSS} fields in a cross, got {len(column.refs)} - at {where}"
-        )
     types_ = [_ref_type(body, fields, column, ref, stored) for ref in column.refs]
     for ref, kind in zip(column.refs, types_, strict=True):
         if kind not in KIND_TAKES[column.kind]:
@@ -643,6 +645,8 @@ def _check_dtype(name: str, tensor: Tensor, column: Column, types_: Sequence[str
 def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: str) -> None:
     if column.encoding not in ("index", "onehot", "target"):
         return
+    if (column.vocabulary or column.name) not in body.vocabularies:
+        raise SpecError(f"{where} has no vocabulary")
     vocab = vocabulary_of(column, body.vocabularies)
     if vocab.oov not in ("first", "last", "zeros", "refuse"):
         raise SpecError(f"Expected oov first, last, zeros or refuse, got `{clip(vocab.oov)}` - at {where}")
@@ -650,8 +654,17 @@ def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: 
         raise SpecError(f'oov="zeros" exists for one-hot columns only - at {where}')
     if vocab.frozen and not vocab.values:
         raise SpecError(f"the vocabulary of {where} is frozen and empty")
-    if len(set(vocab.values)) != len(vocab.values) or any(isinstance(v, bool) for v in vocab.values):
-        raise SpecError(f"the vocabulary of {where} holds a value twice, or a boolean")
+    for value in vocab.values:
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise SpecError(f"Expected text or integers as vocabulary of {where}, got `{clip(value)}`")
+        if isinstance(value, str) and not _is_short_utf8(value):
+            raise SpecError(f"the vocabulary of {where} holds text that no request can, `{clip(value)}`")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise SpecError(
+                f"the vocabulary of {where} holds an integer of more than 64 bits, `{clip(value)}`"
+            )
+    if len(set(vocab.values)) != len(vocab.values):
+        raise SpecError(f"the vocabulary of {where} holds a value twice")
     if column.kind == "sequence" and types_[0] == "list[float]":
         raise SpecError(f"{where} codes floats", hint='use encoding="number" or a list of int or str')
     wants = str if types_[0] in ("str", "list[str]") else int
@@ -685,6 +698,55 @@ def _check_defaults(body: Body, tensor: Tensor, column: Column, types_: Sequence
             raise SpecError(f"Expected {wanted} or an action for {outcome}, got `{clip(value)}` - at {where}")
         if column.kind == "hashed" and len(column.refs) > 1:
             raise SpecError(f"a cross of fields has no default; {outcome} takes an action - at {where}")
+        if not isinstance(value, str):
+            _check_default(tensor, column, outcome, value, where)
+    if column.kind == "sequence":
+        whole = column.encoding != "number" or tensor.dtype in ("int32", "int64")
+        if (whole and column.pad != int(column.pad)) or not _fits(column.pad, tensor.dtype):
+            raise SpecError(
+                f"Expected a pad that {tensor.dtype} holds, got `{clip(column.pad)}` - at {where}"
+            )
+
+
+def _check_default(tensor: Tensor, column: Column, outcome: str, value: float, where: str) -> None:
+    """A default that could never stand in its cell is found here, not with the first missing value."""
+    codes = column.kind in ("categorical", "hashed")
+    whole = codes or tensor.dtype in ("int32", "int64")
+    if whole and (value != int(value) or not -(2**63) <= value < 2**63):
+        raise SpecError(f"Expected a whole number of 64 bits for {outcome}, got `{clip(value)}` - at {where}")
+    if column.kind in SCALAR_KINDS:
+        if isinstance(column.clip, tuple):
+            low, high = column.clip
+            value = value if low is None else max(value, low)
+            value = value if high is None else min(value, high)
+        outside = (column.transform == "log1p" and value <= -1) or (column.transform == "sqrt" and value < 0)
+        if outside and column.clip != "train":
+            raise SpecError(
+                f"Expected a raw value in the domain of {column.transform} for {outcome}, got `{clip(value)}` - at {where}",
+                hint="a default stands for the raw value, before the transform",
+            )
+        if (column.transform, column.center, column.scale, column.clip) != (None,) * 4:
+            return  # what comes out depends on what is learned
+    if not codes and not _fits(value, tensor.dtype):
+        raise SpecError(
+            f"Expected a number that {tensor.dtype} holds for {outcome}, got `{clip(value)}` - at {where}"
+        )
+
+
+def _fits(value: float, dtype: str) -> bool:
+    if dtype == "float32":
+        return abs(value) <= FLOAT32_MAX
+    if dtype == "int32":
+        return -(2**31) <= value < 2**31
+    return -(2**63) <= value < 2**63 if dtype == "int64" else True
+
+
+def _is_short_utf8(text: str) -> bool:
+    """Text that a request may hold: no lone surrogates, at most 64 KiB."""
+    try:
+        return len(text.encode()) <= MAX_TEXT
+    except UnicodeEncodeError:
+        return False
 
 
 def _can_be_missing(body: Body, column: Column) -> bool:
@@ -722,7 +784,13 @@ def _own_vocabularies(
     tensors: Mapping[str, Tensor], shared: dict[str, Vocabulary]
 ) -> tuple[dict[str, Tensor], dict[str, Vocabulary]]:
     """Give each column that codes values, and names no shared vocabulary, one under its own name."""
-    out = dict(shared)
+    out: dict[str, Vocabulary] = {}
+    for name, vocab in shared.items():
+        if not isinstance(vocab, Vocabulary) or not isinstance(vocab.values, (tuple, list)):
+            raise SpecError(
+                f"Expected ri.Vocabulary with a tuple of values, got `{clip(vocab)}` - at `{name}`"
+            )
+        out[name] = msgspec.structs.replace(vocab, values=tuple(vocab.values))
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise SpecError(f"Expected ri.Tensor, got `{clip(tensor)}` - at tensor `{name}`")
