@@ -37,7 +37,14 @@ from retailinfer.authoring.golden import (
 )
 from retailinfer.authoring.golden import redact as redact_columns
 from retailinfer.authoring.preflight import DTYPE_NAMES, Graph, inspect
-from retailinfer.authoring.quantize import CALIBRATION_ROWS, COMPARED_ROWS, Comparison, check_asked, choose
+from retailinfer.authoring.quantize import (
+    CALIBRATION_ROWS,
+    COMPARED_ROWS,
+    METHODS,
+    Comparison,
+    check_asked,
+    choose,
+)
 from retailinfer.authoring.trial import Filled, Trial, context_of, row_difference
 from retailinfer.authoring.wiring import (
     Part,
@@ -152,7 +159,7 @@ class _Packing:
         quantize: str,
         engine: str,
     ) -> Manifest:
-        self._check_arguments(names, engine, task)
+        self._check_arguments(names, engine, task, quantize)
         self.say("reading the model")
         parts = self._parts(model)
         if self.spec is None:
@@ -174,7 +181,9 @@ class _Packing:
 
     # ---- arguments and models --------------------------------------------------------------------------------------
 
-    def _check_arguments(self, names: str, engine: str, task: str | None) -> None:
+    def _check_arguments(self, names: str, engine: str, task: str | None, quantize: str) -> None:
+        if quantize not in METHODS:
+            raise ConfigError(f"Expected quantize= one of {METHODS}, got {clip(quantize)}")
         if names not in ("match", "ignore"):
             raise ConfigError(f'Expected names "match" or "ignore", got {clip(names)}')
         if engine not in ("auto", "onnx"):
@@ -194,6 +203,10 @@ class _Packing:
             self.spec = None  # from_model: arrays it is
             return
         self._check_policy(self.spec)
+        # As it will be loaded: the order of mappings is that of the file.
+        self.spec = FeatureSpec.from_body(
+            FeatureSpec.from_json(self.spec.to_json()).body, baseline=self.spec.baseline
+        )
 
     def _check_policy(self, spec: FeatureSpec) -> None:
         """Columns may send a request to review, and segments read a field: the policy must know what that means."""
