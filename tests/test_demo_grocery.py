@@ -77,6 +77,18 @@ def test_pair_that_was_never_bought_is_null():
     assert sorted(keys) == [("h0", "i7"), ("h0", "i8"), ("h0", "i9"), ("h1", "i8")]
 
 
+def test_strangers_are_null():
+    """Who never bought and what was never sold has null cells in training rows, and its key is in no table."""
+    state = FEW.as_of(4)
+    row = state.rows(np.array([2]), np.array([30])).to_pylist()[0]
+    for entity, known in (("user", state.user), ("item", state.item), ("pair", state.pair)):
+        cells = [value for name, value in row.items() if name.startswith(f"{entity}.")]
+        assert cells == [None] * len(known)
+    tables = state.tables()
+    assert "h2" not in tables["user"][0]["household_id"].to_pylist()
+    assert "i30" not in tables["item"][0]["product_id"].to_pylist()
+
+
 def test_candidates_are_the_own_history_and_then_what_is_popular():
     """Most often bought first, ties by the last purchase, nothing twice, the rest by households."""
     candidates = FEW.as_of(5).candidates(np.array([0, 1, 2]), n=6)
@@ -170,19 +182,26 @@ def test_best_items_have_the_highest_scores(week):
 
 
 def test_training_rows_equal_what_the_tables_hold(week):
-    """The training row of a household and a product holds the cells that a store looks up under their keys."""
+    """The row of a household and a product holds the cells that a store looks up under their keys, or nulls."""
     tables = week.state.tables()
-    rows = week.state.rows(week.households[:3], week.candidates[:3, 0]).to_pylist()
+    is_new = ~week.state.shopped[week.households]
+    assert is_new.sum() == 1  # one household shops for the first time in the held-out week
+    places = [0, 1, 2, int(np.flatnonzero(is_new)[0])]
+    rows = week.state.rows(week.households[places], week.candidates[places, 0]).to_pylist()
+    n_found = 0
     for row in rows:
         for entity, (table, key) in tables.items():
             mask = np.ones(table.num_rows, bool)
             for name in key:
                 mask &= np.asarray(pa.compute.equal(table[name], row[name]))
             found = table.filter(pa.array(mask)).to_pylist()
-            assert len(found) == 1
-            for name, value in found[0].items():
+            assert len(found) <= 1
+            n_found += len(found)
+            looked_up = found[0] if found else dict.fromkeys(table.column_names)
+            for name, value in looked_up.items():
                 if name not in key:
                     assert row[f"{entity}.{name}"] == value
+    assert n_found == 3 * 3 + 1  # of the new household, only the product is known
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ Rules:
   * `as_of(week)` looks at purchases of earlier weeks only; `at_s` is the local midnight on which that week begins.
   * Households and products are numbered from 0 in the arrays; outside, their ids are text.
   * Fuel is left out: nobody is recommended petrol. A purchase is a product in a basket, however many lines it has.
-  * A pair that was never bought has no row. In a training table its cells are null, in serving its key is unknown.
+  * Who never bought, what was never sold and a pair that was never bought have no row in their entity's table. In a
+    training table their cells are null, in serving their keys are unknown: the model sees the same either way.
   * Everything is deterministic, the order of candidates included.
 
 What is learned from it and how good it is: `recommend.py`.
@@ -134,6 +135,16 @@ class AsOf:
         """Items by descending popularity; ties by item number."""
         return np.argsort(-self.item[column], kind="stable")
 
+    @property
+    def shopped(self) -> NDArray[np.bool_]:
+        """The households that have a row in the table `user`."""
+        return np.asarray(self.user["n_trips"] > 0)
+
+    @property
+    def sold(self) -> NDArray[np.bool_]:
+        """The products that have a row in the table `item`."""
+        return np.asarray(self.item["purchases"] > 0)
+
     def rows(self, households: Ints, items: Ints) -> pa.Table:
         """One row for each (household, item): request fields, and stored columns by their reference."""
         keys = self.purchases.pair_key(households, items)
@@ -145,9 +156,9 @@ class AsOf:
             "at": _timestamps(np.full(len(items), self.at_s)),
         }
         for name, values in self.user.items():
-            columns |= _column(f"user.{name}", values[households])
+            columns |= _column(f"user.{name}", values[households], self.shopped[households])
         for name, values in self.item.items():
-            columns |= _column(f"item.{name}", values[items])
+            columns |= _column(f"item.{name}", values[items], self.sold[items])
         for name, values in self.pair.items():
             columns |= _column(f"pair.{name}", values[place], known)
         return pa.table(columns)
@@ -155,8 +166,7 @@ class AsOf:
     def tables(self) -> dict[str, tuple[pa.Table, tuple[str, ...]]]:
         """Entity -> (its whole table, its key columns), as a store is given them."""
         purchases = self.purchases
-        active = np.flatnonzero(self.user["n_trips"] > 0)
-        sold = np.flatnonzero(self.item["purchases"] > 0)
+        active, sold = np.flatnonzero(self.shopped), np.flatnonzero(self.sold)
         user: dict[str, Any] = {"household_id": purchases.household_ids.take(pa.array(active))}
         item: dict[str, Any] = {"product_id": purchases.item_ids.take(pa.array(sold))}
         pair: dict[str, Any] = {
@@ -391,7 +401,8 @@ def _column(name: str, values: NDArray[Any], known: NDArray[np.bool_] | None = N
         return {name.removesuffix("_s"): array.cast(pa.timestamp("s", "UTC"))}
     if values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).ravel())
-        return {name: pa.FixedSizeListArray.from_arrays(flat, values.shape[1])}
+        nulls = None if missing is None else pa.array(missing)
+        return {name: pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=nulls)}
     if values.dtype == np.float64:
         nan = np.isnan(values)
         return {name: pa.array(values, mask=nan if missing is None else nan | missing)}
