@@ -2,7 +2,7 @@
 
 RetailInferError
 ├── CallerError                 the request, the spec or the settings are wrong: mend the call
-│   ├── RequestError            bytes that are not the declared request (HTTP 400)
+│   ├── RequestError            bytes that are no request (HTTP 400) or not the declared one (422)
 │   ├── LimitError              too many bytes, levels, rows (HTTP 413)
 │   ├── FeatureError            a value does not fit its declaration (HTTP 422)
 │   │   ├── FeatureTypeError    another type than declared
@@ -30,8 +30,6 @@ Rules:
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 __all__ = [
     "BundleError",
@@ -74,7 +72,7 @@ def clip(value: object, size: int = 40) -> str:
 class RetailInferError(Exception):
     """Base of every error that this library raises on purpose."""
 
-    http_status: ClassVar[int] = 500
+    http_status: int = 500
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message if hint is None else f"{message}; {hint}")
@@ -88,7 +86,11 @@ class CallerError(RetailInferError):
 
 
 class RequestError(CallerError):
-    """The bytes are not a request of this release: malformed JSON or MessagePack, or another shape."""
+    """The bytes are not a request of this release: malformed (HTTP 400), or well-formed and of another shape (HTTP 422)."""
+
+    def __init__(self, message: str, *, malformed: bool = True, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.http_status = 400 if malformed else 422
 
 
 class LimitError(CallerError):

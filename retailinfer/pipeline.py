@@ -14,7 +14,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -55,8 +55,12 @@ __all__ = ["Pipeline", "moment_ns"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
+MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
 SECTION_CODES = {"context": 0, "item": 1, "cross": 2}
+# Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 DTYPE_NAMES = {1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64"}
 
 
@@ -81,6 +85,10 @@ class Pipeline:
         max_depth: int = MAX_DEPTH,
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
     ) -> None:
+        if not 1 <= max_depth <= MOST_DEPTH:
+            raise ConfigError(f"Expected max_depth from 1 to {MOST_DEPTH}, got {clip(max_depth)}")
+        if max_bytes < 1:
+            raise ConfigError(f"Expected max_bytes from 1 on, got {clip(max_bytes)}")
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         spec = bundle.read("features", FeatureSpec.from_json)
@@ -464,7 +472,7 @@ class Pipeline:
             ranking_type=Ranking,
             decode=decode,
             encode=encode,
-            decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[int]).decode,
+            decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[Int64]).decode,
             clock=SystemClock(),
             max_bytes=max_bytes,
             max_depth=max_depth,
@@ -485,8 +493,8 @@ class Pipeline:
                 [
                     ("context", struct),
                     ("candidates", msgspec.Raw),
-                    ("k", int, 20),
-                    ("exclude", list[str] if text else list[int], msgspec.field(default_factory=list)),
+                    ("k", Int64, 20),
+                    ("exclude", list[str] if text else list[Int64], msgspec.field(default_factory=list)),
                     ("request_id", str | None, None),
                 ],
                 frozen=True,
@@ -564,19 +572,26 @@ def moment_ns(at: dt.datetime | float | None) -> int:
     if at is None:
         return 0
     if isinstance(at, dt.datetime):
-        if at.tzinfo is None:
+        try:
+            delta = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+        except TypeError as exc:
             raise FeatureTypeError(
                 "Expected an aware datetime, got a naive one", path="$.at", hint="attach its zone"
-            )
-        delta = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-        return ((delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds) * 1000
-    if isinstance(at, bool) or not isinstance(at, (int, float)):
+            ) from exc
+        micros = (delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds
+    elif isinstance(at, bool) or not isinstance(at, (int, float)):
         raise FeatureTypeError(
             f"Expected a datetime or seconds since 1970, got `{type(at).__name__}`", path="$.at"
         )
-    if not abs(at) < 4.6e9:
-        raise FeatureRangeError(f"Expected seconds since 1970 within +-4.6e9, got {at!r}", path="$.at")
-    return round(at * 1e6) * 1000
+    else:
+        micros = round(at * 1e6) if abs(at) < MAX_SECONDS else int(2 * MAX_SECONDS * 1e6)
+    if not abs(micros) < MAX_SECONDS * 1e6:
+        raise FeatureRangeError(
+            f"Expected a moment between 1824 and 2115, got {clip(at)}",
+            path="$.at",
+            hint="seconds since 1970, not milliseconds",
+        )
+    return micros * 1000 or 1  # 0 means now; the epoch itself is taken a nanosecond later
 
 
 def texts_of(column: Canonical | None, n: int) -> list[str | None]:

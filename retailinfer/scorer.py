@@ -99,7 +99,10 @@ class Scorer(Door):
     def score_json(
         self, body: bytes, *, request_id: str | None = None, at: dt.datetime | float | None = None
     ) -> bytes:
-        """JSON request -> JSON decision. Raises: RequestError and LimitError for the bytes, else as `score`."""
+        """JSON request -> JSON decision. Of a key that comes twice the last one counts.
+
+        Raises: RequestError and LimitError for the bytes, else as `score`.
+        """
         answer: bytes = self._engine.score_json(body, request_id, 0 if at is None else moment_ns(at))
         return answer
 

@@ -120,10 +120,11 @@ cdef class Available:
         list terms
         Condition* conditions
         int n
-        SnapshotTable table           # the table that the offsets describe
+        tuple schema                  # of the tables that the offsets describe; no table is kept alive
+        Available newer               # for tables whose columns are others
     cdef Available current(self, SnapshotTable table)
-    cdef int _read(self, SnapshotTable table) except -1
-    cdef bint holds(self, int64_t row) noexcept nogil
+    cdef int _read(self, tuple columns) except -1
+    cdef bint holds(self, const TableView* view, int64_t row) noexcept nogil
 
 
 cdef class Engine:
@@ -214,6 +215,9 @@ cdef class Engine:
                              dict suppressed) except -1
     cdef bint releases(self, int64_t n) noexcept
     cdef object key_object(self, list ids, Workspace ws, int64_t i)
+    cdef object plain_key(self, object key, str where, int64_t i)
+    cdef list run_alone(self, Workspace ws, int64_t n)
+    cdef int count_rows(self, object rows, str what) except -1
     cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
     cdef int find_cross(self, Workspace ws, int64_t first, int64_t count) noexcept nogil
     cdef int64_t assemble(self, Workspace ws, int64_t first, int64_t count) noexcept nogil

@@ -33,6 +33,7 @@ from retailinfer._native.table cimport (
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
 
 import os
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -389,6 +390,65 @@ cdef class Workspace:
         return 0
 
 
+cdef bytes plain_bytes(object body, int64_t max_bytes):
+    """A body that is not plain bytes, copied once its size is known to be allowed. Only the type is asked."""
+    cdef int64_t size
+    cdef type given = type(body)
+    if not issubclass(given, (bytes, bytearray, memoryview)):
+        raise FeatureTypeError(f"Expected bytes, got `{given.__name__}`", path="$", hint="encode text as UTF-8 first")
+    try:
+        view = memoryview(body)
+        size = view.nbytes
+        if size > max_bytes:
+            raise LimitError(f"Expected at most {max_bytes} bytes, got {size}")
+        return view.tobytes()
+    except (ValueError, BufferError) as exc:
+        raise FeatureTypeError(f"Expected bytes, got a `{given.__name__}` that cannot be read: {exc}", path="$") from exc
+
+
+cdef list plain_list(object items, str path, str what, int64_t most):
+    """A list of our own of what the caller gave; at most one more than `most`, so that an endless iterator ends."""
+    if type(items) is list or type(items) is tuple:
+        return list(items)
+    if issubclass(type(items), (str, bytes, bytearray)):
+        raise FeatureTypeError(f"Expected a list of {what}, got `{type(items).__name__}` {clip(items)}", path=path,
+                               hint="one alone goes into a list too")
+    try:
+        each = iter(items)
+    except TypeError as exc:
+        raise FeatureTypeError(f"Expected a list of {what}, got `{type(items).__name__}`", path=path) from exc
+    return list(islice(each, most + 1))
+
+
+cdef int64_t how_many(object k) except -1:
+    """`k` of a ranking: an integer from 1 on."""
+    cdef int overflow = 0
+    cdef int64_t number
+    cdef type given = type(k)
+    if not PyLong_CheckExact(k):
+        if given is bool or not issubclass(given, (int, np.integer)):
+            raise FeatureTypeError(f"Expected `int`, got `{given.__name__}` {clip(k)}", path="$.k")
+        k = int.__index__(k) if issubclass(given, int) else k.item()
+    number = PyLong_AsLongLongAndOverflow(k, &overflow)
+    if overflow or number < 1:
+        raise FeatureRangeError(f"Expected k from 1 to {INT64_MAX}, got {clip(k)}", path="$.k")
+    return number
+
+
+cdef object own_id(object request_id):
+    """The caller's id of a request, as text that every encoding can hold."""
+    cdef Py_ssize_t size = 0
+    if not issubclass(type(request_id), str):
+        raise FeatureTypeError(f"Expected `str`, got `{type(request_id).__name__}` {clip(request_id)}", path="$.request_id")
+    if type(request_id) is not str:
+        request_id = str.__str__(request_id)
+    try:
+        utf8_of(request_id, &size)
+    except UnicodeEncodeError:
+        raise FeatureRangeError("Expected text that UTF-8 can hold, got a lone surrogate", path="$.request_id") from None
+    return request_id
+
+
 cdef inline bint better(float a, float b, StrRef ka, StrRef kb, int64_t na, int64_t nb, bint text) noexcept nogil:
     """Does candidate a come before candidate b? Higher score first, then the smaller id: the same order every time."""
     cdef int64_t size
@@ -403,6 +463,9 @@ cdef inline bint better(float a, float b, StrRef ka, StrRef kb, int64_t na, int6
 
 
 cdef const char* EMPTY = ""
+
+cdef enum:
+    MAX_EXCLUDED = 1 << 20
 
 
 cdef void load_record(Lookup* plan, ri_state* st, int64_t row) noexcept nogil:
@@ -602,6 +665,9 @@ cdef class Engine:
     cdef void push(self, Workspace ws) noexcept:
         cdef int i
         ws.state.release()
+        ws.items = None  # a table that was replaced is freed now, not when this memory is used again
+        ws.item_lookup = NULL
+        ws.block = ws.flags = NULL
         if len(self.pool) < MAX_POOL:
             self.pool.append(ws)
         else:
@@ -746,8 +812,10 @@ cdef class Engine:
         ws.state.st.review = 0
         if self.has_clock:
             ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
+        for plan in self.all_plans:  # all of them first: what allocates may run a collection, and that anything
+            plan.current()
         for plan in self.all_plans:
-            bound = plan.current()
+            bound = plan.bound
             if self.has_text:
                 ws.state.keep.append(bound)  # string tensors point into the table until the model has run
             if self.look_up(&bound.c, ws):
@@ -857,7 +925,7 @@ cdef class Engine:
             stale, missing = self._flags(ws, 0)
         if action is None and self.n_bands:
             action = self.review_action if ws.state.st.review else self.band_action(score, ws)
-        return self.decision_type(self.next_id() if request_id is None else request_id, <double>score, action, (), self.release,
+        return self.decision_type(self.next_id() if request_id is None else own_id(request_id), <double>score, action, (), self.release,
                                   self.arm, 0, stale, missing)
 
     cdef tuple _flags(self, Workspace ws, int first):
@@ -873,28 +941,31 @@ cdef class Engine:
 
     cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1:
         """Size and depth, before any decoder sees the bytes: decoders recurse, and this runs on small stacks too."""
+        cdef int64_t depth
         if size > self.max_bytes:
             raise LimitError(f"Expected at most {self.max_bytes} bytes, got {size}")
         if json:
             if ri_count_open(data, size) > self.max_depth and ri_depth(data, size) > self.max_depth:
                 raise RequestError(f"Expected at most {self.max_depth} levels of nesting")
-        elif ri_msgpack_depth(<const unsigned char*>data, size, self.max_depth) > self.max_depth:
-            raise RequestError(f"Expected at most {self.max_depth} levels of nesting")
+        else:
+            depth = ri_msgpack_depth(<const unsigned char*>data, size, self.max_depth)
+            if depth < 0:  # also a length that only claims to be there: what follows it was not counted
+                raise RequestError("not a request: the MessagePack is cut short, or claims more than it holds")
+            if depth > self.max_depth:
+                raise RequestError(f"Expected at most {self.max_depth} levels of nesting")
         return 0
 
     cdef object decode_body(self, object body, bint json, object decode):
-        cdef Py_buffer view
         if PyBytes_CheckExact(body):
             self.guard(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), json)
         else:
-            if isinstance(body, str) or not isinstance(body, (bytes, bytearray, memoryview)):
-                raise FeatureTypeError(f"Expected bytes, got `{type(body).__name__}`", path="$", hint="encode text as UTF-8 first")
-            body = bytes(body)
+            body = plain_bytes(body, self.max_bytes)
             self.guard(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), json)
         try:
             return decode(body)
         except msgspec.ValidationError as exc:
-            raise RequestError(str(exc)) from exc
+            # `from None`: its text may hold a field's name of any length, and logs print causes too
+            raise RequestError(str(exc)[:300], malformed=False) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as exc:
             raise RequestError(f"not a request: {clip(str(exc), 200)}") from exc
 
@@ -947,10 +1018,11 @@ cdef class Engine:
         """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would."""
         cdef Workspace ws
         cdef int64_t n, start, i, filled, tile = self.tile
-        cdef list items = list(requests), out, meta
+        cdef list items, out, meta, failed
+        self.count_rows(requests, "requests")
+        items = plain_list(requests, "$", "requests", self.max_rows)
         n = len(items)
-        if n > self.max_rows:
-            raise LimitError(f"Expected at most {self.max_rows} requests, got {n}", hint="see max_rows of the contract")
+        self.count_rows(items, "requests")
         out = [None] * n
         ws = self.pop()
         try:
@@ -972,18 +1044,55 @@ cdef class Engine:
                     meta.append((i, flags, review, segment))
                     filled += 1
                 if filled:
-                    self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
+                    failed = None
+                    try:
+                        self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
+                    except (ScoreError, SessionError):
+                        failed = self.run_alone(ws, filled)  # one bad row must not cost the others their answer
                     for at, (i, flags, action, segment) in enumerate(meta):
                         try:
+                            if failed is not None and failed[at] is not None:
+                                raise failed[at]
                             out[i] = self._decide_row(ws.scores[at], flags, action, segment,
                                                       None if request_ids is None else request_ids[i])
-                        except ScoreError as exc:
+                        except (ScoreError, SessionError) as exc:
+                            exc = type(exc)(f"{exc} - at `$[{i}]`")
                             if not row_errors:
-                                raise
+                                raise exc
                             out[i] = exc
         finally:
             self.push(ws)
         return out
+
+    cdef list run_alone(self, Workspace ws, int64_t n):
+        """The first n rows of the tile one by one: what each failed with, or None. Scores of the others into ws.scores."""
+        cdef int64_t at
+        cdef int t
+        cdef list scores = [], failed = []
+        for at in range(n):
+            for t in range(ws.n_tensors):
+                if at > 0:
+                    memcpy(ws.tensors[t], ws.tensors[t] + at * self.row_bytes[t], <size_t>self.row_bytes[t])
+                    if ws.masks[t] != NULL:
+                        memcpy(ws.masks[t], ws.masks[t] + at * self.cells[t], <size_t>self.cells[t])
+            try:
+                self.run_model(ws, 1, False)
+            except (ScoreError, SessionError) as exc:
+                failed.append(exc)
+                scores.append(0.0)
+            else:
+                failed.append(None)
+                scores.append(ws.scores[0])
+        for at in range(n):
+            ws.scores[at] = scores[at]
+        return failed
+
+    cdef int count_rows(self, object rows, str what) except -1:
+        """Refuse more than `max_rows`, before anything is copied where the number is known."""
+        cdef type given = type(rows)
+        if issubclass(given, (list, tuple, np.ndarray)) and len(rows) > self.max_rows:
+            raise LimitError(f"Expected at most {self.max_rows} {what}, got {len(rows)}", hint="see max_rows of the contract")
+        return 0
 
     cdef object _segment_bands(self, Workspace ws):
         cdef ri_slot* s = ws.state.st.slots + self.segment_slot
@@ -1001,7 +1110,7 @@ cdef class Engine:
             else:
                 raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
         stale, missing = ((), ()) if flags is None else flags
-        return self.decision_type(self.next_id() if request_id is None else request_id, <double>score, action, (), self.release,
+        return self.decision_type(self.next_id() if request_id is None else own_id(request_id), <double>score, action, (), self.release,
                                   self.arm, 0, stale, missing)
 
     def vectorize(self, request, int64_t now_ns=0):
@@ -1154,24 +1263,28 @@ cdef class Engine:
         """`available=` as native comparisons. terms: ((column, operator number, constant), ...) of the candidates' table."""
         return Available(self.item_plan, text, terms)
 
-    def rank(self, context, candidates, int64_t k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
+    def rank(self, context, candidates, k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
         """Context and ids -> ranking."""
         cdef list ids
         cdef Workspace ws
-        # Its texts are pointed into, so nobody may change the list until the end: while the GIL is held from here to there
-        # nobody can, else a copy keeps them alive. `exclude` is read first, because iterating it may run anything.
+        cdef int64_t most = how_many(k)
+        # Its texts are pointed into, so nobody may change the list until the end: while the GIL is held nobody can, but for
+        # foreign code that reading the context or a garbage collection runs; `rank_filter` looks again after both, and
+        # allocates nothing that could start a collection from then on. Where the GIL is given up, a copy keeps them alive.
         if exclude is not None:
-            exclude = list(exclude)
+            exclude = plain_list(exclude, "$.exclude", "ids", MAX_EXCLUDED)
+            if len(exclude) > MAX_EXCLUDED:
+                raise LimitError(f"Expected at most {MAX_EXCLUDED} exclusions, got more")
+        self.count_rows(candidates, "candidates")
         if type(candidates) is list and not self.releases(len(candidates)):
             ids = candidates
         else:
-            ids = list(candidates)
-        if len(ids) > self.max_rows:
-            raise LimitError(f"Expected at most {self.max_rows} candidates, got {len(ids)}", hint="see max_rows of the contract")
+            ids = plain_list(candidates, "$.candidates", "ids", self.max_rows)
+            self.count_rows(ids, "candidates")
         ws = self.pop()
         try:
             ws.reserve(len(ids))
-            return self.rank_core(context, ids, len(ids), ws, k, available, exclude, request_id, now_ns, NULL)
+            return self.rank_core(context, ids, len(ids), ws, most, available, exclude, request_id, now_ns, NULL)
         finally:
             self.push(ws)
 
@@ -1208,7 +1321,7 @@ cdef class Engine:
     def rank_json(self, body, available=None, request_id=None, int64_t now_ns=0):
         """JSON bytes with context, candidates, k, exclude -> JSON bytes."""
         request = self.decode_body(body, True, self.decode)
-        return self.encode(self.rank_raw(request.context, request.candidates, request.k, available, request.exclude,
+        return self.encode(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
                                          request.request_id if request_id is None else request_id, now_ns, NULL))
 
     def rank_json_staged(self, body, available=None):
@@ -1218,7 +1331,7 @@ cdef class Engine:
         marks[1] = marks[2] = 0
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
-        ranking = self.rank_raw(request.context, request.candidates, request.k, available, request.exclude, None, 0, marks)
+        ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(ranking)
         end = self.clock.monotonic_ns()
@@ -1234,6 +1347,7 @@ cdef class Engine:
             raise LimitError(f"Expected at most {TILE} candidates, got {len(ids)}")
         try:
             ws.reserve(len(ids))
+            ws.has_unknown = ws.has_refused = False
             self.rank_context(context, ws, now_ns)
             m = self.rank_filter(ids, len(ids), ws, None, None, None)
             placed = self.assemble(ws, 0, m)
@@ -1313,19 +1427,24 @@ cdef class Engine:
         cdef int32_t cell
         cdef int overflow = 0
         cdef set gone = set(), named = set()
-        cdef Py_ssize_t length
+        cdef list excluded = [] if exclude is None else exclude
+        cdef TableView* view = NULL
         if available is not None:
             if table is None:
                 raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
             available = available.current(table)
-        excluded = () if exclude is None else exclude
+            view = &ws.items.c.view
+        if ids is not None and len(ids) != n:
+            raise FeatureTypeError(f"Expected {n} candidates, got {len(ids)}: the list changed while it was read",
+                                   path="$.candidates", hint="give every call a list of its own")
         while size < 2 * (n + len(excluded)) + 2:
             size *= 2
         if size > ws.set_size:
             ws.reserve_set(size)
         mask = size - 1
         memset(ws.set_cells, 0, <size_t>(size * sizeof(int32_t)))
-        for item in excluded:
+        for i in range(len(excluded)):
+            item = self.plain_key(excluded[i], "$.exclude", i)
             row = table.find(item) if table is not None else -1
             if row < 0:
                 gone.add(item)
@@ -1369,10 +1488,10 @@ cdef class Engine:
                     place = (place + 1) & mask
                 if ws.why[i] == KEPT and ws.flags != NULL and ws.flags[row * ws.flags_stride] & 1 and self.max_item_age_ns == 0:
                     ws.why[i] = REFUSED  # where columns have an age, a stale value's default may still save the row: `assemble`
-                if ws.why[i] == KEPT and available is not None and not available.holds(row):
+                if ws.why[i] == KEPT and view != NULL and not available.holds(view, row):
                     ws.why[i] = UNAVAILABLE
             else:
-                key = ids[i] if ids is not None else PyUnicode_DecodeUTF8(ws.keys[i].data, ws.keys[i].size, NULL)
+                key = self.key_object(ids, ws, i)
                 if key in gone:
                     ws.why[i] = EXCLUDED
                 elif key in named:
@@ -1390,25 +1509,45 @@ cdef class Engine:
         return m
 
     cdef object key_object(self, list ids, Workspace ws, int64_t i):
-        if ids is not None:
+        """The id of candidate i, as a plain str or int: subclasses could run code when they are hashed."""
+        if ids is not None and (type(ids[i]) is str if self.candidate_text else PyLong_CheckExact(ids[i])):
             return ids[i]
+        if not self.candidate_text:
+            return ws.numbers[i]
         return PyUnicode_DecodeUTF8(ws.keys[i].data, ws.keys[i].size, NULL)
 
-    cdef int own_key(self, object key, Workspace ws, int64_t i) except -1:
-        """Canonical key of a candidate that no table is asked about."""
+    cdef object plain_key(self, object key, str where, int64_t i):
+        """An id as an exact str that has a UTF-8 form, or an exact int of 64 bits."""
         cdef Py_ssize_t size = 0
         cdef int overflow = 0
+        cdef type given = type(key)
         if self.candidate_text:
-            if type(key) is not str:
-                raise FeatureTypeError(f"Expected `str`, got `{type(key).__name__}` {clip(key)}", path=f"$.candidates[{i}]")
+            if not issubclass(given, str):
+                raise FeatureTypeError(f"Expected `str`, got `{given.__name__}` {clip(key)}", path=f"{where}[{i}]")
+            try:
+                utf8_of(key, &size)
+            except UnicodeEncodeError:
+                raise FeatureRangeError("Expected text that UTF-8 can hold, got a lone surrogate", path=f"{where}[{i}]") from None
+            return key if given is str else str.__str__(key)
+        if not PyLong_CheckExact(key):
+            if given is bool or not issubclass(given, (int, np.integer)):
+                raise FeatureTypeError(f"Expected `int`, got `{given.__name__}` {clip(key)}", path=f"{where}[{i}]")
+            key = int.__index__(key) if issubclass(given, int) else key.item()
+        PyLong_AsLongLongAndOverflow(key, &overflow)
+        if overflow:
+            raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"{where}[{i}]")
+        return key
+
+    cdef int own_key(self, object key, Workspace ws, int64_t i) except -1:
+        """Canonical key of a candidate that no table is asked about; it lives as long as the caller's object."""
+        cdef Py_ssize_t size = 0
+        cdef int overflow = 0
+        plain = self.plain_key(key, "$.candidates", i)
+        if self.candidate_text:
             ws.keys[i].data = utf8_of(key, &size)
             ws.keys[i].size = size
         else:
-            if not PyLong_CheckExact(key):
-                raise FeatureTypeError(f"Expected `int`, got `{type(key).__name__}` {clip(key)}", path=f"$.candidates[{i}]")
-            ws.numbers[i] = PyLong_AsLongLongAndOverflow(key, &overflow)
-            if overflow:
-                raise FeatureRangeError("Expected an integer of 64 bits, got a larger one", path=f"$.candidates[{i}]")
+            ws.numbers[i] = PyLong_AsLongLongAndOverflow(plain, &overflow)
         return 0
 
     cdef int find_cross(self, Workspace ws, int64_t first, int64_t count) noexcept nogil:
@@ -1571,8 +1710,6 @@ cdef class Engine:
         cdef dict suppressed = {}
         cdef list items = [None] * (k if k < n else n), scores = [None] * (k if k < n else n)
         cdef RunError err
-        if k < 1:
-            raise FeatureRangeError(f"Expected k >= 1, got {k}", path="$.k")
         ws.has_unknown = False
         ws.has_refused = False
         self.rank_context(context, ws, now_ns)
@@ -1605,7 +1742,7 @@ cdef class Engine:
             del scores[k:]
         self.note_items(ws, k)
         stale, missing = self.seen_names(ws)
-        return self.ranking_type(self.next_id() if request_id is None else request_id, items, scores, self.release, self.arm, 0,
+        return self.ranking_type(self.next_id() if request_id is None else own_id(request_id), items, scores, self.release, self.arm, 0,
                                  stale, missing, suppressed)
 
     cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil:
@@ -1750,24 +1887,30 @@ cdef class Available:
         self.plan = plan
         self.text = text
         self.terms = terms
-        self._read(plan.slot.table)
+        self._read(plan.slot.table.schema)
 
     def __dealloc__(self):
         free(self.conditions)
 
     cdef Available current(self, SnapshotTable table):
-        """These comparisons for another generation of the table; itself while it is the same one."""
+        """These comparisons for another generation of the table; itself while it has the same columns."""
         cdef Available made
-        if table is self.table:
+        if table.schema is self.schema:
             return self
+        if table.schema == self.schema:
+            self.schema = table.schema
+            return self
+        if self.newer is not None:
+            return self.newer.current(table)
         made = <Available>Available.__new__(Available)
         made.plan, made.text, made.terms = self.plan, self.text, self.terms
-        made._read(table)
+        made._read(table.schema)
+        self.newer = made
         return made
 
-    cdef int _read(self, SnapshotTable table) except -1:
+    cdef int _read(self, tuple columns) except -1:
         cdef int i
-        cdef dict schema = {entry[0]: entry for entry in table.schema}
+        cdef dict schema = {entry[0]: entry for entry in columns}
         self.conditions = <Condition*>calloc(len(self.terms) + 1, sizeof(Condition))
         if self.conditions == NULL:
             raise MemoryError()
@@ -1777,7 +1920,7 @@ cdef class Available:
             if entry is None or entry[1] not in ("f64", "i64"):
                 raise FeatureTypeError(
                     f"Expected a number column of table `{self.plan.name}` in `{self.text}`, got `{column}`", path="$.available",
-                    hint=f"it has: {', '.join(e[0] for e in table.schema if e[1] in ('f64', 'i64')) or 'none'}",
+                    hint=f"it has: {', '.join(e[0] for e in columns if e[1] in ('f64', 'i64')) or 'none'}",
                 )
             self.conditions[i].kind = 0 if entry[1] == "f64" else 1
             self.conditions[i].op = op
@@ -1785,11 +1928,11 @@ cdef class Available:
             self.conditions[i].bit = entry[3]
             self.conditions[i].number = number
         self.n = len(self.terms)
-        self.table = table
+        self.schema = columns
         return 0
 
-    cdef bint holds(self, int64_t row) noexcept nogil:
-        cdef const uint8_t* record = ri_record(&self.table.view, row)
+    cdef bint holds(self, const TableView* view, int64_t row) noexcept nogil:
+        cdef const uint8_t* record = ri_record(view, row)
         cdef Condition* c
         cdef double value
         cdef int i
