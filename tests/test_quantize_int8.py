@@ -16,7 +16,7 @@ from retailinfer import columns as c
 from retailinfer.authoring import quantize
 from retailinfer.authoring.quantize import quantize_dynamic, quantize_static
 from retailinfer.errors import ConfigError, ModelError, SchemaMismatchError
-from retailinfer.release.manifest import QuantizationTrial, Tolerance
+from retailinfer.release.manifest import QuantizationTrial
 from retailinfer.runtime.session import open_session
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported by the quantiser
@@ -192,6 +192,15 @@ def test_scores_that_are_no_probabilities_are_compared_in_standard_deviations(tm
     exact = open_session(network(sigmoid=False)).run({"features": ROWS[1::2]})["y"]
     difference = np.abs(session.run({"features": ROWS[1::2]})["y"] - exact).max() / exact.std()
     assert one.max_difference == pytest.approx(difference, rel=1e-3)
+    strict = pack(
+        tmp_path,
+        model=network(sigmoid=False),
+        quantize="auto",
+        tolerance={"relative": difference / 2, "score": 1.0},
+        out=tmp_path / "s",
+    )
+    assert strict.models[0].quantized == "none"
+    assert "scores differ" in strict.quantization.trials[1].why
 
 
 # ---- auto ----------------------------------------------------------------------------------------------------------------
@@ -222,9 +231,7 @@ def trial(method: str, time: float, difference: float = 0.0, flips: float = 0.0)
 )
 def test_auto_keeps_the_fastest_candidate_that_answers_alike(candidates, best, says):
     """Faster and within the tolerances, or float32 stays; each candidate carries its reason."""
-    chosen, judged = quantize._decide(
-        [trial("none", 10), *candidates], "auto", Tolerance(score=0.02, flips=0.002)
-    )
+    chosen, judged = quantize._decide([trial("none", 10), *candidates], "auto", 0.02, 0.002)
     assert chosen.method == best
     assert [entry.method for entry in judged if entry.kept] == [best]
     assert says in judged[1].why
@@ -232,7 +239,7 @@ def test_auto_keeps_the_fastest_candidate_that_answers_alike(candidates, best, s
 
 def test_what_is_asked_for_by_name_is_not_judged():
     """quantize="static" is taken as it is; its differences are in the manifest."""
-    chosen, _ = quantize._decide([trial("none", 10), trial("static", 20, 0.5, 0.5)], "static", Tolerance())
+    chosen, _ = quantize._decide([trial("none", 10), trial("static", 20, 0.5, 0.5)], "static", 0.02, 0.002)
     assert chosen.method == "static"
 
 

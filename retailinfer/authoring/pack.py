@@ -112,7 +112,7 @@ def pack(
             64 rows of it are kept. None: rows are drawn from what the spec knows. For arrays: {input: array}.
         calibration: table whose rows fix the ranges of int8; None: rows of `golden`, others than those compared.
         redact: fields whose values are replaced in the golden rows before anything else is computed.
-        tolerance: `retailinfer.release.manifest.Tolerance`, some of its fields, or the largest score difference.
+        tolerance: `retailinfer.release.manifest.Tolerance`, some of its fields, or its `score`.
         names: "match" compares the columns that the model was trained on with the spec's, in order.
         quantize: "auto" keeps int8 where it is faster on the contract's batch sizes and answers alike.
         engine: "onnx"; "auto" means the same in this version.
@@ -457,7 +457,7 @@ def _tolerance(given: Tolerance | Mapping[str, float] | float | None) -> Toleran
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         given = {"score": float(given)}
     try:
-        return msgspec.convert(dict(given), Tolerance)  # type: ignore[arg-type]  # anything else is refused here
+        return msgspec.convert(_builtins(given), Tolerance)
     except (msgspec.ValidationError, TypeError, ValueError) as exc:
         raise ConfigError(
             f"Expected tolerance= as a number or fields of Tolerance, got {clip(given, 80)}: {exc}"
@@ -470,10 +470,21 @@ def _info(given: Info | Mapping[str, Any] | None) -> Info:
     if isinstance(given, Info):
         return given
     try:
-        return msgspec.convert(msgspec.to_builtins(given), Info)
+        return msgspec.convert(_builtins(given), Info)
     except (msgspec.ValidationError, TypeError, ValueError) as exc:
         known = ", ".join(Info.__struct_fields__)
         raise ConfigError(f"info= does not fit: {exc}", hint=f"its fields are {known}") from exc
+
+
+def _builtins(value: Any) -> Any:
+    """The same without NumPy's scalars, which metrics usually are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _builtins(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_builtins(one) for one in value]
+    return msgspec.to_builtins(value)
 
 
 def _open(graph: Graph, where: str) -> ModelSession:

@@ -77,6 +77,11 @@ class Comparison:
     policy: Policy | None
     relative: bool
 
+    @property
+    def limit(self) -> float:
+        """The largest difference that is accepted."""
+        return self.tolerance.relative if self.relative else self.tolerance.score
+
 
 def check_asked(asked: str, parts: Sequence[Part], batch_sizes: Sequence[int]) -> str | None:
     """Refuse what cannot be done before anything is measured. Returns: why "auto" has nothing to try, or None."""
@@ -169,7 +174,7 @@ def _choose_one(
         _compare(trial, part, method, session, on, base, len(made[method]), times[method])
         for method, session in sessions.items()
     ]
-    best, entries = _decide(entries, asked, on.tolerance)
+    best, entries = _decide(entries, asked, on.limit, on.tolerance.flips)
     if best.method == "none":
         return None, entries + failed
     method = best.method
@@ -181,7 +186,7 @@ def _choose_one(
 
 
 def _decide(
-    entries: Sequence[QuantizationTrial], asked: str, tolerance: Tolerance
+    entries: Sequence[QuantizationTrial], asked: str, limit: float, max_flips: float
 ) -> tuple[QuantizationTrial, list[QuantizationTrial]]:
     """The fastest candidate that answers alike (what was asked for by name is taken as it is), and all with a reason."""
     base = entries[0]
@@ -190,10 +195,10 @@ def _decide(
     for entry in entries[1:]:
         ratio = _ratio(entry, base)
         why = f"takes {ratio:.2f} of the time of float32"
-        if entry.max_difference > tolerance.score or not np.isfinite(entry.max_difference):
-            why = f"scores differ by up to {entry.max_difference:.4g}, more than {tolerance.score:g}"
-        elif entry.flips > tolerance.flips:
-            why = f"{entry.flips:.3%} of the actions change, more than {tolerance.flips:.3%}"
+        if entry.max_difference > limit or not np.isfinite(entry.max_difference):
+            why = f"scores differ by up to {entry.max_difference:.4g}, more than {limit:g}"
+        elif entry.flips > max_flips:
+            why = f"{entry.flips:.3%} of the actions change, more than {max_flips:.3%}"
         elif ratio > GAIN:
             why += f", at most {GAIN} counts as faster"
         elif asked == "auto" and (best is base or ratio < _ratio(best, base)):

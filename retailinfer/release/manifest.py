@@ -133,8 +133,8 @@ class Tolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What differences are accepted, and where.
 
     Args:
-        score: quantisation; largest difference of a score, in score units for probabilities, else in standard
-            deviations of the scores.
+        score: quantisation; largest difference of a probability.
+        relative: quantisation; the same for other scores, in standard deviations of the scores.
         flips: quantisation; largest share of rows whose action changes.
         golden: golden rows on another CPU class or library version; largest difference of a score (relative above 1).
             No action may change.
@@ -142,6 +142,7 @@ class Tolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     score: Annotated[float, Meta(ge=0)] = 0.02
+    relative: Annotated[float, Meta(ge=0)] = 0.1
     flips: Annotated[float, Meta(ge=0, le=1)] = 0.002
     golden: Annotated[float, Meta(ge=0)] = 1e-4
     parity: Annotated[float, Meta(ge=0)] = 1e-5
