@@ -39,7 +39,13 @@ class BarePipeline(Pipeline):
     """Built as a loaded release is, without files and models. `seen` holds the arrays of each model run."""
 
     def __init__(
-        self, case: Case, *, ranks: bool = False, allow_nan: bool = True, max_rows: int = 10_000
+        self,
+        case: Case,
+        *,
+        ranks: bool = False,
+        allow_nan: bool = True,
+        max_rows: int = 10_000,
+        store: Store | None = None,
     ) -> None:
         self.spec = case.spec
         self.policy = Policy([("pass", float("-inf")), ("review", 1e30)])
@@ -58,7 +64,7 @@ class BarePipeline(Pipeline):
             if mask is not None:
                 inputs.append((None, True, number, (cells,)))
                 self.names.append(mask)
-        self.store = Store(tables={name: snapshot_of(case, name) for name in case.tables})
+        self.store = store or Store(tables={name: snapshot_of(case, name) for name in case.tables})
         self.engine: Any = self._build(inputs, self.store, ranks, MAX_BYTES, MAX_DEPTH, 100.0)
 
     def chain_scores(self, inputs: Any, arrays: Any) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ Whole tables: test_reference_table.py.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from typing import Any
 
 import msgspec
@@ -17,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Case, as_request, as_wire, cases, same_bits, same_place, tables_again
 
+from retailinfer import columns as columns_
 from retailinfer._native import reference
 from retailinfer.contracts import Decision, Ranking
 from retailinfer.errors import FeatureError
+from retailinfer.features.spec import Entity, FeatureSpec, Tensor
 
 
 def one(case: Case, row: int) -> Case:
@@ -209,3 +212,46 @@ def test_excluded_candidates_never_appear(case, data):
             context_of(case), [row["sku"] for row in rest.rows], len(ids), now_ns=case.now_ns
         )
         assert again.items == ranking.items
+
+
+# ---- what random cases are unlikely to meet ---------------------------------------------------------------------------
+
+
+def ranker_case(columns: list[Any], cells: dict[str, Any], **more: Any) -> Case:
+    """A ranking of item `a`, whose row holds `cells` (name -> (type, value)), for one float field `u`."""
+    spec = FeatureSpec(
+        request={"u": float, "sku": str},
+        entities={"item": Entity(("sku",), {name: kind for name, (kind, _) in cells.items()})},
+        candidate="item",
+        tensors={"t": Tensor(tuple(columns), **more), "u": Tensor((columns_.numeric("u"),))},
+    )
+    written = 1_600_000_000 * 10**9
+    tables = {"item": {"a": ({name: value for name, (_, value) in cells.items()}, written)}}
+    return Case(spec.body, [{"u": 1.0, "sku": "a"}], tables, written + 2 * 3600 * 10**9, {})
+
+
+def test_an_old_item_takes_its_stale_default_though_its_value_cannot_be_stored():
+    """An item row is encoded before its age is known; what fails there may be fine when the row is stale, and is kept."""
+    case = ranker_case(
+        [columns_.numeric("item.x", scale=5e-324, on_stale=0.0, max_age="1h")], {"x": ("float", 1.0)}
+    )
+    pipe = BarePipeline(case, ranks=True)
+    for now, items in ((case.now_ns, ["a"]), (case.now_ns - 90 * 60 * 10**9, [])):
+        case.now_ns = now
+        assert pipe.engine.rank({"u": 1.0}, ["a"], 1, now_ns=now).items == items
+        assert_ranking(pipe, case, lambda: pipe.engine.rank(context_of(case), ["a"], 1, now_ns=case.now_ns))
+
+
+def test_encoded_items_outlive_the_ranker_that_encoded_them():
+    """Rankers of one spec share encoded rows, and a default text in them stays readable when the first ranker is gone."""
+    default = "default " * 6
+    case = ranker_case([columns_.raw("item.s", null=default)], {"s": ("str", None)}, dtype="string")
+    first = BarePipeline(case, ranks=True)
+    first.engine.rank({"u": 1.0}, ["a"], 1)
+    second = BarePipeline(case, ranks=True, store=first.store)
+    del first
+    gc.collect()
+    junk = [bytes([65 + i % 26]) * n for i in range(3000) for n in range(44, 56)]
+    second.engine.rank({"u": 1.0}, ["a"], 1)
+    assert second.last()["t"][0, 0] == default
+    del junk

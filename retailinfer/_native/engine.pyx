@@ -1214,6 +1214,7 @@ cdef class Engine:
         bound = Bound(self.item_plan, table)
         n = len(table)
         block = RowBlock(n, max(1, self.item_row_bytes))
+        block.owner = self.program  # default texts are its memory; another ranker of the spec may outlive it
         flags = RowBlock(n, 1)
         ws = self._new_workspace()
         with nogil:

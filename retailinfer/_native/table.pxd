@@ -71,6 +71,7 @@ cdef class RowBlock:
         readonly Py_ssize_t n_rows
         readonly Py_ssize_t row_bytes  # what a row holds; the rest of the stride is zeros
         size_t n_bytes                 # behind `data`
+        object owner                   # what texts in the cells point into beside the table; lives as long as the rows
 
 
 cdef class SnapshotTable:
