@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print, write build/bench.json, compare with the record.
+"""`python -m benchmarks`: measure, print, write build/bench.json, compare with the record; `--readme` fills in its numbers.
 
 Exit code 0: every figure that can be measured was, every answer was right. 1: not so. 2: the arguments mean nothing.
 """
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import readme, report
 from benchmarks.harness import Effort, Figure, WrongAnswerError
 from benchmarks.measures import MEASURES, Lab, Measure, UnmeasurableError
 from benchmarks.targets import Target, load_targets
@@ -33,8 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: build/bench.json"
     )
     parser.add_argument("--update-record", action="store_true", help="make this run the record of this CPU")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing: write the numbers of the last run between the markers of these files",
+    )
     parser.add_argument("--list", action="store_true", help="list figures and the groups that measure them")
     options = parser.parse_args(arguments)
+    if options.readme:
+        return _fill(options.readme, options.json)
     targets = load_targets()
     if options.list:
         for target in targets.values():
@@ -66,6 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.update_record:
         record.update(cpu, results)
         print(f"record updated for {cpu}")
+    return 0
+
+
+def _fill(paths: Sequence[Path], source: Path) -> int:
+    """Numbers into texts; says what changed."""
+    try:
+        for path in paths:
+            print(f"{path}: {readme.fill_file(path, source)} numbers")
+    except (OSError, readme.UnknownNumberError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
     return 0
 
 

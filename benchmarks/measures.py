@@ -671,7 +671,8 @@ def _in_new_interpreters(lab: Lab, code: str, *arguments: str, rounds: int) -> I
 @measures("import_ms")
 def imports(lab: Lab) -> Figures:
     """Import in a new interpreter."""
-    n = max(9, lab.effort.rounds)  # more than five: each is one import, and one hiccup of the machine would show
+    # Nine at least: each is one import, and a single hiccup of the machine would show among five.
+    n = max(9, lab.effort.rounds)
     rounds = [int(out[0]) / 1e6 for out in _in_new_interpreters(lab, _IMPORT, rounds=n)]
     return {"import_ms": Figure.of(rounds, lower_is_better=True)}
 
