@@ -10,17 +10,13 @@ Learning from data is fit.py, compiling is program.py, running over tables is tr
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
-import hashlib
 import keyword
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
@@ -278,7 +274,8 @@ class FeatureSpec:
             data = model
         else:
             try:
-                data = Path(model).read_bytes()
+                with open(model, "rb") as file:  # noqa: PTH123 - pathlib is for authors; a service starts without it
+                    data = file.read()
             except OSError as exc:
                 raise ModelError(f"cannot read the model: {exc}") from exc
         return cls.from_inputs(OrtModel(data).inputs)
@@ -338,6 +335,8 @@ class FeatureSpec:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that can change an answer."""
+        import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
@@ -831,6 +830,8 @@ def _fields_of(request: Mapping[str, Any] | type) -> tuple[Field, ...]:
             _field(f.name, hints[f.name], "" if f.encode_name == f.name else f.encode_name)
             for f in msgspec.structs.fields(request)
         )
+    import dataclasses  # noqa: PLC0415 - few requests are declared so
+
     if isinstance(request, type) and dataclasses.is_dataclass(request):
         hints = typing.get_type_hints(request)
         return tuple(_field(f.name, hints[f.name], "") for f in dataclasses.fields(request))
@@ -866,6 +867,8 @@ def _zone_transitions(tz: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Moments (seconds since the epoch, 1970 to 2100) at which the zone's offset changes, and the offsets between them."""
     if tz == "UTC":
         return (), (0,)
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - most services know UTC only
+
     try:
         zone = ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError) as exc:

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -36,7 +34,11 @@ from retailinfer.release.manifest import (
     decode_manifest,
     encode_manifest,
     seal,
+    sha256_hex,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Bundle", "parse", "parser_calls", "read_bundle", "resolve_trust", "write_bundle"]
 
@@ -284,7 +286,7 @@ def _kind(mode: int) -> str:
 
 
 def _verify(entry: FileEntry, data: bytes) -> None:
-    found = hashlib.sha256(data).hexdigest()
+    found = sha256_hex(data)
     if found != entry.sha256:
         raise IntegrityError(
             f"Expected SHA-256 `{entry.sha256[:12]}...`, got `{found[:12]}...` - at file {clip(entry.file)}",
@@ -316,9 +318,11 @@ def write_bundle(directory: PathLike, files: Mapping[str, tuple[str, bytes]], ma
         that one stays and its manifest is returned.
     Raises: BundleError when it holds another one, or when the disk refuses; nothing is left behind then.
     """
+    from pathlib import Path  # noqa: PLC0415 - only authors write; a service starts without it
+
     check_file_names([MANIFEST, *files])
     entries = tuple(
-        FileEntry(role=role, file=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        FileEntry(role=role, file=name, size=len(data), sha256=sha256_hex(data))
         for name, (role, data) in sorted(files.items())
     )
     sealed = seal(msgspec.structs.replace(manifest, files=entries))

@@ -12,11 +12,9 @@ Who makes them: `authoring.golden`. Who replays them: `pipeline`, when it loads.
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -189,6 +187,8 @@ def hash_tensors(tensors: Iterable[NDArray[Any] | Sequence[str]]) -> str:
 
     Every tensor starts with its number of bytes (of texts), so that moving a border changes the hash.
     """
+    import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
     digest = hashlib.sha256()
     for tensor in tensors:
         if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "OUT":
@@ -281,7 +281,7 @@ def cpu_class() -> str:
     found: set[str] = set()
     if sys.platform == "linux":
         try:
-            with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - as hashlib
                 text = file.read(8192)  # the first processor is enough, and machines have hundreds
         except OSError:
             text = ""

@@ -12,7 +12,6 @@ Reading and writing the directory is bundle.py; who fills a manifest is `authori
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import unicodedata
@@ -42,6 +41,7 @@ __all__ = [
     "decode_manifest",
     "encode_manifest",
     "seal",
+    "sha256_hex",
 ]
 
 FORMAT = 1  # raised when an older library could not read the manifest
@@ -299,6 +299,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return next((entry.file for entry in self.files if entry.role == role), None)
 
 
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 in hexadecimal, as manifests have it."""
+    import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
+    return hashlib.sha256(data).hexdigest()
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """The one encoding of a manifest: JSON, two blanks deep, fields as declared, keys of mappings sorted."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
@@ -307,7 +314,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def seal(manifest: Manifest) -> Manifest:
     """The manifest with its digest. Raises: ManifestError when it contradicts itself."""
     open_ = msgspec.structs.replace(manifest, digest=_UNSEALED)
-    sealed = msgspec.structs.replace(manifest, digest=hashlib.sha256(encode_manifest(open_)).hexdigest())
+    sealed = msgspec.structs.replace(manifest, digest=sha256_hex(encode_manifest(open_)))
     data = encode_manifest(sealed)
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"Expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}")
@@ -339,7 +346,7 @@ def decode_manifest(data: bytes) -> Manifest:
             hint="never edit a manifest; pack the release again",
         )
     unsealed = encode_manifest(msgspec.structs.replace(manifest, digest=_UNSEALED))
-    found = hashlib.sha256(unsealed).hexdigest()
+    found = sha256_hex(unsealed)
     if found != manifest.digest:
         raise ManifestError(
             f"{MANIFEST} was changed: its digest should be `{found[:12]}...`, it says `{manifest.digest[:12]}...`",
