@@ -371,7 +371,7 @@ def test_a_failing_disk_leaves_nothing_behind(tmp_path, monkeypatch, call):
     elif call == "write":
         monkeypatch.setattr(bundle_module.os, "fdopen", fail)
     else:
-        monkeypatch.setattr(bundle_module.Path, call, fail)
+        monkeypatch.setattr(f"pathlib.Path.{call}", fail)
     with pytest.raises(BundleError, match="No space left"):
         write_bundle(target, FILES, manifest())
     monkeypatch.undo()
