@@ -175,8 +175,14 @@ def value_counts(column: Any) -> list[tuple[Any, int]]:
         array = array.flatten()
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int64())
-    pairs = [(e["values"].as_py(), e["counts"].as_py()) for e in array.value_counts()]
-    return sorted(((v, n) for v, n in pairs if v is not None), key=lambda p: (-p[1], p[0]))
+    elif pa.types.is_string_view(
+        array.type
+    ):  # pyarrow counts nulls of views, which polars gives, as empty texts
+        array = array.cast(pa.large_string())
+    elif pa.types.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    pairs = [(e["values"].as_py(), e["counts"].as_py()) for e in array.drop_null().value_counts()]
+    return sorted(pairs, key=lambda p: (-p[1], p[0]))
 
 
 def _ARROW_TYPE(pa: Any, kind: str) -> Any:  # noqa: N802 - a table of constants that needs pyarrow to exist
@@ -240,7 +246,9 @@ def _times(pa: Any, array: Any, path: str, valid: Any, first_row: int) -> Canoni
         bad = (values > (1 << 62) // scale) | (values < -((1 << 62) // scale))
         if bad.any():
             at = int(np.flatnonzero(bad)[0])
-            raise FeatureRangeError("Expected a moment between 1824 and 2115", path=f"$[{first_row + at}]{path[1:]}")
+            raise FeatureRangeError(
+                "Expected a moment between 1824 and 2115", path=f"$[{first_row + at}]{path[1:]}"
+            )
         values = values * scale
         # a request's moment has microseconds (datetime, RFC 3339); finer ones are rounded to that, half up
         values = (values + 500) // 1000 * 1000

@@ -129,7 +129,15 @@ def _stored_types(body: Body, table: Any) -> Body:
             stored[ref] = "int"
         elif pa.types.is_boolean(kind):
             stored[ref] = "bool"
-        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        elif any(
+            check_type(kind)
+            for check_type in (
+                pa.types.is_binary,
+                pa.types.is_large_binary,
+                pa.types.is_binary_view,
+                pa.types.is_fixed_size_binary,
+            )
+        ):
             stored[ref] = "bytes"
     changed = msgspec.structs.replace(body, stored=stored)
     check(changed)

@@ -493,6 +493,7 @@ def _check_fields(body: Body, fields: Mapping[str, Field]) -> None:
         len(body.zone_offset_s) != len(body.zone_at_s) + 1
         or list(body.zone_at_s) != sorted(set(body.zone_at_s))
         or any(abs(s) > 86400 for s in body.zone_offset_s)
+        or any(abs(s) > 2**40 for s in body.zone_at_s)
     ):
         raise SpecError("the time zone's transitions are not ascending moments with an offset each")
 
