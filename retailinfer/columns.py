@@ -640,9 +640,11 @@ def checked(column: Column) -> Column:
             )
     if not (_is_finite(c.smoothing) and c.smoothing >= 0):
         raise SpecError(f"Expected smoothing >= 0, got {clip_text(c.smoothing)} - {where}")
-    for outcome in (c.unknown, c.null, c.on_stale, c.on_unavailable, c.pad):
+    for outcome in (c.unknown, c.null, c.on_stale, c.on_unavailable):
         if outcome is not None and not isinstance(outcome, str) and not _is_finite(outcome):
             raise SpecError(f"Expected a default that float64 holds, got {clip_text(outcome)} - {where}")
+    if not _is_finite(c.pad):
+        raise SpecError(f"Expected a pad that float64 holds, got {clip_text(c.pad)} - {where}")
     if c.null is None or c.on_stale is None:
         raise SpecError(f"null and on_stale take an action or a default, not None - {where}")
     return column
