@@ -31,6 +31,7 @@ from retailinfer.errors import (
     GoldenMismatchError,
     ManifestError,
     SchemaMismatchError,
+    ScoreError,
     clip,
 )
 from retailinfer.features.arrow import Canonical, Columns
@@ -242,12 +243,19 @@ class Pipeline:
             raise SchemaMismatchError(
                 f"Expected at least {score.column + 1} cells in `{score.output}`, got {rows.shape[1]}"
             )
-        return np.ascontiguousarray(rows[:, score.column], dtype=np.float32)
+        with np.errstate(over="ignore"):
+            made = np.ascontiguousarray(rows[:, score.column], dtype=np.float32)
+        if not np.isfinite(made).all():
+            row = int(np.argmin(np.isfinite(made)))
+            raise ScoreError(
+                f"Expected a finite score, got {made[row]} from output `{score.output}` in row {row}"
+            )
+        return made
 
     def table_scores(
-        self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None]
+        self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None], *, first_row: int = 0
     ) -> NDArray[np.float32]:
-        """Scores of filled tensors of any number of rows."""
+        """Scores of filled tensors of any number of rows. Raises: ScoreError, which names the row, SessionError."""
         arrays = []
         for _, is_mask, number, shape in self.inputs:
             made = masks[number] if is_mask else outs[number]
@@ -255,8 +263,22 @@ class Pipeline:
             arrays.append(made.reshape(-1, *shape))
         n = len(arrays[0]) if arrays else 0
         step = 512 if self.row_independent else 1
-        parts = [self.chain_scores(self.inputs, [a[i : i + step] for a in arrays]) for i in range(0, n, step)]
+        parts = []
+        for i in range(0, n, step):
+            try:
+                parts.append(self.chain_scores(self.inputs, [a[i : i + step] for a in arrays]))
+            except ScoreError:
+                self._name_bad_row(arrays, range(i, min(i + step, n)), first_row)
+                raise
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _name_bad_row(self, arrays: Sequence[NDArray[Any]], rows: range, first_row: int) -> None:
+        """Find the row whose score fails. Raises: ScoreError with its number."""
+        for row in rows:
+            try:
+                self.chain_scores(self.inputs, [a[row : row + 1] for a in arrays])
+            except ScoreError as exc:
+                raise ScoreError(f"{exc} - at `$[{first_row + row}]`") from exc
 
     def run_models(self, made: Mapping[Any, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
         """Run all models in order; each takes arrays by (kind, name) or an earlier model's output."""
@@ -286,13 +308,19 @@ class Pipeline:
         missing = [label for _, label, name in wanted if label not in feeds and name not in feeds]
         if extra or missing:
             raise FeatureTypeError(
-                f"Expected arrays {sorted({label for _, label, _ in wanted})}, got {clip(sorted(feeds), 200)}",
+                f"Expected arrays {sorted({label for _, label, _ in wanted})}, got {clip([*feeds], 200)}",
                 path="$",
             )
-        made = {
-            (kind, label): np.asarray(feeds[label] if label in feeds else feeds[name])
-            for kind, label, name in wanted
-        }
+        made: dict[Any, NDArray[Any]] = {}
+        for kind, label, name in wanted:
+            value = feeds[label] if label in feeds else feeds[name]
+            if not isinstance(value, np.ndarray):
+                raise FeatureTypeError(
+                    f"Expected a NumPy array, got `{type(value).__name__}` {clip(value)}",
+                    path=f"$.{label}",
+                    hint="convert it with numpy.asarray and an explicit dtype",
+                )
+            made[kind, label] = value
         outputs = self.run_models(made)
         return {f"{role}.{name}": value for role, some in outputs.items() for name, value in some.items()}
 
@@ -386,8 +414,6 @@ class Pipeline:
 
     def action_of(self, score: float, segment: str | None) -> str:
         """The policy's action for one score. Raises: ScoreError."""
-        from retailinfer.errors import ScoreError  # noqa: PLC0415 - the rare path
-
         assert self.policy is not None
         actions, lows = self.policy.thresholds(segment)
         at = int(np.searchsorted(lows, np.float32(score), side="right")) - 1

@@ -17,7 +17,14 @@ import msgspec
 import numpy as np
 
 from retailinfer.door import INLINE_BELOW_US, Door
-from retailinfer.errors import ConfigError, LimitError, RetailInferError, clip
+from retailinfer.errors import (
+    ConfigError,
+    FeatureTypeError,
+    LimitError,
+    RetailInferError,
+    ScoreError,
+    clip,
+)
 from retailinfer.features.arrow import batches, read_table, require_pyarrow
 from retailinfer.features.transform import fill
 from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, texts_of
@@ -145,43 +152,66 @@ class Scorer(Door):
         Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
         """
         engine = self._engine
+        max_rows: int = engine.max_rows  # a closed scorer, and one of arrays, says so here
+        now_ns = moment_ns(at)
         pa = require_pyarrow()
         pipe = self._pipeline
         scores: list[Any] = []
-        actions: list[str] = []
+        actions: list[str | None] = []
         first = 0
         for part in batches(table, TABLE_ROWS):
             if part.num_rows == 0:
                 continue
             if all(ref in part.column_names for ref in pipe.spec.body.stored):
                 columns = read_table(part, pipe.spec.body, first_row=first)
-                values = self._table_scores(columns, moment_ns(at), first)
+                reviews = np.zeros(columns.n_rows, np.uint8)
+                values = self._table_scores(columns, now_ns, first, reviews)
                 if pipe.policy is not None:
-                    by = pipe.policy.body.segment_by
-                    segments = texts_of(columns.by_name[by], len(values)) if by else [None] * len(values)
-                    actions += [pipe.action_of(float(v), s) for v, s in zip(values, segments, strict=True)]
+                    actions += self._table_actions(columns, values, reviews, first)
             else:
                 names = [f.name for f in pipe.spec.fields if f.name in part.column_names]
                 rows = part.select(names).to_pylist()
                 decisions: list[Any] = []
-                for start in range(0, len(rows), engine.max_rows):
-                    decisions += engine.score_batch(
-                        rows[start : start + engine.max_rows], False, moment_ns(at)
-                    )
+                for start in range(0, len(rows), max_rows):
+                    some = rows[start : start + max_rows]
+                    decisions += engine.score_batch(some, False, now_ns, None, first + start)
                 values = np.array([d.score for d in decisions], np.float32)
-                actions += [d.action for d in decisions if d.action is not None]
+                actions += [d.action for d in decisions]
             scores.append(values)
             first += part.num_rows
         made = {"score": np.concatenate(scores) if scores else np.zeros(0, np.float32)}
         out = pa.table(made)
         return out.append_column("action", pa.array(actions, pa.string())) if pipe.policy is not None else out
 
-    def _table_scores(self, columns: Any, now_ns: int, first: int) -> NDArray[np.float32]:
+    def _table_scores(
+        self, columns: Any, now_ns: int, first: int, reviews: NDArray[np.uint8]
+    ) -> NDArray[np.float32]:
         pipe = self._pipeline
         assert pipe.program is not None
-        outs, masks, _ = fill(pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first)
-        scores: NDArray[np.float32] = pipe.table_scores(outs, masks)
+        outs, masks, _ = fill(
+            pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first, reviews=reviews
+        )
+        scores: NDArray[np.float32] = pipe.table_scores(outs, masks, first_row=first)
         return scores
+
+    def _table_actions(
+        self, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
+    ) -> list[str | None]:
+        """As for single decisions: what a column sends to review is reviewed, whatever its score."""
+        pipe = self._pipeline
+        assert pipe.policy is not None
+        by = pipe.policy.body.segment_by
+        segments = texts_of(columns.by_name[by], len(scores)) if by else [None] * len(scores)
+        actions: list[str | None] = []
+        for i, (score, segment, review) in enumerate(zip(scores, segments, reviews, strict=True)):
+            if review and pipe.policy.body.review is not None:
+                actions.append(pipe.policy.body.review)
+                continue
+            try:
+                actions.append(pipe.action_of(float(score), segment))
+            except ScoreError as exc:
+                raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
+        return actions
 
     def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         """Run the models on arrays that the caller made: input name -> array; all outputs by name.
@@ -191,8 +221,12 @@ class Scorer(Door):
         """
         if self._closed:
             raise ConfigError("this Scorer is closed", hint="load the release again")
+        if not isinstance(feeds, Mapping):
+            raise FeatureTypeError(
+                f"Expected a mapping of input names to arrays, got `{type(feeds).__name__}`", path="$"
+            )
         for name, value in feeds.items():
-            shape = getattr(value, "shape", ())
+            shape = value.shape if isinstance(value, np.ndarray) else ()
             if shape and shape[0] > self.contract.max_rows:
                 raise LimitError(
                     f"Expected at most {self.contract.max_rows} rows in `{clip(name)}`, got {shape[0]}",

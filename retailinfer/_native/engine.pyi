@@ -154,10 +154,11 @@ class Engine:
         row_errors: bool = False,
         now_ns: int = 0,
         request_ids: Sequence[str] | None = None,
+        first_row: int = 0,
     ) -> list[Any]:
-        """Decisions in order; with `row_errors` an error stands where its decision would.
+        """Decisions in order; with `row_errors` an error stands where its decision would, be it the request's or its score's.
 
-        Raises: LimitError, as `score`.
+        first_row: number of the first request, for messages. Raises: LimitError, as `score`.
         """
 
     def rank(

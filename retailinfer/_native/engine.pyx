@@ -1014,7 +1014,7 @@ cdef class Engine:
 
     # ---- batches -------------------------------------------------------------------------------------------------------
 
-    def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None):
+    def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None, int64_t first_row=0):
         """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would."""
         cdef Workspace ws
         cdef int64_t n, start, i, filled, tile = self.tile
@@ -1031,8 +1031,8 @@ cdef class Engine:
                 filled = 0
                 for i in range(start, min(start + tile, n)):
                     try:
-                        self.resolve_row(items[i], ws, now_ns, i)
-                        self.fill_row(ws, filled, i)
+                        self.resolve_row(items[i], ws, now_ns, i + first_row)
+                        self.fill_row(ws, filled, i + first_row)
                     except RetailInferError as exc:
                         if not row_errors:
                             raise
@@ -1056,7 +1056,7 @@ cdef class Engine:
                             out[i] = self._decide_row(ws.scores[at], flags, action, segment,
                                                       None if request_ids is None else request_ids[i])
                         except (ScoreError, SessionError) as exc:
-                            exc = type(exc)(f"{exc} - at `$[{i}]`")
+                            exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
                                 raise exc
                             out[i] = exc
@@ -1176,6 +1176,13 @@ cdef class Engine:
         cdef Workspace ws = self.pop()
         cdef int64_t start, one = INT64_MAX, many = INT64_MAX
         cdef int i
+        try:
+            self.run_model(ws, 1, False)
+        except (ScoreError, SessionError):
+            return self.fixed_us, self.row_us  # zeros are no row that this model can score
+        finally:
+            self.push(ws)
+        ws = self.pop()
         try:
             for i in range(rounds):
                 start = self.clock.monotonic_ns()

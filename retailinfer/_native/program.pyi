@@ -83,6 +83,7 @@ class Program:
         *,
         now_ns: int = 0,
         first_row: int = 0,
+        reviews: NDArray[np.uint8] | None = None,
     ) -> list[int]:
         """Rows of canonical columns -> tensors.
 
@@ -98,6 +99,7 @@ class Program:
             masks: by tensor, uint8 (n_rows, cells) or None; overwritten.
             now_ns: the moment against which ages are measured (a table's stored values have none).
             first_row: number of the first row, for messages.
+            reviews: uint8 (n_rows,) or None; 1 where a column asked for review; overwritten.
         Returns: by column, how many raw values were outside the range that `fit` saw.
         Raises: FeatureMissingError, FeatureRangeError for the first row that fails, as `$[row].field`; the tensors then
             hold garbage. ValueError for arrays of another shape, which is a bug of the caller.

@@ -675,7 +675,8 @@ cdef class Program:
 
     # ---- whole tables -------------------------------------------------------------------------------------------------
 
-    def fill_table(self, list columns, int64_t n_rows, list outs, list masks, *, int64_t now_ns=0, int64_t first_row=0):
+    def fill_table(self, list columns, int64_t n_rows, list outs, list masks, *, int64_t now_ns=0, int64_t first_row=0,
+                   reviews=None):
         """Rows of canonical columns -> tensors. Arguments: program.pyi."""
         cdef RowState state = self.new_state()
         cdef Source* sources = <Source*>calloc(self.n_slots + 1, sizeof(Source))
@@ -686,12 +687,16 @@ cdef class Program:
         cdef int64_t cells[256]
         cdef int64_t i
         cdef int missing = -1
+        cdef uint8_t* review = NULL
         if sources == NULL:
             raise MemoryError()
         try:
             for slot in range(self.n_slots):
                 self._open_source(sources + slot, slot, columns[slot], n_rows)
-            wide_masks = []
+            if reviews is not None:
+                if reviews.dtype != np.uint8 or reviews.size < n_rows or not reviews.flags.c_contiguous:
+                    raise ValueError(f"reviews need {n_rows} contiguous bytes")
+                review = <uint8_t*><uintptr_t>reviews.ctypes.data
             for t in range(n_tensors):
                 _, dtype, width, _, mask_name, _ = self.tensors[t]
                 out = outs[t]
@@ -709,10 +714,13 @@ cdef class Program:
                     if missing >= 0:
                         break
                     state.st.n_flags = 0
+                    state.st.review = 0
                     state.st.now_ns = now_ns
                     code = ri_run(&self.c, self.all_columns, self.c.n_columns, &state.st, rows, mask_rows)
                     if code:
                         break
+                    if review != NULL:
+                        review[i] = state.st.review != 0
                     for t in range(n_tensors):
                         rows[t] += row_bytes[t]
                         if mask_rows[t] != NULL:

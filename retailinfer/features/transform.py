@@ -52,9 +52,15 @@ class FeatureMatrix(np.ndarray[Any, Any]):
 
 
 def fill(
-    program: Program, body: Body, columns: Columns, *, now_ns: int = 0, first_row: int = 0
+    program: Program,
+    body: Body,
+    columns: Columns,
+    *,
+    now_ns: int = 0,
+    first_row: int = 0,
+    reviews: NDArray[np.uint8] | None = None,
 ) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None], list[int]]:
-    """Tensors, masks and, per column, the count of values outside the training range."""
+    """Tensors, masks and, per column, the count of values outside the training range. `reviews`: see program.pyi."""
     outs: list[NDArray[Any]] = []
     masks: list[NDArray[Any] | None] = []
     n = columns.n_rows
@@ -63,7 +69,7 @@ def fill(
         outs.append(np.zeros(n * cells * 16, np.uint8) if text else np.zeros((n, cells), NUMPY_DTYPES[dtype]))
         masks.append(None if mask_name is None else np.zeros((n, cells), np.uint8))
     slots = [columns.by_name.get(name) for name in slot_names(body)]
-    outside = program.fill_table(slots, n, outs, masks, now_ns=now_ns, first_row=first_row)
+    outside = program.fill_table(slots, n, outs, masks, now_ns=now_ns, first_row=first_row, reviews=reviews)
     for t, (_, dtype, cells, _, _, mask_dtype) in enumerate(program.tensors):
         if dtype == 8:
             texts = np.empty(n * cells, object)
