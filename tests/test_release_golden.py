@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+import io
 
 import msgspec
 import numpy as np
@@ -57,9 +57,7 @@ def test_golden_rows_survive_their_file():
     back = decode_golden(encode_golden(golden()))
     assert back == golden()
     assert back.score_values().tolist() == [0.25, 0.75]
-    amount, missing, words, text = back.canonical(["amount", "absent", "words", "text", "n", "v", "ints"])[
-        :4
-    ]
+    amount, missing, words, text = back.canonical(["amount", "absent", "words", "text", "n", "v", "ints"])[:4]
     assert missing is None
     np.testing.assert_array_equal(amount[0], [1.5, np.nan])
     assert bytes(words[0][words[3][1] : words[3][2]]) == b"b"
@@ -244,21 +242,7 @@ def test_cpu_class_names_what_chooses_the_kernels(monkeypatch):
     monkeypatch.setattr(golden_module.sys, "platform", "linux")
     monkeypatch.setattr(golden_module.platform, "machine", lambda: "X86_64")
 
-    class File:
-        def __init__(self, _path: str) -> None: ...
-
-        def open(self, **_: object) -> File:
-            return self
-
-        def read(self, _size: int) -> str:
-            return text
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(golden_module, "Path", File)
+    monkeypatch.setattr(golden_module, "open", lambda *_, **__: io.StringIO(text), raising=False)
     cpu_class.cache_clear()
     try:
         assert cpu_class() == "linux-x86_64+avx+fma+avx2+avx512_vnni"
