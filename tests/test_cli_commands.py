@@ -430,7 +430,7 @@ def test_demo_is_called_with_its_options(run, monkeypatch, tmp_path):
     class Outcome:
         kept = True
 
-    def fake(out: str, *, short: bool, say: Any) -> Outcome:
+    def fake(out: str, *, short: bool, say: Any, show: Any) -> Outcome:
         calls.append((out, short))
         return Outcome()
 

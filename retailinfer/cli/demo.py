@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from retailinfer.cli.console import Console
 
@@ -12,9 +13,13 @@ __all__ = ["run"]
 def run(options: argparse.Namespace, console: Console) -> int:
     """The whole demo; 1 when a promise was not kept. Raises: ConfigError when a package is missing."""
     from retailinfer.cli.extras import need
+    from retailinfer.demo import NEEDED
 
-    need("the demo", ("pyarrow",), "demo")  # the others are looked for by the demo itself
+    need("the demo", NEEDED, "demo")  # before anything below imports one of them
     from retailinfer.demo.run import run as run_demo
 
-    outcome = run_demo(options.out, short=options.short, say=(lambda _: None) if options.quiet else print)
-    return 0 if outcome.kept else 1
+    def say(line: str) -> None:
+        if not console.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return 0 if run_demo(options.out, short=options.short, say=say, show=console.say).kept else 1

@@ -1,7 +1,8 @@
 """The order of the demo: data, features, models, releases, replay, report.
 
 Rules:
-  * Everything is written below one folder: releases, the report, and a cache of what is slow to prepare.
+  * Everything is written below one folder: releases, the report, and a cache of what is slow to prepare. Libraries that
+    would keep caches in the home directory are given a place there too.
   * The cache is named after the code, settings and libraries that made it, so what is stale is not found.
   * A line is printed when a step begins; every step over a second has one.
 What is shown at the end, and which promises are checked: `report.py`.
@@ -69,6 +70,21 @@ class Demo:
         self._say = say
         self._started = perf_counter()
 
+    @contextlib.contextmanager
+    def own_caches(self) -> Iterator[None]:
+        """Keep matplotlib's list of fonts below `out`; it asks for the place once, when it is first used."""
+        before = os.environ.get("MPLCONFIGDIR")
+        place = self.out / "cache" / "matplotlib"
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ["MPLCONFIGDIR"] = str(place.resolve())
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["MPLCONFIGDIR"]
+            else:
+                os.environ["MPLCONFIGDIR"] = before
+
     def note(self, text: str) -> None:
         """A line with the seconds since the start."""
         self._say(f"{perf_counter() - self._started:6.1f} s  {text}")
@@ -108,13 +124,18 @@ class Demo:
 
 
 def run(
-    out_dir: str | os.PathLike[str] = "build/demo", *, short: bool = False, say: Callable[[str], None] = print
+    out_dir: str | os.PathLike[str] = "build/demo",
+    *,
+    short: bool = False,
+    say: Callable[[str], None] = print,
+    show: Callable[[str], None] = print,
 ) -> Outcome:
-    """The whole demo. Some two minutes on two cores; `short` takes fewer days and weeks.
+    """The whole demo. Some two minutes on two cores; `short` takes fewer days and weeks, and some twenty seconds.
 
     Args:
         out_dir: gets `report.html`, `results.json`, `releases/` and `cache/`.
-        say: takes the lines of progress and the summary.
+        say: takes the lines of progress.
+        show: takes the summary at the end.
     Raises: ConfigError when a package is missing.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -124,15 +145,15 @@ def run(
     demo.out.mkdir(parents=True, exist_ok=True)
     recommend_result = _recommend(demo)
     fraud_result = _fraud(demo)
-    results = Results(fraud_result, recommend_result, _machine(), demo.seconds)
+    results = Results(fraud_result, recommend_result, _machine(), demo.seconds, short=short)
     report = demo.out / "report.html"
-    with demo.step("writing the report"):
+    with demo.step("writing the report"), demo.own_caches():
         report.write_text(html_page(results), encoding="utf-8")
         (demo.out / "results.json").write_text(
             json.dumps(figures(results), indent=2) + "\n", encoding="utf-8"
         )
-    say(terminal_summary(results))
-    say(f"Report: {report}    all in {sum(demo.seconds.values()):.0f} s")
+    show(terminal_summary(results))
+    show(f"Report: {report}    all in {sum(demo.seconds.values()):.0f} s")
     return Outcome(results, report)
 
 
@@ -354,21 +375,34 @@ def _machine() -> dict[str, str]:
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "": cpu,
-        "cores": str(os.cpu_count()),
+        "CPU": cpu,
+        "cores": str(cores),
+        "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "onnxruntime": version("onnxruntime"),
         "retailinfer": ri.__version__,
+        "measured": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
 def figures(results: Results) -> dict[str, Any]:
     """The figures of the report for machines."""
-    made: dict[str, Any] = {"machine": results.machine, "seconds": results.seconds}
+    promises = results.promises()
+    made: dict[str, Any] = {
+        "kept": all(promise.kept for promise in promises),
+        "promises": [promise._asdict() for promise in promises],
+        "short": results.short,
+        "machine": results.machine,
+        "seconds": {name: round(seconds, 3) for name, seconds in results.seconds.items()},
+    }
     for name, part in (("fraud", results.fraud), ("recommend", results.recommend)):
         times = part.replay
         made[name] = {
+            "model": part.model,
+            "trained_rows": part.n_train,
+            "rows_per_request": times.rows,
             "whole_us": {f"p{q * 100:g}": times.whole_us(q) for q in (0.5, 0.95, 0.99, 0.999)},
             "bare_us": {f"p{q * 100:g}": times.bare_us(q) for q in (0.5, 0.95, 0.99, 0.999)},
             "stages_us": {f"p{q * 100:g}": times.stage_us(q) for q in (0.5, 0.95, 0.99)},
@@ -380,6 +414,9 @@ def figures(results: Results) -> dict[str, Any]:
         "with_velocity": dataclasses.asdict(results.fraud.with_velocity),
         "without_velocity": dataclasses.asdict(results.fraud.without_velocity),
     }
-    made["recommend"] |= {"quality": dataclasses.asdict(results.recommend.quality)}
-    made["promises"] = [promise._asdict() for promise in results.promises()]
+    made["recommend"] |= {
+        "quality": dataclasses.asdict(results.recommend.quality),
+        "hit_rate_before_quantising": results.recommend.trained_hit_rate,
+        "parity_float32": dataclasses.asdict(results.recommend.parity_fp32),
+    }
     return made
