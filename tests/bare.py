@@ -46,13 +46,14 @@ class BarePipeline(Pipeline):
         allow_nan: bool = True,
         max_rows: int = 10_000,
         store: Store | None = None,
+        row_independent: bool = True,
     ) -> None:
         self.spec = case.spec
         self.policy = Policy([("pass", float("-inf")), ("review", 1e30)])
         self.contract = Contract(max_rows=max_rows)
         self.manifest: Any = types.SimpleNamespace(release="bare", nan_inputs=allow_nan)
         self.sessions: Any = {"main": types.SimpleNamespace(backend="python")}
-        self.row_independent = True
+        self.row_independent = row_independent
         self.program = compile_program(case.body, allow_nan=allow_nan)
         self._keep = []
         self.seen: list[dict[str, NDArray[Any]]] = []

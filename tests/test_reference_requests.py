@@ -255,3 +255,75 @@ def test_encoded_items_outlive_the_ranker_that_encoded_them():
     second.engine.rank({"u": 1.0}, ["a"], 1)
     assert second.last()["t"][0, 0] == default
     del junk
+
+
+def many_rows(n: int) -> Case:
+    """A case of `n` rows that differ: text, numbers, a stored value for most, a refusal in every 97th row."""
+    spec = FeatureSpec(
+        request={"u": float, "s": str, "l": list[int], "sku": str},
+        entities={"item": Entity(("sku",), {"x": "float", "v": "vector", "s": "str"})},
+        candidate="item",
+        tensors={
+            "a": Tensor(
+                (
+                    columns_.numeric("u", transform="signed_log1p"),
+                    columns_.numeric("item.x", null="refuse", unknown=-1.0),
+                    columns_.embedding("item.v", size=3, null=0.0),
+                    columns_.product("u", "item.x", null=0.0, name="cross"),
+                ),
+                mask="m",
+            ),
+            "b": Tensor((columns_.raw("item.s", null="none"), columns_.raw("sku")), "string"),
+            "c": Tensor((columns_.sequence("l", length=2, encoding="number"),), "int64", axis="context"),
+            "d": Tensor((columns_.hashed("s", "sku", buckets=1000, name="h"),), "int64"),
+        },
+    )
+    rows = [{"u": 1.5, "s": "né", "l": [3], "sku": f"sku-{i}"} for i in range(n)]
+    table = {
+        f"sku-{i}": (
+            {
+                "x": None if i % 97 == 5 else i / 7,
+                "v": np.array([i, -i, 0.1], np.float32) if i % 3 else None,
+                "s": f"name {i}" if i % 2 else None,
+            },
+            0,
+        )
+        for i in range(n)
+        if i % 11
+    }
+    return Case(spec.body, rows, {"item": table}, 1, {"item.v": 3})
+
+
+@pytest.mark.parametrize("row_independent", [True, False])
+def test_more_candidates_than_a_tile_are_ranked_alike(row_independent):
+    """1,300 candidates, unknown and refused ones among them, in tiles of 512 or row by row: the twin's bits in order."""
+    case = many_rows(1300 if row_independent else 60)
+    pipe = BarePipeline(case, ranks=True, row_independent=row_independent)
+    ids = [row["sku"] for row in case.rows]
+    kept = [i for i in range(len(ids)) if not (i % 97 == 5 and i % 11)]
+    wanted = dataclasses.replace(case, rows=[case.rows[i] for i in kept]).expected().tensors
+    ranking = pipe.engine.rank(context_of(case), ids, len(ids))
+    assert sorted(ranking.items) == sorted(ids[i] for i in kept)
+    assert set(ranking.suppressed) == set(ids) - set(ranking.items)
+    assert len(pipe.seen) == (3 if row_independent else len(kept))
+    got = pipe.last()
+    for name in ("a", "m", "b", "d"):
+        assert same_bits(got[name], wanted[name]), name
+    assert {tuple(cells) for cells in got["c"].tolist()} == {(3, 0)}
+
+
+@pytest.mark.parametrize("row_independent", [True, False])
+def test_more_requests_than_a_tile_are_scored_alike(row_independent):
+    """1,300 requests in tiles, or row by row: the twin's bits in order, errors in their rows."""
+    case = many_rows(1300 if row_independent else 60)
+    pipe = BarePipeline(case, row_independent=row_independent)
+    requests = [as_request(case.body, row) for row in case.rows]
+    decisions = pipe.engine.score_batch(requests, True)
+    refused = [i for i, d in enumerate(decisions) if isinstance(d, FeatureError)]
+    assert refused == [i for i in range(len(requests)) if i % 97 == 5 and i % 11]
+    assert all(decisions[i].path == f"$[{i}].item.x" for i in refused)
+    rows = [row for i, row in enumerate(case.rows) if i not in set(refused)]
+    assert_same(pipe.last(), dataclasses.replace(case, rows=rows).expected().tensors, "batch")
+    with pytest.raises(type(decisions[refused[0]])) as caught:
+        pipe.engine.score_batch(requests)
+    assert caught.value.path == f"$[{refused[0]}].item.x"
