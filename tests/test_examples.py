@@ -149,6 +149,6 @@ def test_flask_app_answers_and_refuses(packed, monkeypatch):
     good = client.post("/score", json=PAYMENT)
     assert (good.status_code, good.get_json()["action"]) == (200, "approve")
     wrong = client.post("/score", json=PAYMENT | {"amount": "19.90"})
-    assert wrong.status_code == 400
+    assert wrong.status_code == 422
     assert "$.amount" in wrong.get_data(as_text=True)
     assert client.post("/score", data=b"{").status_code == 400
