@@ -14,6 +14,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -108,7 +109,10 @@ class Pipeline:
                 raise ManifestError(
                     f"this version cannot run engine `{model.engine}` - at model `{model.role}`"
                 )
-            self.sessions[model.role] = open_session(bundle.files[model.file], backend=backend)
+            session = bundle.read(f"model:{model.role}", partial(open_session, backend=backend))
+            if session is None:
+                raise ManifestError(f"the release has no file of model `{model.role}`", hint="pack it again")
+            self.sessions[model.role] = session
         self.row_independent = self.manifest.row_independent
         self.engine: Engine | None = None
         self.program: Program | None = None
@@ -475,6 +479,7 @@ class Pipeline:
             if column.max_age_ns and section == "item"
         ]
         decode, encode = self._codecs(struct, ranks=ranks, text=candidate_text)
+        score = self.manifest.score
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
         return Engine(
@@ -505,6 +510,8 @@ class Pipeline:
             max_rows=self.contract.max_rows,
             row_independent=self.row_independent,
             has_clock=self.program.has_max_age,
+            score_low=-math.inf if score is None or score.low is None else score.low,
+            score_high=math.inf if score is None or score.high is None else score.high,
             hold_below_us=hold_gil_below_us,
             max_item_age_ns=min(item_ages, default=0),
         )

@@ -51,7 +51,7 @@ class BarePipeline(Pipeline):
         self.spec = case.spec
         self.policy = Policy([("pass", float("-inf")), ("review", 1e30)])
         self.contract = Contract(max_rows=max_rows)
-        self.manifest: Any = types.SimpleNamespace(release="bare", nan_inputs=allow_nan)
+        self.manifest: Any = types.SimpleNamespace(release="bare", nan_inputs=allow_nan, score=None)
         self.sessions: Any = {"main": types.SimpleNamespace(backend="python")}
         self.row_independent = row_independent
         self.program = compile_program(case.body, allow_nan=allow_nan)

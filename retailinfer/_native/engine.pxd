@@ -97,6 +97,7 @@ cdef class Workspace:
         bint seen_any
         bint has_unknown              # some kept candidate has no row
         bint has_refused
+        int64_t bad_rows              # rows of the tile in which a score left its range
         Bound items                   # the candidates' table of this call
         Lookup* item_lookup           # the same, for native code; NULL: none
         Lookup** cross                # entities of context and candidate, of this call
@@ -136,6 +137,8 @@ cdef class Engine:
         readonly str release
         readonly str arm
         readonly double hold_below_us # GIL: kept where native work is predicted to be shorter
+        float score_low               # what the model's last operator guarantees
+        float score_high
         readonly double fixed_us      # prediction: fixed_us + row_us * rows
         readonly double row_us
         readonly int tile             # rows per model run; 1 where rows of a batch influence each other
@@ -195,6 +198,8 @@ cdef class Engine:
     cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
     cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
+    cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil
+    cdef int refuse_range(self, Workspace ws, int64_t n) except -1
     cdef int python_scores(self, Workspace ws, int64_t n) except -1
     cdef object next_id(self)
     cdef object band_action(self, float score, Workspace ws)

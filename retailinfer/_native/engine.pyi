@@ -71,7 +71,7 @@ class Engine:
         sections: {"columns": "context" | "item" | "cross" per column}.
         decode, encode: bytes <-> Struct. max_bytes, max_depth: of an encoded request.
         row_independent: False runs rows one by one.
-        hold_below_us: native work that is predicted to be shorter keeps the GIL.
+        score_low, score_high: a score outside is a ScoreError. hold_below_us: native work that is predicted to be shorter keeps the GIL.
     """
 
     program: Program
@@ -116,6 +116,8 @@ class Engine:
         max_rows: int,
         row_independent: bool,
         has_clock: bool,
+        score_low: float = ...,
+        score_high: float = ...,
         hold_below_us: float = 100.0,
         max_item_age_ns: int = 0,
     ) -> None: ...

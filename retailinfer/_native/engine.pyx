@@ -533,7 +533,7 @@ cdef class Engine:
                  tuple inputs, tuple bands, int n_common_bands, dict segments, int segment_slot, str review_action, tuple plans, dict sections,
                  int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
-                 double hold_below_us=100.0, int64_t max_item_age_ns=0):
+                 double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0):
         cdef int i, t
         cdef int64_t before
         self.program = program
@@ -543,6 +543,8 @@ cdef class Engine:
         self.release = release
         self.arm = "default"
         self.hold_below_us = hold_below_us
+        self.score_low = score_low
+        self.score_high = score_high
         self.tile = TILE if row_independent else 1
         self.has_clock = has_clock
         self.pool = []
@@ -855,6 +857,25 @@ cdef class Engine:
             failed = self.model.run_scores(ws.inputs, n, ws.scores, &err)
         if failed:
             raise_run_error(&err)
+        if self.out_of_range(ws, n):
+            self.refuse_range(ws, n)
+        return 0
+
+    cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil:
+        cdef int64_t i
+        cdef bint bad = False
+        for i in range(n):
+            bad |= not (ws.scores[i] >= self.score_low and ws.scores[i] <= self.score_high)
+        return bad
+
+    cdef int refuse_range(self, Workspace ws, int64_t n) except -1:
+        cdef int64_t i
+        for i in range(n):
+            if not (ws.scores[i] >= self.score_low and ws.scores[i] <= self.score_high):
+                raise ScoreError(
+                    f"Expected a score from {self.score_low} to {self.score_high}, got {ws.scores[i]} in row {i}",
+                    hint="the manifest records this range for the model's last operator: the engine and the model disagree",
+                )
         return 0
 
     cdef int python_scores(self, Workspace ws, int64_t n) except -1:
@@ -1733,6 +1754,8 @@ cdef class Engine:
             total = self.native_tiles(ws, m, &err)
         if total == -1:
             raise MemoryError()
+        if total == -3:
+            self.refuse_range(ws, ws.bad_rows)
         if total < 0:
             raise_run_error(&err)
         if ws.has_refused:
@@ -1767,6 +1790,9 @@ cdef class Engine:
                 self._set_rows(ws, placed)
                 if self.model.run_scores(ws.inputs, placed, ws.scores, err):
                     return -2
+                if self.out_of_range(ws, placed):
+                    ws.bad_rows = placed
+                    return -3
             self.keep_scores(ws, first, placed, total)
             total += placed
             first += count

@@ -224,7 +224,7 @@ class FeatureSpec:
             vocabularies=vocabs,
             tensors={
                 n: t if isinstance(t.columns, tuple) else msgspec.structs.replace(t, columns=tuple(t.columns))
-                for n, t in all_tensors.items()
+                for n, t in sorted(all_tensors.items())  # as features.json has them: one order everywhere
             },
             extra=extra,
         )
