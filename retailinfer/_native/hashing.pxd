@@ -1,4 +1,3 @@
-# cython: language_level=3
 """The C header hashing.h as Cython sees it. What each hash is for stands there."""
 from libc.stdint cimport uint64_t
 

@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Entity tables for the engine: keys -> rows of raw records, blocks of finished rows, the scan of candidate ids.
 
 Who owns what: the pointers of `view`, `index` and a block live as long as the object that holds them, so take a reference to the
