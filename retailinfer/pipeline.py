@@ -109,7 +109,10 @@ class Pipeline:
                 raise ManifestError(
                     f"this version cannot run engine `{model.engine}` - at model `{model.role}`"
                 )
-            session = bundle.read(f"model:{model.role}", partial(open_session, backend=backend))
+            # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
+            session = bundle.read(
+                f"model:{model.role}", partial(open_session, backend=backend, many_rows=ranks)
+            )
             if session is None:
                 raise ManifestError(f"the release has no file of model `{model.role}`", hint="pack it again")
             self.sessions[model.role] = session
