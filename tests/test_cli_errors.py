@@ -239,6 +239,12 @@ def test_pack_wants_a_role_for_each_of_several_models(fails, tmp_path):
     assert "ROLE=FILE" in fails("pack", "x", "--out", tmp_path / "out", "--model", role, "--model", role)
 
 
+def test_pack_takes_golden_rows_only_with_features(fails, tmp_path):
+    """Rows of a table mean nothing to a release of arrays."""
+    arguments = [one for one in pack_with(tmp_path) if "features" not in one]
+    assert "no --features is given" in fails(*arguments, "--golden", tmp_path / "golden.parquet")
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ __all__ = ["Limit", "limits_of", "run"]
 
 SECONDS = 6.0
 CALLS = (200, 20_000)  # at least, at most, where --n does not say
+FEW_CALLS = 5_000
 FEED_BYTES = 64 << 20  # of the bare run's inputs, which are all made beforehand
 STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")  # as the engine tells them
 
@@ -314,6 +315,8 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         console.say("  tables    made of golden rows; --store NAME=FILE:KEY times yours")
     bits = "the same bits as" if answers["same_bits"] else f"within {answers['max_difference']:.2g} of"
     console.say(f"  answers   {answers['compared']:,} scores compared: {bits} a bare run's")
+    if found["calls"] < FEW_CALLS:
+        console.say("  note      p99.9 of so few calls is little more than the slowest one")
     if requests["distinct"] < 100:
         console.say("  note      so few inputs are learned by the processor: figures come out too good")
     console.say()

@@ -23,6 +23,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.release.manifest import Info
 
+    if options.features is None and (options.golden or options.calibration):
+        raise ConfigError(
+            "--golden and --calibration are rows of features, and no --features is given",
+            hint="a release of arrays gets golden arrays of its own; from Python, pack(golden={input: array})",
+        )
     spec = None if options.features is None else FeatureSpec.from_json(_bytes(options.features))
     manifest = pack(
         options.name,
