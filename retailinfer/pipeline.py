@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,8 +46,6 @@ from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
 from retailinfer.runtime.session import Backend, ModelSession, open_session
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import NDArray
 
     from retailinfer._native.program import Program
@@ -87,10 +86,7 @@ class Pipeline:
         max_depth: int = MAX_DEPTH,
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
     ) -> None:
-        if not 1 <= max_depth <= MOST_DEPTH:
-            raise ConfigError(f"Expected max_depth from 1 to {MOST_DEPTH}, got {clip(max_depth)}")
-        if max_bytes < 1:
-            raise ConfigError(f"Expected max_bytes from 1 on, got {clip(max_bytes)}")
+        _check_settings(store, max_bytes, max_depth, hold_gil_below_us)
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         spec = bundle.read("features", FeatureSpec.from_json)
@@ -121,6 +117,8 @@ class Pipeline:
         self.program: Program | None = None
         self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
         if spec.arrays:
+            if ranks:
+                raise ConfigError("this release takes arrays: it knows no candidates", hint="use Scorer.load")
             self._check_array_inputs()
             self._replay_arrays()
             return
@@ -147,6 +145,10 @@ class Pipeline:
     ) -> Pipeline:
         """Read, verify and build. Raises: BundleError, ConfigError."""
         resolve_trust(trust)
+        if not isinstance(source, (str, os.PathLike, Mapping)):
+            raise ConfigError(
+                f"Expected a release's directory, or its files by name, got `{type(source).__name__}`"
+            )
         return cls(read_bundle(source, strict_paths=strict_paths), **options)
 
     def close(self) -> None:
@@ -601,6 +603,22 @@ class Pipeline:
                 hint="use score_arrays(feeds), or pack with features=",
             )
         return self.engine
+
+
+def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gil_below_us: object) -> None:
+    """What `load` was given, before anything is read."""
+    if store is not None:
+        from retailinfer.store.store import Store  # noqa: PLC0415 - who gives one has imported it
+
+        if not isinstance(store, Store):
+            raise ConfigError(
+                f"Expected a Store, got `{type(store).__name__}`", hint="store=ri.Store(tables={...})"
+            )
+    for name, value, most in (("max_bytes", max_bytes, 1 << 31), ("max_depth", max_depth, MOST_DEPTH)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ConfigError(f"Expected {name} from 1 to {most}, got {clip(value)}")
+    if not isinstance(hold_gil_below_us, (int, float)) or math.isnan(hold_gil_below_us):
+        raise ConfigError(f"Expected a number for hold_gil_below_us, got {clip(hold_gil_below_us)}")
 
 
 def moment_ns(at: dt.datetime | float | None) -> int:

@@ -117,7 +117,8 @@ def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
         made = tuple(Band(action, None if low == -math.inf else float(low)) for action, low in pairs)
     except (TypeError, ValueError) as exc:
         raise SpecError(f"Expected (action, lowest score) pairs - at {where}") from exc
-    lows = np.array([_low(b) for b in made], dtype=np.float32)
+    with np.errstate(over="ignore"):  # a score that float32 cannot hold is refused below
+        lows = np.array([_low(b) for b in made], dtype=np.float32)
     if not made or any(not isinstance(b.action, str) or not b.action for b in made):
         raise SpecError(f"Expected at least one (action, lowest score) pair with a name - at {where}")
     if np.isnan(lows).any() or np.isposinf(lows).any() or bool((lows[1:] <= lows[:-1]).any()):

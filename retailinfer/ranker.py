@@ -139,7 +139,7 @@ class Ranker(Door):
         return answer
 
     def _rule(self, text: str) -> Any:
-        rule = self._rules.get(text)
+        rule = self._rules.get(text) if type(text) is str else None  # else parsing says what is wrong
         if rule is None:
             terms = parse_available(text, self.spec.body.candidate or "")
             rule = self._engine.compile_available(text, terms)

@@ -18,7 +18,7 @@ from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError,
 from retailinfer.features.spec import Body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -67,20 +67,32 @@ def as_table(data: Any) -> pa.Table:
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
     if hasattr(data, "__arrow_c_stream__"):
-        return pa.RecordBatchReader.from_stream(data).read_all()
+        return _opened(pa.RecordBatchReader.from_stream, data).read_all()
     if hasattr(data, "__arrow_c_array__"):
-        return pa.Table.from_batches([pa.record_batch(data)])
+        return pa.Table.from_batches([_opened(pa.record_batch, data)])
     raise FeatureTypeError(
         f"Expected a table with the Arrow stream interface (pyarrow, polars, pandas), got `{type(data).__name__}`",
         path="$",
     )
 
 
+def _opened(how: Callable[[Any], Any], data: Any) -> Any:
+    """A stream or an array as rows of columns; a series or an array of plain cells has none."""
+    try:
+        return how(data)
+    except (ValueError, TypeError) as exc:  # pyarrow's ArrowInvalid is a ValueError
+        raise FeatureTypeError(
+            f"Expected a table with the Arrow stream interface, got `{type(data).__name__}`: {clip(str(exc), 100)}",
+            path="$",
+            hint="one column alone is no table: give it a name, as in pyarrow.table({name: column})",
+        ) from exc
+
+
 def batches(data: Any, rows: int) -> Iterator[pa.Table]:
     """Slices of at most `rows` rows, read as the stream delivers them."""
     pa = require_pyarrow()
     if hasattr(data, "__arrow_c_stream__") and not isinstance(data, pa.Table):
-        for batch in pa.RecordBatchReader.from_stream(data):
+        for batch in _opened(pa.RecordBatchReader.from_stream, data):
             table = pa.Table.from_batches([batch])
             for start in range(0, max(table.num_rows, 1), rows):
                 yield table.slice(start, rows)
