@@ -25,7 +25,7 @@ from retailinfer._native.program import hash_int, hash_text
 from retailinfer.columns import TIME_PARTS, Column
 from retailinfer.features.arrow import Canonical, Columns
 from retailinfer.features.program import compile_program
-from retailinfer.features.spec import FeatureSpec, Timestamp
+from retailinfer.features.spec import Entity, FeatureSpec, Tensor, Timestamp
 from retailinfer.features.transform import fill
 
 DIGITS = decimal.Context(prec=60)
@@ -120,6 +120,49 @@ def test_signed_log1p_is_odd_and_equal_on_both_sides(bits):
     plus = run_columns(x, [c.numeric("x", transform="signed_log1p")], float)[:, 0]
     minus = run_columns(-x, [c.numeric("x", transform="signed_log1p")], float)[:, 0]
     assert np.array_equal(plus, -minus)
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 31, 64, 100])
+def test_dot_products_are_summed_in_the_order_that_is_documented(size):
+    """Numbers whose sum depends on the order of adding: element i into sum i mod 8, then one fixed tree."""
+    rng = np.random.default_rng(size)
+    left, right = (
+        (
+            rng.choice([-1.0, 1.0], (200, size))
+            * 2.0 ** rng.integers(-30, 30, (200, size))
+            * rng.uniform(1, 2, (200, size))
+        ).astype(np.float32)
+        for _ in "ab"
+    )
+    left[:, -1] = -left[:, 0] if size > 1 else left[:, 0]
+    body = FeatureSpec(
+        request={"k": str},
+        entities={"e": Entity(("k",), {"a": "vector", "b": "vector"})},
+        tensors={
+            "t": Tensor(
+                (c.dot("e.a", "e.b", size=size, name="dot"), c.cosine("e.a", "e.b", size=size, name="cos")),
+                "float64",
+            )
+        },
+    ).body
+    texts = Canonical(np.zeros(1, np.uint8), None, np.zeros(201, np.int64))
+    columns = Columns(200, {"k": texts, "e.a": Canonical(left), "e.b": Canonical(right)})
+    outs, _, _ = fill(compile_program(body), body, columns)
+    assert same_bits(outs[0], reference.run(body, columns.by_name, 200).tensors["t"])
+
+    products = left.astype(np.float64) * right.astype(np.float64)
+    lanes = np.zeros((200, 8))
+    for i in range(size):
+        lanes[:, i % 8] += products[:, i]
+    a = lanes.T
+    assert same_bits(outs[0][:, 0], ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])))
+    if size > 4:  # and the order matters here
+        assert not np.array_equal(
+            outs[0][:, 0], ((a[0] + a[2]) + (a[4] + a[6])) + ((a[1] + a[3]) + (a[5] + a[7]))
+        )
 
 
 # ---- sine and cosine of a fraction of a turn -------------------------------------------------------------------------
