@@ -10,8 +10,11 @@ What happens inside: pipeline.py loads, `_native/engine.pyx` answers.
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+from cachetools import FIFOCache
 
 from retailinfer.door import INLINE_BELOW_US, Door
 from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, parse_available
@@ -60,7 +63,10 @@ class Ranker(Door):
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__(pipeline)
-        self._rules: dict[str, Any] = {}
+        # First in, first out: a hit writes nothing, so reading needs no lock. Only the way in is guarded, and a guard that a
+        # fork caught in another thread's hand costs the child this cache, not a hang.
+        self._rules: FIFOCache[str, Any] = FIFOCache(MAX_RULES)
+        self._rules_guard = threading.Lock()
 
     def rank(
         self,
@@ -129,7 +135,7 @@ class Ranker(Door):
     ) -> Ranking:
         """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load), else in a thread."""
         engine = self._engine
-        ids = candidates if isinstance(candidates, list) else list(candidates)
+        ids = engine.id_list(candidates)
         rule = None if available is None else self._rule(available)
         args = (context, ids, k, rule, exclude, request_id, 0 if at is None else moment_ns(at))
         if engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US:
@@ -143,7 +149,9 @@ class Ranker(Door):
         if rule is None:
             terms = parse_available(text, self.spec.body.candidate or "")
             rule = self._engine.compile_available(text, terms)
-            if len(self._rules) >= MAX_RULES:
-                self._rules.clear()
-            self._rules[text] = rule
+            if self._rules_guard.acquire(blocking=False):
+                try:
+                    self._rules[text] = rule
+                finally:
+                    self._rules_guard.release()
         return rule

@@ -71,7 +71,8 @@ class Engine:
         sections: {"columns": "context" | "item" | "cross" per column}.
         decode, encode: bytes <-> Struct. max_bytes, max_depth: of an encoded request.
         row_independent: False runs rows one by one.
-        score_low, score_high: a score outside is a ScoreError. hold_below_us: native work that is predicted to be shorter keeps the GIL.
+        score_low, score_high: a score outside is a ScoreError.
+        hold_below_us: native work that is predicted to be shorter keeps the GIL.
     """
 
     program: Program
