@@ -75,7 +75,11 @@ RI_INLINE int equal_bytes(const uint8_t *a, const uint8_t *b, size_t size) {
 }
 
 RI_INLINE uint64_t hash_key_bytes(const ri_index *index, const uint8_t *key, size_t size) {
-    return ri_siphash13(key, size, index->hash_key);
+    uint64_t w0, w1;
+    if (size > SHORT_KEY)
+        return ri_siphash13(key, size, index->hash_key);
+    ri_pack_short(key, size, &w0, &w1);
+    return ri_keyed_short(w0, w1, index->hash_key);
 }
 
 RI_INLINE int entry_equals(const ri_index *index, int64_t row, const uint8_t *key, size_t size) {
@@ -208,7 +212,7 @@ void ri_index_find_many(const ri_index *index, const StrRef *keys, int64_t n, in
             const int64_t size = keys[j].size;
             if (RI_LIKELY(size <= SHORT_KEY)) {
                 ri_pack_short(keys[j].data, (size_t)size, &low[j], &high[j]);
-                hashes[j] = ri_siphash13_short(low[j], high[j], index->hash_key);
+                hashes[j] = ri_keyed_short(low[j], high[j], index->hash_key);
             } else {
                 hashes[j] = size > index->max_key ? 0 : hash_key_bytes(index, (const uint8_t *)keys[j].data, (size_t)size);
             }
