@@ -491,7 +491,8 @@ class Pipeline:
             program=self.program,
             reader=reader,
             model=native,
-            session=lambda arrays: self.chain_scores(inputs, arrays),
+            # only where it is needed: it refers back to us, and a cycle is freed late
+            session=None if native is not None else lambda arrays: self.chain_scores(inputs, arrays),
             inputs=tuple((is_mask, number, shape) for _, is_mask, number, shape in inputs),
             bands=tuple(bands),
             n_common_bands=0 if self.policy is None else len(self.policy.body.bands),

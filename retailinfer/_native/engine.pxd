@@ -44,10 +44,10 @@ ctypedef struct Lookup:         # an entity's plan for one table, as native code
 
 
 cdef class Bound:
-    """A plan and one generation of its table. Immutable; whoever holds it may read the table without the GIL."""
+    """A plan fitted to one generation of its table. Immutable; whoever holds it may read the table without the GIL."""
     cdef:
-        readonly EntityPlan plan
         readonly SnapshotTable table
+        int* keys
         Lookup c
 
 

@@ -20,7 +20,6 @@ def new_id_prefix() -> None:
 class Bound:
     """An entity's plan fitted to one generation of its table. Raises: SchemaMismatchError."""
 
-    plan: EntityPlan
     table: SnapshotTable
     def __init__(self, plan: EntityPlan, table: SnapshotTable) -> None: ...
 

@@ -236,14 +236,15 @@ cdef class Bound:
         cdef dict schema = {entry[0]: entry for entry in table.schema}
         cdef dict takes = {"float": ("f64", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
                            "bytes": ("bytes",), "vector": ("vec",)}
-        self.plan = plan
         self.table = table
-        self.c.keys = plan.keys
         self.c.n_keys = plan.n_keys
         self.c.n_cells = n
         self.c.cells = <Cell*>calloc(n + 1, sizeof(Cell))
-        if self.c.cells == NULL:
+        self.keys = <int*>calloc(plan.n_keys + 1, sizeof(int))  # not the plan's: it holds us, and a cycle would keep the table
+        if self.c.cells == NULL or self.keys == NULL:
             raise MemoryError()
+        memcpy(self.keys, plan.keys, plan.n_keys * sizeof(int))
+        self.c.keys = self.keys
         self.c.view = table.view
         self.c.index = table.index
         for i in range(n):
@@ -267,6 +268,7 @@ cdef class Bound:
 
     def __dealloc__(self):
         free(self.c.cells)
+        free(self.keys)
 
 
 @cython.final
