@@ -380,6 +380,7 @@ class Pipeline:
         assert self.program is not None
         body = self.spec.body
         slots = slot_names(body)
+        golden_rows.check_kinds(golden, {f.name: f.type for f in body.fields} | body.stored)
         canonical = golden.canonical(slots)
         by_name = {
             name: None if column is None else Canonical(*column)
@@ -574,11 +575,13 @@ class Pipeline:
             slot = store.slot(name)
             fields = {f.name: f.type for f in body.fields}
             kinds = tuple(fields[k] for k in entity.key)
-            have = slot.table.key_kind if isinstance(slot.table.key_kind, tuple) else (slot.table.key_kind,)
-            if tuple(have) != kinds:
+            wanted = kinds if len(kinds) > 1 else kinds[0]
+            have = slot.table.key_kind
+            if have != wanted:
+                # ("str",) is not "str": keys that are tuples of one are stored in another form
                 raise SchemaMismatchError(
-                    f"Expected table `{name}` keyed by {kinds} ({', '.join(entity.key)}), got {tuple(have)}",
-                    hint="key types of table and request must be the same",
+                    f"Expected table `{name}` keyed by {wanted!r} ({', '.join(entity.key)}), got {have!r}",
+                    hint='key types of table and request must be the same; one column is key="id", not key=["id"]',
                 )
             section = slot_sections[refs[0]] if refs else "item"
             plans.append(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer.contracts import Decision
+    from retailinfer.features.spec import Field
     from retailinfer.store.store import Store
 
 __all__ = ["Scorer"]
@@ -169,8 +170,7 @@ class Scorer(Door):
                 if pipe.policy is not None:
                     actions += self._table_actions(columns, values, reviews, first)
             else:
-                names = [f.name for f in pipe.spec.fields if f.name in part.column_names]
-                rows = part.select(names).to_pylist()
+                rows = _fields_of(part, pipe.spec.fields).to_pylist()
                 decisions: list[Any] = []
                 for start in range(0, len(rows), max_rows):
                     some = rows[start : start + max_rows]
@@ -245,3 +245,13 @@ class Scorer(Door):
             return decision
         answer: Decision = await self._off_loop(engine.score, request, request_id, now)
         return answer
+
+
+def _fields_of(part: Any, fields: Iterable[Field]) -> Any:
+    """The request's fields in a table, under their own names; a column may have a field's name on the wire, as in `fit`."""
+    found = [
+        (f.name, f.name if f.name in part.column_names else f.wire)
+        for f in fields
+        if f.name in part.column_names or (f.wire and f.wire in part.column_names)
+    ]
+    return part.select([column for _, column in found]).rename_columns([name for name, _ in found])

@@ -315,3 +315,38 @@ def test_a_spec_without_anything_to_learn_is_fitted():
     ):
         assert not spec(column).is_fitted
     assert not spec(c.categorical("s", encoding="target", vocabulary="v"), vocabularies=frozen).is_fitted
+
+
+def test_a_key_that_names_a_field_twice_is_refused():
+    """Memory for composite keys is planned by field."""
+    with pytest.raises(SpecError, match="`pair` names a field twice"):
+        spec(c.stored("pair.n"), entities={"pair": Entity(key=("user", "sku", "sku"))})
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{"user.v": "str"}, {"user.v": "vector", "user.w": "float"}, {"user.v": "vector", "x.y": "?"}, {}],
+)
+def test_stored_columns_of_a_file_are_those_of_its_columns(stored):
+    """The program reads the memory of a row as the file says; a vector read as text would end elsewhere."""
+    made = FeatureSpec(
+        request={"user": str},
+        entities={"user": Entity(key=("user",), columns={"v": "vector"})},
+        columns=[c.embedding("user.v", size=4, null=0.0)],
+    )
+    document = msgspec.json.decode(made.to_json()) | {"stored": stored}
+    with pytest.raises(SpecError, match="stored columns"):
+        FeatureSpec.from_json(msgspec.json.encode(document))
+
+
+def test_a_default_that_no_int64_cell_takes_exactly_is_refused():
+    """Numbers go through float64; raw integers do not."""
+    for value in (2**53 + 1, 2**60, -(2**60)):
+        with pytest.raises(SpecError, match="int64"):
+            FeatureSpec(
+                request={"n": int | None},
+                tensors={"t": Tensor((c.numeric("n", null=value),), dtype="int64")},
+            )
+        FeatureSpec(
+            request={"n": int | None}, tensors={"t": Tensor((c.raw("n", null=value),), dtype="int64")}
+        )

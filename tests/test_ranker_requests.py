@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import random
 
@@ -210,11 +212,42 @@ def test_ids_of_numpy_and_subclasses_are_taken_for_what_they_are(ranker, numbers
         assert msgspec.json.decode(msgspec.json.encode(answer))["items"] == answer.items
 
 
-@pytest.mark.parametrize("candidates", [None, 5, "sku-001", b"sku-001", object(), True])
+@pytest.mark.parametrize("candidates", [None, 5, "sku-001", b"sku-001", object(), True, np.array("sku-001")])
 def test_candidates_that_are_no_list_are_a_typed_error(ranker, candidates):
-    """One id goes into a list, too."""
+    """One id goes into a list, too; coroutines say so as well."""
     with pytest.raises(FeatureTypeError, match="candidates"):
         ranker.rank(CONTEXT, candidates)
+    with pytest.raises(FeatureTypeError, match="candidates"):
+        asyncio.run(ranker.arank(CONTEXT, candidates))
+
+
+def test_endless_candidates_end(ranker):
+    """No iterator is read further than `max_rows` allows."""
+    with pytest.raises(LimitError):
+        ranker.rank(CONTEXT, (f"x{i}" for i in itertools.count()))
+    with pytest.raises(LimitError):
+        asyncio.run(ranker.arank(CONTEXT, (f"x{i}" for i in itertools.count())))
+
+
+@pytest.mark.parametrize("method", ["item", "__int__", "__index__"])
+@pytest.mark.parametrize("where", ["candidates", "exclude"])
+@pytest.mark.parametrize("change", ["grow", "shrink"])
+def test_integers_that_change_the_list_while_they_are_read_do_no_harm(numbers, method, where, change):
+    """NumPy's integers can be subclassed, and their methods run in the middle of a ranking."""
+    ids = list(range(60))
+
+    def evil(self):
+        ids.extend(range(1_000_000)) if change == "grow" else ids.clear()
+        return 5
+
+    number = type("Evil", (np.int64,), {method: evil})(5)
+    if where == "candidates":
+        ids[5] = number
+    try:
+        ranking = numbers.rank(CONTEXT, ids, k=60, exclude=[number] if where == "exclude" else None)
+    except CallerError:
+        return
+    assert set(ranking.items) | set(ranking.suppressed) == set(range(60))
 
 
 def test_very_many_exclusions_are_fine_and_endless_ones_refused(ranker):

@@ -17,6 +17,7 @@ from retailinfer.release.golden import (
     GoldenArray,
     GoldenColumn,
     array_of,
+    check_kinds,
     check_scores,
     check_tensors,
     column_of,
@@ -184,6 +185,19 @@ def test_columns_that_the_features_do_not_read_are_refused():
     """Golden rows of one release do not pass for those of another."""
     with pytest.raises(GoldenMismatchError, match="'amount'"):
         golden().canonical(["n", "text", "v", "ints", "words"])
+
+
+def test_columns_of_another_kind_than_their_field_are_refused():
+    """Offsets of texts count bytes, offsets of lists count numbers: one read as the other would end elsewhere."""
+    made = golden()
+    types = {"float": "float", "int": "timestamp", "text": "bytes", "vector": "vector"}
+    fits = {name: types.get(column.kind, column.kind) for name, column in made.columns.items()}
+    check_kinds(made, fits)
+    for name in made.columns:
+        for other in {"float", "str", "list[float]", "list[str]", "vector"} - {fits[name]}:
+            if not (other == "str" and fits[name] == "bytes"):
+                with pytest.raises(GoldenMismatchError, match=name):
+                    check_kinds(made, fits | {name: other})
 
 
 def test_hash_sees_borders_types_and_texts():

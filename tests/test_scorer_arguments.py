@@ -126,7 +126,7 @@ def test_a_request_id_comes_back_as_it_was(scorer, ranker, request_id):
     assert msgspec.json.decode(ranker.rank_json(body))["id"] == request_id
 
 
-@pytest.mark.parametrize("requests", [None, 5, 1.5, object(), "abc", b"abc", True])
+@pytest.mark.parametrize("requests", [None, 5, 1.5, object(), "abc", b"abc", True, np.array(5)])
 def test_a_batch_that_is_no_list_is_a_typed_error(scorer, requests):
     """A text is iterable, but no batch."""
     with pytest.raises(CallerError):
@@ -300,12 +300,54 @@ def test_a_table_that_does_not_fit_is_refused_at_load():
     for table in (
         ri.Snapshot.from_rows(dict(enumerate(rows.values()))),
         ri.Snapshot.from_rows({(key, 1): row for key, row in rows.items()}),
+        ri.Snapshot.from_rows(
+            {(key,): row for key, row in rows.items()}
+        ),  # found would be nothing: another form
         ri.Snapshot.from_rows({key: {"stock": 1} for key in rows}),
         ri.Snapshot.from_rows({key: row | {"weight": "heavy"} for key, row in rows.items()}),
         ri.Snapshot.from_rows({key: row | {"label": 5} for key, row in rows.items()}),
     ):
         with pytest.raises(SchemaMismatchError):
             releases.ranker_of(releases.item_files(), store=ri.Store(tables={"item": table}))
+
+
+def test_bytes_that_cannot_be_read_are_a_typed_error():
+    """A memoryview may have been released; a subclass may fail."""
+    scorer = releases.scorer_of(
+        releases.packed(
+            "bytes",
+            releases.weighted(1.0),
+            ri.FeatureSpec(request={"b": bytes}, columns=[c.hashed("b", buckets=8)]),
+        )
+    )
+    released = memoryview(b"abc")
+    released.release()
+
+    class Broken(bytearray):
+        def __bytes__(self):
+            raise RuntimeError("no")
+
+    for value in (released, Broken(b"abc")):
+        for request in ({"b": value}, scorer.request_type(b=value)):
+            with pytest.raises(FeatureTypeError, match=r"\$\.b"):
+                scorer.score(request)
+
+
+def test_every_column_that_is_stale_and_missing_is_named():
+    """A ratio over a stale 0 is both, and so may be all of them."""
+    rows = {"a": {"x": 5.0, "y": 0.0, "t": 1000.0}}
+    spec = ri.FeatureSpec(
+        request={"card": str},
+        entities={"card": ri.Entity(key=("card",), columns={"x": "float", "y": "float"})},
+        columns=[c.ratio("card.x", "card.y", name=f"r{i}", null=0.0, max_age="1s") for i in range(4)],
+    )
+    store = ri.Store(tables={"card": ri.Snapshot.from_rows(rows, updated_at="t")})
+    scorer = releases.scorer_of(
+        releases.packed("ratios", releases.weighted(1.0, 1.0, 1.0, 1.0), spec), store=store
+    )
+    names = tuple(f"r{i}" for i in range(4))
+    decision = scorer.score({"card": "a"})
+    assert (decision.stale, decision.missing) == (names, names)
 
 
 def test_an_empty_table_serves():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import releases
@@ -180,7 +181,20 @@ def test_an_error_in_a_table_with_stored_columns_names_its_row(stored, row):
 
 @pytest.mark.parametrize(
     "table",
-    [None, 5, "x", b"x", [], {}, [payment()], {"amount": [1.0]}, np.zeros((2, 2)), object(), pa.array([1.0]), pa.chunked_array([[1.0]])],
+    [
+        None,
+        5,
+        "x",
+        b"x",
+        [],
+        {},
+        [payment()],
+        {"amount": [1.0]},
+        np.zeros((2, 2)),
+        object(),
+        pa.array([1.0]),
+        pa.chunked_array([[1.0]]),
+    ],
 )
 def test_what_is_no_table_is_a_typed_error(scorer, table):
     """Anything with the Arrow stream interface, and nothing else."""
@@ -240,3 +254,23 @@ def test_numbers_of_other_widths_are_the_same_numbers(scorer, values):
     table = as_table(many(3))
     want = scorer.score_table(table.set_column(0, "amount", pa.array([1.0, 2.0, 3.0])))
     assert scorer.score_table(table.set_column(0, "amount", values)).equals(want)
+
+
+def test_a_column_may_have_the_fields_name_on_the_wire_wherever_stored_columns_come_from():
+    """Both ways through a table read it; an optional one would else be null without a word."""
+
+    class Payment(msgspec.Struct):
+        card: str
+        amount: float | None = msgspec.field(default=None, name="amountWire")
+
+    spec = ri.FeatureSpec(
+        request=Payment,
+        entities={"card": ri.Entity(key=("card",), columns={"x": "float"})},
+        columns=[c.numeric("amount", null=-7.0), c.stored("card.x", unknown=0.0, null=0.0)],
+    )
+    store = ri.Store(tables={"card": ri.Snapshot.from_rows({"a": {"x": 5.0}})})
+    scorer = releases.scorer_of(releases.packed("wire", releases.weighted(1.0, 100.0), spec), store=store)
+    table = pa.table({"card": ["a", "b"], "amountWire": [3.0, None]})
+    assert scorer.score_table(table)["score"].to_pylist() == [503.0, -7.0]
+    joined = table.append_column("card.x", pa.array([5.0, None]))
+    assert scorer.score_table(joined)["score"].to_pylist() == [503.0, -7.0]

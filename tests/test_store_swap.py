@@ -291,3 +291,20 @@ def test_children_share_the_pages_of_a_snapshot():
     grown, nbytes = map(int, done.stdout.split())
     assert nbytes > 40_000_000
     assert grown < 4_000_000
+
+
+def test_swaps_inside_swaps_take_a_dropped_subscriber_away_once():
+    """Whoever comes second finds it gone, and goes on."""
+    store = Store(tables={"item": Snapshot.from_rows({"a": {"x": 1.0}})})
+    inner = [Snapshot.from_rows({"a": {"x": 2.0}})]
+
+    class Reader:
+        def prepare(self, snapshot: Snapshot) -> None: ...
+
+    reader = Reader()
+    store.subscribe("item", lambda _: store.swap("item", inner.pop()) if inner else None)
+    store.subscribe("item", reader.prepare)
+    del reader
+    gc.collect()
+    store.swap("item", Snapshot.from_rows({"a": {"x": 3.0}}))
+    assert store["item"].lookup("a") == {"x": 3.0}

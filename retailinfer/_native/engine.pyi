@@ -163,6 +163,8 @@ class Engine:
         first_row: number of the first request, for messages. Raises: LimitError, as `score`.
         """
 
+    def id_list(self, candidates: Iterable[Any]) -> list[Any]:
+        """A list of our own of the caller's candidates. Raises: FeatureTypeError, LimitError beyond `max_rows`."""
     def rank(
         self,
         context: object,

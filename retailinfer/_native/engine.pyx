@@ -348,6 +348,7 @@ cdef class Workspace:
         cdef int64_t size = 1024
         if n <= self.capacity:
             return 0
+        self.set_size = 0
         while size < n:
             size *= 2
         free(self.found)
@@ -373,11 +374,11 @@ cdef class Workspace:
         self.why = <uint8_t*>malloc(size)
         self.kept_rows = <int32_t*>malloc(size * sizeof(int32_t))
         self.order = <int32_t*>malloc(size * sizeof(int32_t))
-        self.set_size = 4 * size
-        self.set_cells = <int32_t*>malloc(self.set_size * sizeof(int32_t))
+        self.set_cells = <int32_t*>malloc(4 * size * sizeof(int32_t))
         if (self.found == NULL or self.keys == NULL or self.numbers == NULL or self.kept == NULL or self.ranked == NULL
                 or self.why == NULL or self.set_cells == NULL or self.kept_rows == NULL or self.order == NULL):
             raise MemoryError()
+        self.set_size = 4 * size
         self.capacity = size
         return 0
 
@@ -947,7 +948,7 @@ cdef class Engine:
         if ws.state.st.n_flags:
             stale, missing = self._flags(ws, 0)
         if action is None and self.n_bands:
-            action = self.review_action if ws.state.st.review else self.band_action(score, ws)
+            action = self.review_action if ws.state.st.review and self.review_action is not None else self.band_action(score, ws)
         return self.decision_type(self.next_id() if request_id is None else own_id(request_id), <double>score, action, (), self.release,
                                   self.arm, 0, stale, missing)
 
@@ -999,6 +1000,8 @@ cdef class Engine:
         try:
             self.resolve_row(request, ws, now_ns, -1)
             if marks != NULL:
+                for plan in self.all_plans:  # reading the clock is Python: a swap may come, and slots point into tables
+                    ws.state.keep.append((<EntityPlan>plan).bound)
                 marks[0] = self.clock.monotonic_ns()
             self.fill_row(ws, 0, -1)
             if marks != NULL:
@@ -1113,6 +1116,8 @@ cdef class Engine:
     cdef int count_rows(self, object rows, str what) except -1:
         """Refuse more than `max_rows`, before anything is copied where the number is known."""
         cdef type given = type(rows)
+        if issubclass(given, np.ndarray) and rows.ndim == 0:
+            raise FeatureTypeError(f"Expected a list of {what}, got an array without dimensions", path="$")
         if issubclass(given, (list, tuple, np.ndarray)) and len(rows) > self.max_rows:
             raise LimitError(f"Expected at most {self.max_rows} {what}, got {len(rows)}", hint="see max_rows of the contract")
         return 0
@@ -1301,23 +1306,31 @@ cdef class Engine:
         cdef int64_t most = how_many(k)
         # Its texts are pointed into, so nobody may change the list until the end: while the GIL is held nobody can, but for
         # foreign code that reading the context or a garbage collection runs; `rank_filter` looks again after both, and
-        # allocates nothing that could start a collection from then on. Where the GIL is given up, a copy keeps them alive.
+        # allocates nothing that could start a collection from then on. Where the GIL is given up, a copy keeps them alive;
+        # and integers may be NumPy's or of a class of the caller's, whose own methods read them.
         if exclude is not None:
             exclude = plain_list(exclude, "$.exclude", "ids", MAX_EXCLUDED)
             if len(exclude) > MAX_EXCLUDED:
                 raise LimitError(f"Expected at most {MAX_EXCLUDED} exclusions, got more")
-        self.count_rows(candidates, "candidates")
-        if type(candidates) is list and not self.releases(len(candidates)):
+        if type(candidates) is list and self.candidate_text and not self.releases(len(candidates)):
             ids = candidates
-        else:
-            ids = plain_list(candidates, "$.candidates", "ids", self.max_rows)
             self.count_rows(ids, "candidates")
+        else:
+            ids = self.id_list(candidates)
         ws = self.pop()
         try:
             ws.reserve(len(ids))
             return self.rank_core(context, ids, len(ids), ws, most, available, exclude, request_id, now_ns, NULL)
         finally:
             self.push(ws)
+
+    def id_list(self, candidates):
+        """The caller's candidates as a list of our own, at most `max_rows` of them."""
+        cdef list ids
+        self.count_rows(candidates, "candidates")
+        ids = plain_list(candidates, "$.candidates", "ids", self.max_rows)
+        self.count_rows(ids, "candidates")
+        return ids
 
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
                          int64_t now_ns, int64_t* marks):
@@ -1465,9 +1478,6 @@ cdef class Engine:
                 raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
             available = available.current(table)
             view = &ws.items.c.view
-        if ids is not None and len(ids) != n:
-            raise FeatureTypeError(f"Expected {n} candidates, got {len(ids)}: the list changed while it was read",
-                                   path="$.candidates", hint="give every call a list of its own")
         while size < 2 * (n + len(excluded)) + 2:
             size *= 2
         if size > ws.set_size:
@@ -1484,6 +1494,9 @@ cdef class Engine:
             while ws.set_cells[place] != 0:
                 place = (place + 1) & mask
             ws.set_cells[place] = -<int32_t>(row + 1)
+        if ids is not None and len(ids) != n:
+            raise FeatureTypeError(f"Expected {n} candidates, got {len(ids)}: the list changed while it was read",
+                                   path="$.candidates", hint="give every call a list of its own")
         # From here to the end of the ranking no code but ours runs and no container is made: `ids` may be the caller's own list.
         if table is not None:
             if ids is None:

@@ -333,7 +333,7 @@ cdef class Program:
         state.keep = []
         state.st.slots = <ri_slot*>calloc(n, sizeof(ri_slot))
         state.st.calendars = <ri_calendar*>calloc(n, sizeof(ri_calendar))
-        state.st.max_flags = self.c.n_columns + 1
+        state.st.max_flags = 2 * self.c.n_columns + 1  # a stale value may also be a null one: a ratio over 0
         state.st.flags = <ri_flag*>calloc(state.st.max_flags, sizeof(ri_flag))
         state.st.outside = <uint64_t*>calloc(self.c.n_columns + 1, 8)
         state.lists = <void**>calloc(n, sizeof(void*))
@@ -541,7 +541,11 @@ cdef class Program:
                 state.keep.append(plain)
                 return self.convert(slot, plain, state, row)
             if issubclass(given, (bytes, bytearray, memoryview)) and self.slot_is_bytes(slot):
-                data = bytes(value) if not issubclass(given, bytes) else bytes.__getitem__(value, slice(None))
+                try:
+                    data = bytes(value) if not issubclass(given, bytes) else bytes.__getitem__(value, slice(None))
+                except Exception as exc:  # a memoryview that was released, or a subclass of somebody else
+                    raise FeatureTypeError(f"Expected `bytes`, got `{given.__name__}`, which cannot be read: {clip(exc)}",
+                                           path=self._path(slot, row)) from exc
                 if len(data) > MAX_TEXT:
                     raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes, got {len(data)}", path=self._path(slot, row))
                 state.keep.append(data)

@@ -52,6 +52,7 @@ MAX_COLUMNS = 4096
 MAX_CELLS = 2**18  # of a tensor's row: a workspace holds 512 rows
 MAX_TEXT = 65536
 FLOAT32_MAX = 3.4028234663852886e38
+EXACT_IN_DOUBLE = 2**53  # integers up to here
 
 
 class Timestamp:
@@ -258,8 +259,10 @@ class FeatureSpec:
             raise SpecError(f"Expected features.json of format {FORMAT}, got {body.format}")
         if not body.arrays:
             stored = check(body)
-            if {k: v for k, v in body.stored.items() if v in STORED_TYPES}.keys() != stored.keys():
-                raise SpecError("features.json lists other stored columns than its columns refer to")
+            if body.stored != stored:  # types too: the program reads what they say
+                raise SpecError(
+                    "features.json lists other stored columns, or other types of them, than its columns refer to"
+                )
         return cls.from_body(body)
 
     @classmethod
@@ -504,6 +507,8 @@ def _check_entities(body: Body, fields: Mapping[str, Field]) -> None:
             raise SpecError(f"Expected a Python identifier as entity name, got `{clip(name)}`")
         if not entity.key:
             raise SpecError(f"entity `{name}` has no key field")
+        if len(set(entity.key)) != len(entity.key):
+            raise SpecError(f"the key of entity `{name}` names a field twice")
         for key in entity.key:
             if key not in fields or fields[key].type not in ("str", "int", "bytes"):
                 raise SpecError(
@@ -727,7 +732,8 @@ def _check_default(tensor: Tensor, column: Column, outcome: str, value: float, w
             )
         if (column.transform, column.center, column.scale, column.clip) != (None,) * 4:
             return  # what comes out depends on what is learned
-    if not codes and not _fits(value, tensor.dtype):
+    exact = tensor.dtype != "int64" or column.kind == "raw" or abs(value) <= EXACT_IN_DOUBLE
+    if not codes and not (exact and _fits(value, tensor.dtype)):  # only c.raw stores an integer as it came
         raise SpecError(
             f"Expected a number that {tensor.dtype} holds for {outcome}, got `{clip(value)}` - at {where}"
         )

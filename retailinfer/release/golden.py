@@ -28,6 +28,7 @@ __all__ = [
     "Golden",
     "GoldenArray",
     "GoldenColumn",
+    "check_kinds",
     "check_scores",
     "check_tensors",
     "cpu_class",
@@ -204,6 +205,21 @@ def hash_tensors(tensors: Iterable[NDArray[Any] | Sequence[str]]) -> str:
             for text in texts:
                 digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
+
+
+def check_kinds(golden: Golden, types: Mapping[str, str]) -> None:
+    """Refuse columns of another kind than their field has: offsets are counted in its items.
+
+    Args:
+        types: field or stored reference -> type in the feature spec.
+    Raises: GoldenMismatchError.
+    """
+    for name, column in golden.columns.items():
+        if name in types and column.kind != slot_kind(types[name]):
+            raise GoldenMismatchError(
+                f"golden column {clip(name)} holds `{column.kind}`, the feature spec says `{types[name]}`",
+                hint="golden.msgpack and features.json are of two releases; pack again",
+            )
 
 
 def check_tensors(golden: Golden, found_sha256: str) -> None:

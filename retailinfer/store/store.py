@@ -11,6 +11,7 @@ Rows and keys are table.py; the pointer itself is `_native/table.pyx` (TableSlot
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -109,7 +110,8 @@ class Store:
         for held in tuple(subscribers):
             prepare = held()
             if prepare is None:
-                subscribers.remove(held)
+                with contextlib.suppress(ValueError):  # another swap, inside or beside this one, was faster
+                    subscribers.remove(held)
             else:
                 prepare(snapshot)
 
