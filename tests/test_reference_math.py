@@ -229,6 +229,18 @@ def test_parts_of_timestamps_are_those_of_zoneinfo(tz):
         assert row[7] == local.timetuple().tm_yday
 
 
+def test_moments_before_1970_belong_to_the_second_that_had_begun():
+    """Parts of a second are cut off towards the past, not towards 1970."""
+    rng = np.random.default_rng(3)
+    times = rng.integers(-4 * 10**9, 0, 300) * 10**9 + rng.integers(0, 10**6, 300) * 1000
+    times = np.array([-1000, -999_999_000, -(10**9), *times], np.int64)
+    parts = ["day_of_year", "hour", "minute", "second"]
+    cells = run_columns(times, [c.time("x", p, name=p) for p in parts], Timestamp)
+    for time_ns, row in zip(times, cells, strict=True):
+        moment = moment_of(int(time_ns))
+        assert tuple(row) == (moment.timetuple().tm_yday, moment.hour, moment.minute, moment.second)
+
+
 def test_every_day_of_three_centuries_has_its_date():
     """The integer calendar agrees with datetime on each day from 1824 to 2115, leap years and centuries included."""
     first = dt.datetime(1824, 1, 1, tzinfo=dt.UTC)
