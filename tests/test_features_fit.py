@@ -391,3 +391,14 @@ def test_errors_of_features_are_caller_errors_with_a_path():
         spec.transform(pa.table({"x": [1.0, None]}))
     assert caught.value.http_status == 422
     assert caught.value.path == "$[1].x"
+
+
+def test_a_target_encoding_refuses_an_unknown_category_when_told_to():
+    """oov="refuse" means the same for a target encoding as for a code: no prior instead of an error."""
+    table = pa.table({"channel": ["web", "app", "web", "app"], "label": [1, 0, 1, 0]})
+    spec = FeatureSpec(
+        request={"channel": str}, columns=[c.categorical("channel", encoding="target", oov="refuse")]
+    ).fit(table, label="label")
+    assert np.asarray(spec.transform(table.slice(0, 1))).shape == (1, 1)
+    with pytest.raises(FeatureRangeError, match="'fax'"):
+        spec.transform(pa.table({"channel": ["fax"]}))

@@ -162,6 +162,7 @@ cdef class Engine:
         int64_t item_row_bytes
         int64_t max_item_age_ns       # smallest max_age among item columns; 0: none
         str block_name
+        str flags_name
         int n_inputs
         tuple input_plan              # ((is mask, tensor), shape template) per model input
         tuple actions                 # (action names) of all bands of all segments, by band number

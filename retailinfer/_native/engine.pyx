@@ -573,6 +573,7 @@ cdef class Engine:
         self.max_rows = max_rows
         self.clock = clock
         self.block_name = block_name
+        self.flags_name = block_name + ".flags"
         self.max_item_age_ns = max_item_age_ns
         self.segments = segments
         self.segment_slot = segment_slot
@@ -847,8 +848,9 @@ cdef class Engine:
         if self.has_masks:
             self._widen_masks(ws, n)
         if self.model is None:
-            return self.python_scores(ws, n)
-        if n == 1 and ws.lane != NULL:
+            self.python_scores(ws, n)
+            failed = 0
+        elif n == 1 and ws.lane != NULL:
             self._set_rows(ws, 1)
             failed = self.model.run_lane(ws.lane, ws.scores, &err)
         elif release_gil:
@@ -1257,7 +1259,7 @@ cdef class Engine:
                 bad |= self.encode_row(&bound.c, ws, row, block.data + row * <int64_t>block.stride,
                                        flags.data + row * <int64_t>flags.stride)
         if bad:
-            table.attach_block(self.block_name + ".flags", flags)
+            table.attach_block(self.flags_name, flags)
         table.attach_block(self.block_name, block)
 
     cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil:
@@ -1439,15 +1441,15 @@ cdef class Engine:
             ws.items = self.item_plan.current()
             ws.item_lookup = &ws.items.c
             if self.n_item:
-                found = ws.items.table.block(self.block_name)
+                found = ws.items.table.blocks.get(self.block_name)
                 if found is None:
                     self.encode_items(ws.items.table)
-                    found = ws.items.table.block(self.block_name)
+                    found = ws.items.table.blocks.get(self.block_name)
                 block = <RowBlock>found
                 ws.state.keep.append(block)
                 ws.block = block.data
                 ws.block_stride = <int64_t>block.stride
-                found = ws.items.table.block(self.block_name + ".flags")
+                found = ws.items.table.blocks.get(self.flags_name)
                 if found is not None:
                     block = <RowBlock>found
                     ws.state.keep.append(block)

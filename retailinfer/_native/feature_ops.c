@@ -551,10 +551,9 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
         return a->kind == RI_SLOT_F64 ? store_f(&x, c, 0, a->v.f) : store_i(&x, c, 0, a->v.i);
     case RI_CATEGORY: case RI_TARGET: {
         int32_t found = slot_code(c->vocab, a);
+        if (UNLIKELY(found < 0 && c->vocab->oov == -1)) return fail_oov_slot(st, p, c, a);
         if (c->kind == RI_TARGET) return store_f(&x, c, 0, c->targets[found < 0 ? c->vocab->size : found]);
-        if (found < 0) found = c->vocab->oov;
-        if (UNLIKELY(found < 0)) return fail_oov_slot(st, p, c, a);
-        return store_i(&x, c, 0, found);
+        return store_i(&x, c, 0, found < 0 ? c->vocab->oov : found);
     }
     case RI_ONEHOT: {
         int32_t found = slot_code(c->vocab, a);

@@ -529,12 +529,12 @@ class _Column:
         vocabulary = self.vocabulary
         assert vocabulary is not None
         positions = np.array([vocabulary.positions.get(_key(k), -1) for k in keys], np.int64)
+        if vocabulary.oov == "refuse":
+            self.error[which & (positions < 0) & (self.error == OK)] = RANGE
         if self.column.encoding == "target":
             targets = np.array([*self.fitted.targets, self.fitted.prior], np.float64)
             self._store(which, 0, targets[positions])  # position -1 is the prior
             return
-        if vocabulary.oov == "refuse":
-            self.error[which & (positions < 0) & (self.error == OK)] = RANGE
         self._store_code(which, np.where(positions < 0, vocabulary.other, positions + vocabulary.first))
 
     def _store_code(self, which: NDArray[np.bool_], codes: I64) -> None:
