@@ -28,12 +28,14 @@ from retailinfer.clock import SystemClock
 from retailinfer.contracts import Contract, Decision, Ranking
 from retailinfer.errors import (
     ConfigError,
+    FeatureError,
     FeatureRangeError,
     FeatureTypeError,
     GoldenMismatchError,
     ManifestError,
     SchemaMismatchError,
     ScoreError,
+    ServingError,
     clip,
 )
 from retailinfer.features.arrow import Canonical, Columns
@@ -111,6 +113,11 @@ class Pipeline:
             )
             if session is None:
                 raise ManifestError(f"the release has no file of model `{model.role}`", hint="pack it again")
+            have = [name for name, _, _ in session.outputs]
+            if [o.name for o in model.outputs] != have:
+                raise SchemaMismatchError(
+                    f"the manifest lists outputs {[o.name for o in model.outputs]}, the model has {have} - at `{model.role}`"
+                )
             self.sessions[model.role] = session
         self.row_independent = self.manifest.row_independent
         self.engine: Engine | None = None
@@ -120,12 +127,13 @@ class Pipeline:
             if ranks:
                 raise ConfigError("this release takes arrays: it knows no candidates", hint="use Scorer.load")
             self._check_array_inputs()
-            self._replay_arrays()
+            self._replay(self._replay_arrays)
             return
         self.program = compile_program(spec.body, allow_nan=self.manifest.nan_inputs)
         inputs = self.inputs = self._inputs()
         self._select_score()
-        self._replay_golden(inputs)
+        self._segment_slot()
+        self._replay(self._replay_golden)
         self.engine = self._build(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
         self.engine.calibrate()
         if ranks and self.engine.has_item_table:
@@ -356,6 +364,16 @@ class Pipeline:
                         f"model `{model.role}` takes an array `{source.name}` that is not declared"
                     )
 
+    def _replay(self, how: Callable[[], None]) -> None:
+        """The golden rows, once more. Raises: BundleError, whatever it was that failed."""
+        try:
+            how()
+        except (FeatureError, ServingError) as exc:
+            raise GoldenMismatchError(
+                f"the golden rows cannot be scored: {exc}",
+                hint="pack the release again on this kind of machine",
+            ) from exc
+
     def _replay_arrays(self) -> None:
         golden = self.bundle.read("golden", golden_rows.decode_golden)
         if golden is None or not golden.arrays:
@@ -373,7 +391,8 @@ class Pipeline:
                     hint="pack the release again on this kind of machine",
                 )
 
-    def _replay_golden(self, inputs: list[Any]) -> None:
+    def _replay_golden(self) -> None:
+        inputs = self.inputs
         golden = self.bundle.read("golden", golden_rows.decode_golden)
         if golden is None:
             return
@@ -468,17 +487,6 @@ class Pipeline:
             self.program, request_type=struct, forbid_extra=body.extra == "forbid", skip=candidate_slot
         )
         bands, segments = self._bands()
-        segment_slot = -1
-        if self.policy is not None and self.policy.body.segment_by is not None:
-            names = [f.name for f in body.fields]
-            if (
-                self.policy.body.segment_by not in names
-                or body.fields[names.index(self.policy.body.segment_by)].type != "str"
-            ):
-                raise SchemaMismatchError(
-                    f"the policy's segment_by=`{self.policy.body.segment_by}` is no request field of type str"
-                )
-            segment_slot = names.index(self.policy.body.segment_by)
         item_ages = [
             column.max_age_ns
             for column, section in zip(self.spec.columns, column_sections, strict=True)
@@ -498,7 +506,7 @@ class Pipeline:
             bands=tuple(bands),
             n_common_bands=0 if self.policy is None else len(self.policy.body.bands),
             segments=segments,
-            segment_slot=segment_slot,
+            segment_slot=self._segment_slot(),
             review_action=None if self.policy is None else self.policy.body.review,
             plans=tuple(self._plans(store, slot_sections, ranks=ranks)),
             sections={"columns": column_sections},
@@ -542,6 +550,18 @@ class Pipeline:
                 forbid_unknown_fields=True,
             )
         return msgspec.json.Decoder(self.request_type).decode, msgspec.json.Encoder().encode
+
+    def _segment_slot(self) -> int:
+        """Slot of the field that chooses the policy's segment; -1: none. Raises: SchemaMismatchError."""
+        field = None if self.policy is None else self.policy.body.segment_by
+        if field is None:
+            return -1
+        kinds = {f.name: f.type for f in self.spec.body.fields}
+        if kinds.get(field) != "str":
+            raise SchemaMismatchError(
+                f"the policy's segment_by=`{clip(field)}` is no request field of type str"
+            )
+        return list(kinds).index(field)
 
     def _bands(self) -> tuple[list[tuple[str, float]], dict[str, tuple[int, int]]]:
         """All bands in one row: the common ones, then each segment's; segment -> (first, number)."""
