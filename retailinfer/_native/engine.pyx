@@ -110,17 +110,26 @@ cdef extern from *:
         long long line;
         for (line = 0; line < size; line += 64) RI_ASK(row + line, 2);
     }
-    /* Opening brackets bound the nesting from above, at the speed of one pass that the compiler vectorises. */
+    #if defined(__SSE2__)
+    #include <emmintrin.h>
+    #endif
+    /* Opening brackets bound the nesting from above. One pass over the body, 16 bytes at a time where the machine has a way:
+     * '[' and '{' differ in one bit, so one comparison finds both. */
     static long long ri_count_open(const char *p, long long n) {
         long long total = 0;
-        while (n > 0) {
-            long long chunk = n < 255 * 16 ? n : 255 * 16, i;
-            unsigned int sum = 0;
-            for (i = 0; i < chunk; i++) sum += (p[i] == '[') | (p[i] == '{');
-            total += sum;
-            p += chunk;
-            n -= chunk;
+    #if defined(__SSE2__)
+        const __m128i bit = _mm_set1_epi8(0x20), brace = _mm_set1_epi8('{'), zero = _mm_setzero_si128();
+        while (n >= 16) {
+            long long blocks = n / 16 < 255 ? n / 16 : 255, i; /* a byte counts to 255 */
+            __m128i found = zero, sum;
+            for (i = 0; i < blocks; i++, p += 16)
+                found = _mm_sub_epi8(found, _mm_cmpeq_epi8(_mm_or_si128(_mm_loadu_si128((const __m128i *)p), bit), brace));
+            n -= 16 * blocks;
+            sum = _mm_sad_epu8(found, zero);
+            total += _mm_cvtsi128_si64(sum) + _mm_cvtsi128_si64(_mm_srli_si128(sum, 8));
         }
+    #endif
+        for (; n > 0; n--, p++) total += (*p | 0x20) == '{';
         return total;
     }
     /* The exact nesting outside of strings, for the few bodies with many brackets. */

@@ -223,7 +223,9 @@ def check_array(str name, int dtype, tuple shape, value):
             f"Expected a NumPy array, got `{type(value).__name__}` {clip(value)}", path=path,
             hint="convert it with numpy.asarray and an explicit dtype",
         )
-    if isinstance(value, np.ma.MaskedArray):
+    # Nobody can hold a masked array without numpy.ma being loaded; loading it here would cost every start 10 ms.
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and isinstance(value, masked.MaskedArray):
         raise FeatureTypeError(
             "Expected a plain NumPy array, got a masked one", path=path, hint="fill it with `.filled(value)`",
         )

@@ -23,7 +23,6 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-import dataclasses
 import datetime
 import decimal
 import sys
@@ -905,7 +904,7 @@ cdef class RequestReader:
                 raise FeatureTypeError(f"Expected a mapping, got `{given.__name__}`, which cannot be read: {clip(exc)}",
                                        path="$" if row < 0 else f"$[{row}]", hint="pass a dict of plain values") from exc
             return self._read_dict(copied, state, row)
-        if issubclass(given, msgspec.Struct) or dataclasses.is_dataclass(given):
+        if issubclass(given, msgspec.Struct) or hasattr(given, "__dataclass_fields__"):
             return self._read_attributes(request, state, row)
         raise FeatureTypeError(
             f"Expected a dict, a msgspec Struct or a dataclass as request, got `{given.__name__}`",
