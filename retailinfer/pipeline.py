@@ -131,6 +131,8 @@ class Pipeline:
             return
         self.program = compile_program(spec.body, allow_nan=self.manifest.nan_inputs)
         inputs = self.inputs = self._inputs()
+        if self._takes_one_row(ranks=ranks):
+            self.row_independent = False  # so that rows run alone
         self._select_score()
         self._segment_slot()
         self._replay(self._replay_golden)
@@ -205,6 +207,17 @@ class Pipeline:
                     )
                 )
         return found
+
+    def _takes_one_row(self, *, ranks: bool) -> bool:
+        """Some model takes exactly one row of something that this door brings several rows of."""
+        assert self.program is not None
+        for model in self.manifest.models:
+            for name, _, shape in self.sessions[model.role].inputs:
+                source = model.inputs[name]
+                of_context = any(t[3] for t in self.program.tensors if source.name in (t[0], t[4]))
+                if source.kind != "output" and shape[:1] == (1,) and not (ranks and of_context):
+                    return True
+        return False
 
     def _row_shape(
         self, name: str, dtype: int, shape: tuple[int | None, ...], source: InputSource, number: int

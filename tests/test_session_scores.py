@@ -267,7 +267,7 @@ def test_many_inputs_of_many_dtypes_make_one_row(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_must_agree_between_inputs(backend):
-    """Two inputs with another number of rows, or one array too few, never reach the model."""
+    """Two inputs with another number of rows, or one array too few, never reach the model; one row is a context for all."""
     model = model_bytes(
         [helper.make_node("Add", ["a", "b"], ["y"])],
         {"y": (1, [None, 1])},
@@ -275,8 +275,10 @@ def test_rows_must_agree_between_inputs(backend):
     )
     session = open_session(model, backend=backend)
     session.select_score(0)
-    with pytest.raises(ShapeError, match=r"Expected 2 rows .* at `\$\.b`"):
-        session.scores([np.zeros((2, 1), np.float32), np.zeros((1, 1), np.float32)])
+    with pytest.raises(ShapeError, match=r"Expected 3 rows .* at `\$\.b`"):
+        session.scores([np.zeros((3, 1), np.float32), np.zeros((2, 1), np.float32)])
+    for rows in ((3, 1), (1, 3)):
+        assert session.scores([np.ones((n, 1), np.float32) for n in rows]).tolist() == [2.0] * 3
     with pytest.raises(ShapeError, match="Expected 2 arrays"):
         session.scores([np.zeros((2, 1), np.float32)])
 

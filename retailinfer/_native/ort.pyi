@@ -81,7 +81,7 @@ def check_feeds(inputs: tuple[_IoEntry, ...], feeds: Mapping[str, object]) -> li
     """
 
 def check_tensors(inputs: tuple[_IoEntry, ...], tensors: Sequence[object]) -> tuple[list[NDArray[Any]], int]:
-    """The same for arrays in the model's order; also that all have the same number of rows, which is returned."""
+    """The same for arrays in the model's order; also that all have the same number of rows, or one, which is context for all."""
 
 def output_numbers(outputs: tuple[_IoEntry, ...], names: Sequence[str] | None) -> list[int]:
     """Positions of the named outputs, all for None. Raises: ConfigError."""
@@ -149,7 +149,7 @@ class OrtModel:
     ) -> NDArray[np.float32]:
         """Scores of a batch: shape (rows,), or (heads, rows) when several scores are chosen. All finite.
 
-        tensors: one array per input in the model's order, each with the rows first.
+        tensors: one array per input in the model's order, each with the rows first; a context has one row for all.
         An output of shape (rows,), (rows, 1), (rows, columns) or (rows, 1, 1) in float32, float64 or int64 can be a
         score; it is rounded to float32 once. Raises: as `run`; ScoreError for NaN and infinity.
         """

@@ -667,10 +667,10 @@ def check_tensors(tuple inputs, tensors):
     for (name, _, _), array in zip(inputs, arrays, strict=True):
         if array.ndim == 0:
             raise ShapeError("Expected one row per score, got an array without dimensions", path=f"$.{name}")
-        if n_rows is None:
+        if n_rows is None or n_rows == 1:  # the context of a ranking is one row for all candidates
             n_rows = array.shape[0]
-        elif n_rows != array.shape[0]:
-            raise ShapeError(f"Expected {n_rows} rows as in the first input, got {array.shape[0]}", path=f"$.{name}")
+        elif array.shape[0] not in (1, n_rows):
+            raise ShapeError(f"Expected {n_rows} rows as in the other inputs, or 1, got {array.shape[0]}", path=f"$.{name}")
     if n_rows is None:
         raise ShapeError("the model has no input, so it has no rows")
     return arrays, n_rows
