@@ -1468,10 +1468,11 @@ cdef class Engine:
 
     cdef void note_flags(self, Workspace ws) noexcept nogil:
         cdef int i
+        cdef uint8_t* seen = ws.seen
         if ws.state.st.n_flags:
             ws.seen_any = True
         for i in range(ws.state.st.n_flags):
-            ws.seen[ws.state.st.flags[i].column] |= 2 if ws.state.st.flags[i].state == RI_STALE else 1
+            seen[ws.state.st.flags[i].column] |= 2 if ws.state.st.flags[i].state == RI_STALE else 1
         ws.state.st.n_flags = 0
 
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
