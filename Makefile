@@ -123,7 +123,7 @@ check: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,mypy --strict)
 	@$(TEST_VENV)/bin/mypy
 	$(call say,stubs against the compiled modules)
-	@$(RUN) $(TEST_VENV)/bin/python -m mypy.stubtest --concise --ignore-disjoint-bases --ignore-positional-only \
+	@$(RUN) $(TEST_VENV)/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise --ignore-disjoint-bases --ignore-positional-only \
 		--allowlist tests/stubtest.txt --ignore-unused-allowlist $(EXTENSIONS)
 	$(call say,warnings of the C compiler)
 	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)

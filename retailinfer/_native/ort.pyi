@@ -81,7 +81,7 @@ def check_feeds(inputs: tuple[_IoEntry, ...], feeds: Mapping[str, object]) -> li
     """
 
 def check_tensors(inputs: tuple[_IoEntry, ...], tensors: Sequence[object]) -> tuple[list[NDArray[Any]], int]:
-    """The same for arrays in the model's order; also that all have the same number of rows, or one, which is context for all."""
+    """The same for arrays in the model's order; also that all have the same number of rows, or one row for all."""
 
 def output_numbers(outputs: tuple[_IoEntry, ...], names: Sequence[str] | None) -> list[int]:
     """Positions of the named outputs, all for None. Raises: ConfigError."""
