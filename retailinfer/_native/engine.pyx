@@ -212,7 +212,7 @@ cdef extern from *:
     long long ri_depth(const char* p, long long n) nogil
     long long ri_msgpack_depth(const unsigned char* p, long long n, int limit) nogil
 
-WHY = ("", "excluded", "unavailable", "unknown", "refused")
+_WHY = ("", "excluded", "unavailable", "unknown", "refused")
 cdef enum:
     KEPT = 0
     EXCLUDED = 1
@@ -1561,7 +1561,7 @@ cdef class Engine:
                 ws.kept_rows[m] = <int32_t>row
                 m += 1
             elif suppressed is not None and ws.why[i] != DUPLICATE:
-                suppressed[self.key_object(ids, ws, i)] = WHY[ws.why[i]]
+                suppressed[self.key_object(ids, ws, i)] = _WHY[ws.why[i]]
         return m
 
     cdef object key_object(self, list ids, Workspace ws, int64_t i):
@@ -1788,7 +1788,7 @@ cdef class Engine:
         if ws.has_refused:
             for i in range(n):
                 if ws.why[i] == REFUSED or ws.why[i] == NOT_KNOWN:
-                    suppressed[self.key_object(ids, ws, i)] = WHY[ws.why[i]]
+                    suppressed[self.key_object(ids, ws, i)] = _WHY[ws.why[i]]
         if k > total:
             k = total
         select_top(ws, total, k, self.candidate_text)
