@@ -39,8 +39,9 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         throughput: requests a second and process that must fit.
         freshness: share of answers whose stored values were all within their `max_age`.
         max_rows: largest batch or candidate list; more is a LimitError before any work.
-        batch_sizes: what production sends; `quantize="auto"` and engine choice are measured on these.
+        batch_sizes: what production sends; `quantize="auto"` is measured on these.
         ladder: the rungs below the release itself, best first.
+    Enforced now: `max_rows`. `retailinfer bench --fail-if contract` compares the latencies; the rest is recorded for later.
     """
 
     deadline_ms: PositiveFloat | None = None

@@ -1,8 +1,8 @@
 """One release, ready to answer: the only file that joins features, tables, models and policy.
 
 Rules:
-  * Everything that does not depend on a request happens here, once, in this order: read and verify the files, parse, compile
-    the features, open the models from those bytes, check that all of it fits, replay the golden rows, measure, bind tables.
+  * Everything that does not depend on a request happens here, once, in this order: read and verify the files, parse, open
+    the models from those bytes, compile the features, check that all of it fits, replay the golden rows, bind tables, measure.
   * Whatever fails raises before anything can answer; nothing is half loaded.
   * After loading, a pipeline never changes. Where a request goes from here: `_native/engine.pyx`.
 The front doors on top are scorer.py and ranker.py.

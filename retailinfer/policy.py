@@ -4,7 +4,7 @@ Rules:
   * Thresholds and scores are compared as float32, the lower bound belongs to the band.
   * A score below the first threshold is outside the policy: ScoreError, never a guess. Start at 0.0 for probabilities, at
     `float("-inf")` for raw scores.
-The comparison itself runs in `_native.engine`; this file checks and serialises.
+Requests are compared in `_native.engine`, tables in `pipeline`; this file checks and serialises.
 """
 
 from __future__ import annotations

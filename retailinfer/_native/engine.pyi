@@ -210,9 +210,6 @@ class Engine:
     ) -> tuple[list[NDArray[Any]], list[tuple[tuple[str, ...], tuple[str, ...]]]]:
         """What the model would get, each request on its own: arrays by input, and (stale, missing) per row."""
 
-    def tensors_batch(self, requests: Sequence[object], now_ns: int = 0) -> list[NDArray[Any]]:
-        """The same filled as one tile. Raises: LimitError above 512."""
-
     def tensors_ranking(
         self, context: object, candidates: Iterable[Any], now_ns: int = 0
     ) -> tuple[list[NDArray[Any]], list[Any]]:

@@ -3,8 +3,8 @@
 Rules:
   * A call takes a workspace from the engine's pool and gives it back; nothing is thread-local, so greenlets, signals and
     `__float__` may re-enter at will.
-  * One row holds the GIL from start to end. Larger work gives it up at most once, around native code alone, and only where
-    that is predicted to take longer than `hold_below_us`.
+  * The GIL is held from start to end, unless the model's run is predicted to take longer than `hold_below_us`: then it is given
+    up around native code alone, once in a score or a ranking, once per tile in a batch.
   * More rows than a tile are looped over, so memory is bounded; a model whose rows influence each other runs one by one.
   * Rankings copy item cells that were computed when the row entered the table; only cross columns are computed per pair.
 Filling slots is program.pyx, running models ort.pyx, tables table.pyx. What loads a release and builds this: pipeline.py.
@@ -39,7 +39,7 @@ import msgspec
 import numpy as np
 
 from retailinfer.errors import (
-    FeatureError, FeatureMissingError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
+    FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
     SchemaMismatchError, ScoreError, SessionError, clip,
 )
 
@@ -461,12 +461,10 @@ cdef object own_id(object request_id):
     return request_id
 
 
-cdef inline bint better(float a, float b, StrRef ka, StrRef kb, int64_t na, int64_t nb, bint text) noexcept nogil:
-    """Does candidate a come before candidate b? Higher score first, then the smaller id: the same order every time."""
+cdef inline bint smaller_id(StrRef ka, StrRef kb, int64_t na, int64_t nb, bint text) noexcept nogil:
+    """Is id a smaller than id b? It decides between equal scores, so that the order is the same every time."""
     cdef int64_t size
     cdef int order
-    if a != b:
-        return a > b
     if not text:
         return na < nb
     size = ka.size if ka.size < kb.size else kb.size
@@ -861,7 +859,11 @@ cdef class Engine:
             failed = 0
         elif n == 1 and ws.lane != NULL:
             self._set_rows(ws, 1)
-            failed = self.model.run_lane(ws.lane, ws.scores, &err)
+            if release_gil:
+                with nogil:
+                    failed = self.model.run_lane(ws.lane, ws.scores, &err)
+            else:
+                failed = self.model.run_lane(ws.lane, ws.scores, &err)
         elif release_gil:
             with nogil:
                 self._set_rows(ws, n)
@@ -1191,22 +1193,6 @@ cdef class Engine:
         finally:
             self.push(ws)
         return [np.concatenate(parts) for parts in zip(*rows)], flags
-
-    def tensors_batch(self, requests, int64_t now_ns=0):
-        """The same through one tile, as `score_batch` fills it; at most 512 requests."""
-        cdef Workspace ws = self.pop()
-        cdef int64_t i, n = len(requests)
-        if n > TILE:
-            raise LimitError(f"Expected at most {TILE} requests, got {n}")
-        try:
-            for i in range(n):
-                self.resolve_row(requests[i], ws, now_ns, i)
-                self.fill_row(ws, i, i)
-            if self.has_masks:
-                self._widen_masks(ws, n)
-            return [self._array(ws, n, t, is_mask) for is_mask, t, _ in self.input_plan]
-        finally:
-            self.push(ws)
 
     # ---- timing --------------------------------------------------------------------------------------------------------
 
@@ -1804,7 +1790,7 @@ cdef class Engine:
                                  stale, missing, suppressed)
 
     cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil:
-        """Assemble and run tile after tile. Returns the number of scored rows, compacted to the front; -1 or -2 on failure."""
+        """Assemble and run tile after tile. Returns the number of scored rows, compacted to the front; -1 no memory, -2 `err` says what, -3 a score out of its range."""
         cdef int64_t first = 0, count, placed, total = 0, i
         while first < m:
             count = m - first if m - first < self.tile else self.tile
@@ -1921,7 +1907,7 @@ cdef void heapify(Workspace ws, int64_t size, bint text) noexcept nogil:
 cdef inline bint row_better(Workspace ws, int32_t a, int32_t b, bint text) noexcept nogil:
     if ws.ranked[a] != ws.ranked[b]:
         return ws.ranked[a] > ws.ranked[b]
-    return better(0.0, 0.0, ws.keys[ws.kept[a]], ws.keys[ws.kept[b]], ws.numbers[ws.kept[a]], ws.numbers[ws.kept[b]], text)
+    return smaller_id(ws.keys[ws.kept[a]], ws.keys[ws.kept[b]], ws.numbers[ws.kept[a]], ws.numbers[ws.kept[b]], text)
 
 
 cdef void sift_down(Workspace ws, int64_t at, int64_t size, bint text) noexcept nogil:

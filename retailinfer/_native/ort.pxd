@@ -1,7 +1,7 @@
 # ONNX Runtime sessions for native callers: what `engine.pyx` cimports.
 #
 # Rules:
-#   * `run_scores` needs no GIL and touches no Python object. One row: hold the GIL all the same (see NATIVE rule 1); the
+#   * `run_scores` needs no GIL and touches no Python object. One row: hold the GIL all the same (taking it back beside a busy thread costs milliseconds); the
 #     gate lets a thread that holds it in even while another one prepares a fork.
 #   * The caller keeps the OrtModel referenced for as long as a run lasts; the session is freed by `drain`, never by a run.
 # Shapes and errors as Python sees them: ort.pyi. The C side: ort_run.h, tensor_ref.h.

@@ -172,7 +172,7 @@ class FeatureSpec:
     Args:
         request: field -> str, float, int, bool, bytes, `ri.Timestamp` or a list of str, float, int; `X | None` where it may
             be absent or null. Or a msgspec Struct type or a dataclass, whose fields are taken.
-        event_time: the Timestamp field that says when the event happened; ages and `elapsed` are measured against it.
+        event_time: the Timestamp field that says when the event happened; `elapsed` is measured up to it.
         tz: IANA time zone in which parts of timestamps are read.
         entities: name -> request field(s) that hold its key, or an `Entity`.
         streams: named event streams; reserved for window columns.

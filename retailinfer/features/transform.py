@@ -41,15 +41,6 @@ class FeatureMatrix(np.ndarray[Any, Any]):
         names = getattr(obj, "names", None)
         self.names = names if names is not None and self.ndim == 2 and self.shape[1] == len(names) else None
 
-    def to_arrow(self) -> Any:
-        """A pyarrow Table with one column a cell."""
-        from retailinfer.features.arrow import require_pyarrow  # noqa: PLC0415 - optional extra
-
-        pa = require_pyarrow()
-        plain = np.asarray(self)
-        names = self.names or tuple(f"cell_{i}" for i in range(plain.shape[1]))
-        return pa.table({name: np.ascontiguousarray(plain[:, i]) for i, name in enumerate(names)})
-
 
 def fill(
     program: Program,
