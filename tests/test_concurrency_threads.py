@@ -359,6 +359,26 @@ def test_a_value_may_change_the_request_that_holds_it(change):
             assert scorer.score(request).score > 0
 
 
+@pytest.mark.parametrize("field", ["channel", "note"])
+@pytest.mark.parametrize("trigger", ["amount", "rate", "at"])
+def test_a_value_may_change_even_the_frozen_struct_that_holds_it(field, trigger):
+    """`force_setattr` frees a text that was read already: its bytes are still there when they are hashed."""
+    scorer = releases.payment_scorer()
+    long = "".join(["x" * 50, "y" * 50])
+    want = {scorer.score(payment(**{field: text, trigger: 1.0})).score for text in (long, "app")}
+    for _ in range(20):
+        held = []
+
+        def work(held=held):
+            msgspec.structs.force_setattr(held[0], field, "app")
+            held.append([bytes(100 + i) for i in range(100)])
+
+        changes = {field: "".join(["x" * 50, "y" * 50]), trigger: Calling(1.0, work)}
+        held.append(scorer.request_type(**payment(**changes)))
+        del changes
+        assert scorer.score(held[0]).score in want
+
+
 def test_a_batch_may_change_while_it_is_read():
     """The list is copied first."""
     scorer = releases.payment_scorer()

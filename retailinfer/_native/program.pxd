@@ -220,6 +220,7 @@ cdef class RequestReader:
         int skip                  # field that candidates bring; -1: none
 
     cdef int read(self, object request, RowState state, int64_t row) except -1
+    cdef int _keep_texts(self, object request, RowState state) except -1
     cdef int _read_dict(self, dict request, RowState state, int64_t row) except -1
     cdef int _read_attributes(self, object request, RowState state, int64_t row) except -1
     cdef int _count_keys(self, dict request, int64_t row) except -1

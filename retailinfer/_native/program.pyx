@@ -106,6 +106,15 @@ ITEM_NAMES = ("float", "int", "str")
 STATE_NAMES = ("present", "null", "unknown", "stale", "unavailable")
 
 
+cdef inline bint runs_no_code(object value):
+    """Reading this value runs nobody's code."""
+    if PyLong_CheckExact(value) or PyUnicode_CheckExact(value) or PyFloat_CheckExact(value):
+        return True
+    if value is None or value is True or value is False or value is UNSET:
+        return True
+    return PyDateTime_CheckExact(value) and datetime_tzinfo(value) is UTC
+
+
 cdef object plain_int(object value):
     """An exact int of an int subclass or a NumPy integer, without asking a subclass's own methods."""
     if PyLong_CheckExact(value):
@@ -892,6 +901,8 @@ cdef class RequestReader:
                     s.updated_ns = INT64_MAX
                     s.state = RI_PRESENT
                 else:
+                    if not runs_no_code(<object>raw):
+                        self._keep_texts(request, state)
                     program.convert(i, <object>raw, state, row)
             return 0
         if PyDict_CheckExact(request):
@@ -912,6 +923,17 @@ cdef class RequestReader:
             hint="lazy objects (ORM rows, pydantic models) are not read: pass a dict of plain values, "
                  "e.g. model_to_dict(obj) or obj.model_dump()",
         )
+
+    cdef int _keep_texts(self, object request, RowState state) except -1:
+        """Hold the texts that slots point into: the value that is read next may run code, and that may even change a frozen
+        Struct (`force_setattr`)."""
+        cdef int i
+        cdef PyObject* raw
+        for i in range(self.program.n_request):
+            raw = ri_slot_at(<PyObject*>request, self.offsets[i])
+            if i != self.skip and raw != NULL and self.program.slot_kinds[i] == RI_SLOT_TEXT:
+                state.keep.append(<object>raw)
+        return 0
 
     cdef int _read_dict(self, dict request, RowState state, int64_t row) except -1:
         cdef int i, n = self.program.n_request
