@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 
 import msgspec
@@ -89,6 +90,54 @@ def test_c18_a_missing_value_that_its_column_refuses_is_a_422(missing):
     answers = missing.score_batch([good, {"a": 1.0}, good], errors="row")
     assert [type(a).__name__ for a in answers] == ["Decision", "FeatureMissingError", "Decision"]
     assert "$[1].b" in str(answers[1])
+
+
+# ---- 20: stale -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on_stale", "want"), [("use", 7.0), (-1.0, -1.0), ("refuse", None)])
+def test_c20_a_value_older_than_its_age_is_what_its_column_says(on_stale, want):
+    """With the flag `stale`; a row from the future has age 0, one without a time is always stale."""
+    spec = ri.FeatureSpec(
+        request={"card": str},
+        entities={"card": "card"},
+        columns=[c.stored("card.n", max_age="1h", on_stale=on_stale, unknown=0.0, null=0.0)],
+    )
+    files = releases.packed("age", releases.first_column(1), spec)
+    timed = ri.Snapshot.from_rows({"a": {"n": 7.0, "at": releases.AT}}, updated_at="at")
+    scorer = releases.scorer_of(files, store=ri.Store(tables={"card": timed}))
+    for minutes, stale in ((-10_000_000, False), (0, False), (60, False), (61, True), (10_000_000, True)):
+        at = releases.AT + dt.timedelta(minutes=minutes)
+        for moment in (at, at.timestamp()):
+            if stale and want is None:
+                with pytest.raises(FeatureMissingError, match="stale"):
+                    scorer.score({"card": "a"}, at=moment)
+                continue
+            decision = scorer.score({"card": "a"}, at=moment)
+            assert (decision.score, decision.stale) == (want if stale else 7.0, ("card.n",) if stale else ())
+    assert scorer.score({"card": "new"}, at=releases.AT).missing == ("card.n",)
+    untimed = releases.scorer_of(
+        files, store=ri.Store(tables={"card": ri.Snapshot.from_rows({"a": {"n": 7.0}})})
+    )
+    if want is not None:
+        decision = untimed.score({"card": "a"})
+        assert (decision.score, decision.stale) == (want, ("card.n",))
+
+
+def test_c20_the_epoch_itself_is_a_moment_and_not_now():
+    """`at=0` is 1970, as `at=1` is."""
+    spec = ri.FeatureSpec(
+        request={"card": str},
+        entities={"card": "card"},
+        columns=[c.stored("card.n", max_age="1h", on_stale=-1.0, unknown=0.0, null=0.0)],
+    )
+    files = releases.packed("epoch", releases.first_column(1), spec)
+    first = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    rows = {"a": {"n": 7.0, "at": first + dt.timedelta(seconds=1)}}
+    store = ri.Store(tables={"card": ri.Snapshot.from_rows(rows, updated_at="at")})
+    scorer = releases.scorer_of(files, store=store)
+    assert [scorer.score({"card": "a"}, at=at).score for at in (0, 0.0, -0.0, first, 1)] == [7.0] * 5
+    assert scorer.score({"card": "a"}).score == -1.0
 
 
 # ---- 19: numbers of every kind in every slot -------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ def payments(n, seed=1):
 # ---- threads ---------------------------------------------------------------------------------------------------------
 
 
-def test_eight_threads_get_the_bits_of_one():
+@pytest.mark.parametrize("backend", ["c", "python"])
+def test_eight_threads_get_the_bits_of_one(backend):
     """Single calls, JSON, MessagePack and batches, good and bad requests mixed, on one scorer."""
-    scorer = releases.payment_scorer()
+    scorer = releases.scorer_of(releases.payment_files(), backend=backend)
     requests = payments(60)
     want = [scorer.score(r).score for r in requests]
     bodies = [msgspec.json.encode(r) for r in requests]
@@ -105,12 +106,12 @@ def test_eight_threads_get_the_bits_of_one():
     together(*[lambda s=s: work(s) for s in range(THREADS)])
 
 
-@pytest.mark.parametrize("hold_gil_below_us", [0.0, 1e9])
-def test_eight_threads_rank_as_one(hold_gil_below_us):
-    """With the GIL given up in every call, and with it held in every call."""
+@pytest.mark.parametrize(("hold_gil_below_us", "backend"), [(0.0, "c"), (1e9, "c"), (0.0, "python")])
+def test_eight_threads_rank_as_one(hold_gil_below_us, backend):
+    """With the GIL given up in every call, with it held in every call, and through the Python session."""
     files = releases.packed("deep", releases.deep_network(3), releases.item_spec())
     store = ri.Store(tables={"item": releases.items(1500)})
-    ranker = releases.ranker_of(files, store=store, hold_gil_below_us=hold_gil_below_us)
+    ranker = releases.ranker_of(files, store=store, hold_gil_below_us=hold_gil_below_us, backend=backend)
     rng = random.Random(4)
     cases = []
     for i in range(12):
@@ -549,9 +550,11 @@ def test_an_async_ranking_reads_its_own_copy_of_the_candidates():
     want = ranker.rank(CONTEXT, list(ids)).items
 
     async def main():
+        busy = asyncio.gather(*[ranker.arank(CONTEXT, want) for _ in range(20)])  # so that ours waits
         task = asyncio.ensure_future(ranker.arank(CONTEXT, ids))
         await asyncio.sleep(0)
         ids.clear()
+        await busy
         return await task
 
     assert asyncio.run(main()).items == want
