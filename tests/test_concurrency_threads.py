@@ -380,6 +380,44 @@ def test_a_value_may_change_even_the_frozen_struct_that_holds_it(field, trigger)
         assert scorer.score(held[0]).score in want
 
 
+def test_a_row_of_a_batch_may_change_a_struct_whose_text_waits_for_the_model():
+    """Texts of a string tensor are pointed at until the last row is read."""
+    from onnx import TensorProto, helper
+
+    spec = ri.FeatureSpec(
+        request={"name": str, "n": float},
+        tensors={"texts": ri.Tensor([c.raw("name")], dtype="string"), "x": ri.Tensor([c.numeric("n")])},
+    )
+    nodes = [
+        helper.make_node("Equal", ["texts", "long"], ["e"]),
+        helper.make_node("Cast", ["e"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["f", "x"], ["y"]),
+    ]
+    text = "x" * 50 + "y" * 50
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("texts", TensorProto.STRING, [None, 1]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor("long", TensorProto.STRING, [], [text.encode()])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    scorer = releases.scorer_of(releases.packed("texts", model.SerializeToString(), spec))
+    for _ in range(20):
+        first = scorer.request_type(name="".join(["x" * 50, "y" * 50]), n=0.0)
+        held = []
+
+        def work(first=first, held=held):
+            msgspec.structs.force_setattr(first, "name", "other")
+            held.append([bytes(100 + i) for i in range(100)])
+
+        second = scorer.request_type(name="z", n=Calling(5.0, work))
+        assert [d.score for d in scorer.score_batch([first, second])] == [1.0, 5.0]
+
+
 def test_a_batch_may_change_while_it_is_read():
     """The list is copied first."""
     scorer = releases.payment_scorer()

@@ -218,6 +218,7 @@ cdef class RequestReader:
         tuple names               # interned
         frozenset known
         int skip                  # field that candidates bring; -1: none
+        bint keeps_texts          # string tensors point into texts until the model has run, while other rows are read
 
     cdef int read(self, object request, RowState state, int64_t row) except -1
     cdef int _keep_texts(self, object request, RowState state) except -1

@@ -859,6 +859,7 @@ cdef class RequestReader:
         self.skip = skip
         self.names = tuple(sys.intern(name) for name in program.slot_names[:program.n_request])
         self.known = frozenset(name for i, name in enumerate(self.names) if i != skip)
+        self.keeps_texts = any([tensor[1] == RI_STRING for tensor in program.tensors])
         self.offsets = <Py_ssize_t*>calloc(program.n_request + 1, sizeof(Py_ssize_t))
         if self.offsets == NULL:
             raise MemoryError()
@@ -883,6 +884,8 @@ cdef class RequestReader:
         cdef Program program = self.program
         cdef ri_slot* s
         if type(request) is self.type and self.slots_ok:
+            if self.keeps_texts:
+                self._keep_texts(request, state)
             for i in range(n):
                 if i == self.skip:
                     continue
