@@ -18,7 +18,6 @@ import os
 import re
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 
@@ -111,12 +110,13 @@ def library_path():
         raise ConfigError("the package `onnxruntime` is not installed", hint="pip install onnxruntime")
     found = []
     for folder in spec.submodule_search_locations:
-        for path in Path(folder, "capi").glob("*onnxruntime*"):
-            if _SEARCHED_NAMES.fullmatch(path.name):
-                found.append(path)
+        capi = os.path.join(folder, "capi")
+        if os.path.isdir(capi):
+            found += [os.path.join(capi, name) for name in os.listdir(capi) if _SEARCHED_NAMES.fullmatch(name)]
     if not found:
         return None
-    return str(max(found, key=lambda path: ([int(part) for part in re.findall(r"\d+", path.name)], path.name)).resolve())
+    newest = max(found, key=lambda path: ([int(part) for part in re.findall(r"\d+", os.path.basename(path))], path))
+    return os.path.realpath(newest)
 
 
 def guard_environment():
