@@ -350,3 +350,13 @@ def test_a_default_that_no_int64_cell_takes_exactly_is_refused():
         FeatureSpec(
             request={"n": int | None}, tensors={"t": Tensor((c.raw("n", null=value),), dtype="int64")}
         )
+
+
+def test_an_entitys_key_may_be_one_text():
+    """`ri.Entity(key="sku")` names the field `sku`, not the letters of it."""
+    spec = FeatureSpec(
+        request={"sku": str},
+        entities={"item": Entity(key="sku")},
+        columns=[c.stored("item.price", unknown=0.0)],
+    )
+    assert spec.body.entities["item"].key == ("sku",)

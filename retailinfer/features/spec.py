@@ -209,7 +209,7 @@ class FeatureSpec:
         all_tensors = {"features": Tensor(tuple(columns))} if columns else dict(tensors or {})
         fields = _fields_of(request)
         bodies = {
-            name: e if isinstance(e, Entity) else Entity((e,) if isinstance(e, str) else tuple(e))
+            name: Entity(_key_fields(e.key), e.columns) if isinstance(e, Entity) else Entity(_key_fields(e))
             for name, e in (entities or {}).items()
         }
         at, offsets = _zone_transitions(tz)
@@ -826,6 +826,11 @@ def _own_vocabularies(
 
 
 _SCALARS = {float: "float", int: "int", str: "str", bool: "bool", bytes: "bytes", Timestamp: "timestamp"}
+
+
+def _key_fields(key: str | Sequence[str]) -> tuple[str, ...]:
+    """One field may be given as plain text; text is never a sequence of letters."""
+    return (key,) if isinstance(key, str) else tuple(key)
 
 
 def _fields_of(request: Mapping[str, Any] | type) -> tuple[Field, ...]:
