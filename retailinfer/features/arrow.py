@@ -145,7 +145,7 @@ def canonical(column: Any, kind: str, name: str, first_row: int = 0) -> Canonica
         if kind == "float":
             return Canonical(_floats(pa, array, path), valid)
         if kind == "int":
-            return Canonical(_ints(pa, array, path, first_row), valid)
+            return Canonical(_ints(pa, array, path), valid)
         if kind == "bool":
             if not pa.types.is_boolean(array.type):
                 raise _wrong(kind, array, path)
@@ -233,9 +233,9 @@ def _floats(pa: Any, array: Any, path: str) -> NDArray[np.float64]:
     return np.ascontiguousarray(values, dtype=np.float64)
 
 
-def _ints(pa: Any, array: Any, path: str, first_row: int) -> NDArray[np.int64]:
+def _ints(pa: Any, array: Any, path: str) -> NDArray[np.int64]:
     if not pa.types.is_integer(array.type):
-        if pa.types.is_floating(array.type) and array.null_count and pa.compute is not None:
+        if pa.types.is_floating(array.type) and array.null_count:
             raise FeatureTypeError(
                 f"Expected a column of `int`, got Arrow `{array.type}`",
                 path=path,
@@ -355,7 +355,7 @@ def _lists(pa: Any, array: Any, kind: str, path: str, valid: Any) -> Canonical:
             raise FeatureRangeError("Expected finite numbers in lists", path=path)
         return Canonical(values if len(values) else np.zeros(1), valid, offsets)
     if kind == "list[int]":
-        whole = _ints(pa, items, path, 0)
+        whole = _ints(pa, items, path)
         return Canonical(whole if len(whole) else np.zeros(1, np.int64), valid, offsets)
     if pa.types.is_dictionary(items.type):
         items = items.dictionary_decode()
