@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -37,6 +37,7 @@ from retailinfer.authoring.golden import (
 )
 from retailinfer.authoring.golden import redact as redact_columns
 from retailinfer.authoring.preflight import DTYPE_NAMES, Graph, inspect
+from retailinfer.authoring.prune import without_labels
 from retailinfer.authoring.quantize import (
     CALIBRATION_ROWS,
     COMPARED_ROWS,
@@ -299,9 +300,13 @@ class _Packing:
                 self._refuse_nan(spec, take(table, np.arange(min(table.n_rows, MAX_NAN_ROWS))))
             program = compile_program(spec.body, allow_nan=False)
             real, edges = self._rows(table, spec, program)
-        self._observe(trial, Filled(program, spec.body, take(real, [0])))
+        one = Filled(program, spec.body, take(real, [0]))
+        self._observe(trial, one)
         found = find_score(parts, score, needed=True)
         assert found is not None
+        if _prune(parts, found):
+            trial = Trial(parts, context=trial.context)
+            self._observe(trial, one)
         trial.select(found)
         self.say("comparing with the trainer's own scores")
         check_parity(trial, Filled(program, spec.body, real).arrays, self.tolerance.parity)
@@ -506,6 +511,30 @@ def _check_inputs(part: Part) -> None:
                 f"input {clip(name)} of model `{part.role}` has ONNX dtype {dtype}, which is not allowed",
                 hint=f"allowed are {', '.join(DTYPE_NAMES.values())}; cast it inside the model",
             )
+
+
+def _prune(parts: Sequence[Part], score: ScoreRef) -> bool:
+    """Take labels that nobody reads out of the graphs. True where a graph has changed."""
+    changed = False
+    for part in parts:
+        keep = {score.output} if part.role == score.role else set[str]()
+        keep |= {
+            s.name
+            for other in parts
+            for s in other.inputs.values()
+            if s.kind == "output" and s.role == part.role
+        }
+        keep |= {part.converted.output} if part.converted.output is not None else set()
+        data = without_labels(part.graph.data, keep)
+        if data is None:
+            continue
+        changed = True
+        where = f"model `{part.role}`"
+        graph = inspect(data, where=where)
+        part.graph = replace(graph, unzipped=part.graph.unzipped)
+        part.session = _open(part.graph, where)
+        part.observed.clear()
+    return changed
 
 
 def _evenly(n_rows: int, n: int) -> NDArray[np.int64]:
