@@ -11,10 +11,12 @@
 #   * The wheel is built from the sdist, and what is tested, timed and shown is the installed wheel: PYTHONSAFEPATH keeps
 #     the source tree off the import path, and tests/conftest.py checks it.
 #   * Versions come from requirements/ci.txt. `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
+#   * Feast needs older packages than the rest: it has an environment of its own, with requirements/feast.txt.
 #   * Stamps in the environments say what is done; an environment is made again when its inputs change.
 
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/ci.txt
+FEAST_CONSTRAINTS ?= $(if $(CONSTRAINTS),requirements/feast.txt)
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -37,6 +39,7 @@ BUILT := build/dist.stamp
 BUILD_VENV := .venv-build
 TEST_VENV := .venv-test
 DEMO_VENV := .venv-demo
+FEAST_VENV := .venv-feast
 # The installed retailinfer, and beside it what is not part of the wheel.
 BESIDE := build/beside
 RUN := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(BESIDE))
@@ -52,7 +55,7 @@ say = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 SOURCES := $(shell find retailinfer -type f \
 	\( -name '*.py' -o -name '*.py[ix]' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.html' -o -name '*.css' -o -name '*.json' \))
 
-.PHONY: help demo test bench soak build check unit debug clean FORCE
+.PHONY: help demo test bench soak build check unit feast debug clean FORCE
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
@@ -79,12 +82,12 @@ build: $(BUILT)
 
 # --- environments -----------------------------------------------------------------------------------------------------
 
-# $(1) environment, $(2) extra
+# $(1) environment, $(2) extra, $(3) constraints
 define environment
-$(1)/dependencies.stamp: pyproject.toml $(CONSTRAINTS) | $(BUILT)
+$(1)/dependencies.stamp: pyproject.toml $(3) | $(BUILT)
 	$$(call say,making $(1) for retailinfer[$(2)]: the first time this downloads its packages)
 	@rm -rf $(1) && $(PYTHON) -m venv $(1)
-	@$(1)/bin/python $(PIP) install "$$$$(ls $(DIST)/*.whl)[$(2)]"
+	@PIP_CONSTRAINT=$(abspath $(3)) $(1)/bin/python $(PIP) install "$$$$(ls $(DIST)/*.whl)[$(2)]"
 	@touch $$@
 
 $(1)/stamp: $(1)/dependencies.stamp $(BUILT)
@@ -92,8 +95,9 @@ $(1)/stamp: $(1)/dependencies.stamp $(BUILT)
 	@$(1)/bin/python $(PIP) install --force-reinstall --no-deps $(DIST)/*.whl
 	@touch $$@
 endef
-$(eval $(call environment,$(TEST_VENV),dev))
-$(eval $(call environment,$(DEMO_VENV),demo))
+$(eval $(call environment,$(TEST_VENV),dev,$(CONSTRAINTS)))
+$(eval $(call environment,$(DEMO_VENV),demo,$(CONSTRAINTS)))
+$(eval $(call environment,$(FEAST_VENV),feast-test,$(FEAST_CONSTRAINTS)))
 
 $(BESIDE)/stamp: Makefile
 	@rm -rf $(BESIDE) && mkdir -p $(BESIDE)
@@ -113,7 +117,7 @@ demo: $(DEMO_VENV)/stamp
 	$(call say,demo)
 	@PYTHONSAFEPATH=1 $(DEMO_VENV)/bin/python -m retailinfer demo $(DEMO_ARGS)
 
-test: check unit debug
+test: check unit feast debug
 	$(call say,all tests passed)
 
 check: $(TEST_VENV)/stamp $(BESIDE)/stamp
@@ -132,14 +136,19 @@ unit: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests against the installed wheel)
 	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+# pandas, pydantic and others warn in there of what is not ours: no warning is an error.
+feast: $(FEAST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,tests with Feast)
+	@$(RUN) $(FEAST_VENV)/bin/python -m pytest -p no:cacheprovider -W ignore $(PYTEST_ARGS) tests/feast
+
 debug: build/debug.stamp $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests again with every check on: bounds; null; division; C assertions)
 	@$(RUN_DEBUG) RETAILINFER_DIST=$(abspath $(DIST)) RETAILINFER_DEBUG=1 HYPOTHESIS_PROFILE=debug \
 		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_ARGS)
 
-bench: $(TEST_VENV)/stamp $(BESIDE)/stamp
+bench: $(TEST_VENV)/stamp $(FEAST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,benchmarks)
-	@$(RUN) $(TEST_VENV)/bin/python -m benchmarks $(BENCH_ARGS)
+	@$(RUN) FEAST_PYTHON=$(abspath $(FEAST_VENV)/bin/python) $(TEST_VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,property tests with many examples)
@@ -147,5 +156,5 @@ soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
 		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) --timeout=3600 -m hypothesis $(PYTEST_ARGS)
 
 clean:
-	rm -rf build dist .venv-build .venv-test .venv-demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf build dist .venv-build .venv-test .venv-demo .venv-feast *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find retailinfer tests benchmarks examples \( -name '*.so' -o -name '*.pyd' -o -name '__pycache__' \) -prune -exec rm -rf {} +
