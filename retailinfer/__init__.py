@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         SpecError,
         Unavailable,
     )
-    from retailinfer.features.spec import Entity, FeatureSpec, Tensor, Timestamp, Vocabulary
+    from retailinfer.features.spec import Entity, FeatureSpec, Stream, Tensor, Timestamp, Vocabulary
     from retailinfer.policy import Policy
     from retailinfer.ranker import Ranker
     from retailinfer.scorer import Scorer
@@ -83,6 +83,7 @@ __all__ = [
     "Snapshot",
     "SpecError",
     "Store",
+    "Stream",
     "Tensor",
     "Timestamp",
     "Unavailable",
@@ -94,7 +95,7 @@ __all__ = [
 _HOMES = {
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.contracts": ("Contract", "Decision", "Ranking", "Reason", "Rung"),
-    "retailinfer.features.spec": ("Entity", "FeatureSpec", "Tensor", "Timestamp", "Vocabulary"),
+    "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
     "retailinfer.policy": ("Policy",),
     "retailinfer.ranker": ("Ranker",),
     "retailinfer.scorer": ("Scorer",),

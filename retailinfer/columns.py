@@ -2,6 +2,7 @@
 
     from retailinfer import columns as c
     c.numeric("amount", transform="log1p"), c.categorical("channel", encoding="onehot"), c.stored("card.n_30d", unknown=0)
+    c.window("card", "sum", on="payment", of="amount", scale=100, over="24h"), *c.lag("item", of="units", lags=[1, 7], fill=0)
 
 Rules:
   * A reference ("amount", "card.mean_amount_30d") means the **raw** value of a request field or of a stored column.
@@ -15,7 +16,11 @@ Rules:
     `"use"` on a value that is not there gives NaN in a float tensor, the out-of-vocabulary code of a categorical, bucket 0
     of a hashed column; integer and boolean tensors cannot hold NaN, so a scalar column there needs a default or "refuse".
   * `"review"` does as `"use"`, and the policy's review action is the answer whatever the score.
-Here is only the declaration; `features.spec` checks it and learns from data, `features.program` compiles it.
+  * A window is a value of its own beside its column: `WindowDef` says what is counted, the column what becomes of it.
+    `accumulator_key` names the state that it needs, by everything that state depends on and nothing else: that is how
+    state outlives releases.
+Here is only the declaration; `features.spec` checks it and learns from data, `features.program` compiles it,
+`features.streams` lays windows out for the store.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ __all__ = [
     "embedding",
     "equal",
     "hashed",
+    "lag",
     "numeric",
     "product",
     "ratio",
@@ -47,6 +53,7 @@ __all__ = [
     "sequence",
     "stored",
     "time",
+    "window",
 ]
 
 Outcome = float | int | str | bool | None
@@ -77,7 +84,62 @@ TIME_PARTS: dict[str, tuple[int, int] | None] = {
 }
 MAX_CROSS = 16  # feature_ops.c keeps the parts of a cross on the stack
 MAX_SIZE = 65536  # cells of a vector or a sequence
+MAX_PANES = 1024  # of a window and of its delay
+MAX_LAG = 1024  # steps
+MAX_WINDOW_NS = 3660 * 86400 * 10**9
+MAX_SCALE = 10**12
+WINDOW_KINDS = ("count", "sum", "mean", "min", "max", "distinct")
+# A window is cut into as many panes as the first of these gives whole seconds (and divides its delay).
+PANES = (30, 32, 28, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2, 1)
+COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")  # in the order of their codes in native plans
 UNITS_NS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+
+
+class Where(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One comparison of an event's field with a constant; a null field does not hold, whatever the comparison."""
+
+    field: str
+    op: str
+    value: bool | int | float | str
+
+
+class WindowDef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a window counts. Made by `window` and `lag`; what each field means is said there.
+
+    `pane_ns` is the width of what it is cut into; of a lag the step. `lag`: steps back, 0 for windows.
+    `scale`: values are kept as whole numbers of 1/scale; None for what has none (count, distinct).
+    """
+
+    entity: str
+    what: str  # count, sum, mean, min, max, distinct, lag
+    on: str = ""  # "": the spec's only stream, filled in by the spec
+    of: str | None = None
+    where: tuple[Where, ...] = ()
+    over_ns: int = 0
+    pane_ns: int = 0
+    current: str = "include"
+    delay_ns: int = 0
+    scale: int | None = None
+    lag: int = 0
+
+    @property
+    def accumulator_kind(self) -> str:
+        """What state it reads: "count", "sum" (sums, means and lags), "min", "max" or "distinct"."""
+        return "sum" if self.what in ("sum", "mean", "lag") else self.what
+
+    @property
+    def n_panes(self) -> int:
+        """Panes that a read covers."""
+        return 1 if self.what == "lag" else self.over_ns // self.pane_ns
+
+    @property
+    def delay_panes(self) -> int:
+        return self.delay_ns // self.pane_ns
+
+    @property
+    def keep_panes(self) -> int:
+        """Panes behind the newest one that have to be kept for it; two more forgive events that come late."""
+        return self.n_panes + self.delay_panes + self.lag + 2
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -111,6 +173,9 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     on_stale: Outcome = "use"
     on_unavailable: Outcome = None
     max_age_ns: int | None = None
+    window: WindowDef | None = (
+        None  # the column reads a window of this definition, which has the column's name
+    )
 
 
 def numeric(
@@ -545,11 +610,136 @@ def sequence(
     )
 
 
+def window(
+    entity: str,
+    what: Literal["count", "sum", "mean", "min", "max", "distinct"],
+    *,
+    on: str,
+    over: str,
+    of: str | None = None,
+    where: str | None = None,
+    current: Literal["include", "exclude"] = "include",
+    delay: str | None = None,
+    pane: str | None = None,
+    scale: int | None = None,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+) -> Column:
+    """A number over the recent events of an entity, 1 cell: "how many payments of this card in the last hour".
+
+    Args:
+        entity: whose events; its key fields stand in the stream too.
+        what: count of events, sum, mean, min, max of a number, or how many distinct values (exact to 64, then 64).
+        on: name of the stream (`FeatureSpec(streams=...)`).
+        of: the stream's field; none for count.
+        where: comparisons that an event must meet: "amount > 100 and channel == 'online'". A null field meets none.
+        over: length, such as "1h", "24h", "30d".
+        current: whether the event that is being scored counts ("include": also when it is only asked about).
+        delay: the window ends so long before now: "7d" for labels that take a week to come.
+        pane: width of its parts; `over` and `delay` are multiples of it. None: a 30th of `over`, or about that.
+        scale: values are kept as whole numbers of 1/scale (100: cents), so that every order of events gives the same
+            bits; needed for float fields, 1 for integers and booleans.
+    The window at moment t is the last over/pane panes up to the one that holds t: left edge at a border of panes, not
+    at t - over. An entity without events has count, sum and distinct 0, and no mean, min, max (`null`).
+    A window that has not run for its whole length yet is `stale`; an entity whose key is null is `unknown`; a store that
+    does not answer makes it `unavailable`.
+    """
+    over_ns = parse_duration_ns(over)
+    delay_ns = 0 if delay is None else parse_duration_ns(delay)
+    definition = WindowDef(
+        entity=entity,
+        what=what,
+        on=on,
+        of=of,
+        where=() if where is None else parse_where(where),
+        over_ns=over_ns,
+        pane_ns=_default_pane(over_ns, delay_ns) if pane is None else parse_duration_ns(pane),
+        current=current,
+        delay_ns=delay_ns,
+        scale=scale,
+    )
+    return _of_window(
+        definition,
+        name,
+        "_".join(map(str, (entity, what, *([] if of is None else [of]), over))),
+        transform,
+        center,
+        clip,
+        locals(),
+    )
+
+
+def lag(
+    entity: str,
+    *,
+    of: str,
+    lags: Sequence[int],
+    fill: Outcome,
+    on: str | None = None,
+    where: str | None = None,
+    step: str = "1d",
+    scale: int | None = None,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    clip: Clip | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+) -> tuple[Column, ...]:
+    """Sums over whole steps of the calendar, so many steps back: the units sold yesterday and a week ago; 1 cell each.
+
+    Args:
+        of, where, scale: as in `window`. on: name of the stream; None where the spec has only one.
+        lags: steps back from the one that holds the moment, 1 or more. Each gives a column, and a spec takes the tuple.
+        step: "1d" = days of the spec's time zone (a day of 23 or 25 hours is one day); "1h", "7d". Steps are counted from
+            1 January 1970, a Thursday.
+        fill: what a step without events is: a default (0), or "use" for NaN. The other outcomes are as in `window`.
+        name: columns are called `{name}_{lag}{unit}`; None: `{entity}_lag_{of}_{lag}{unit}` ("item_lag_units_7d").
+    """
+    step_ns = parse_duration_ns(step)
+    given = [lags] if isinstance(lags, int) else list(lags)
+    if not given:
+        raise SpecError("Expected lags such as [1, 7, 28], got none")
+    null = fill
+    columns = []
+    for back in given:
+        if isinstance(back, bool) or not isinstance(back, int) or not 1 <= back <= MAX_LAG:
+            raise SpecError(
+                f"Expected lags from 1 to {MAX_LAG} steps, got {clip_text(back)}",
+                hint="lag 0 would be the step that is not over yet: use c.window for the time up to now",
+            )
+        definition = WindowDef(
+            entity=entity,
+            what="lag",
+            on=on or "",
+            of=of,
+            where=() if where is None else parse_where(where),
+            pane_ns=step_ns,
+            current="exclude",
+            scale=scale,
+            lag=back,
+        )
+        tail = f"{back * int(step[:-1])}{step[-1]}"
+        own = None if name is None else f"{name}_{tail}"
+        auto = f"{entity}_lag_{of}_{tail}"
+        columns.append(_of_window(definition, own, auto, transform, center, clip, locals()))
+    if len({col.name for col in columns}) < len(columns):
+        raise SpecError(f"Expected every lag once, got {clip_text(lags)}")
+    return tuple(columns)
+
+
 # Kind -> how many references it takes, and which fields of `Column` mean something for it beside name, refs and outcomes.
 _SCALAR = frozenset({"transform", "center", "scale", "clip", "max_age_ns"})
 _CODED = frozenset({"encoding", "vocabulary", "max_size", "min_count", "oov"})
 _KINDS: dict[str, tuple[int, int, frozenset[str]]] = {
-    "numeric": (1, 1, _SCALAR),
+    "numeric": (1, 1, _SCALAR | {"window"}),
     "ratio": (2, 2, _SCALAR),
     "difference": (2, 2, _SCALAR),
     "product": (2, 2, _SCALAR),
@@ -586,6 +776,9 @@ def checked(column: Column) -> Column:
     )
     if not c.name or not all(isinstance(text, str) and _is_utf8(text) for text in texts):
         raise SpecError(f"Expected a name and references that are text, got {clip_text(c.refs)} - {where}")
+    if c.window is not None:
+        _checked_window(c, where)
+        fewest = 0  # one that the spec is to name reads "its window", whatever its name
     if not fewest <= len(c.refs) <= most:
         raise SpecError(f"Expected {fewest} to {most} references for c.{c.kind}, got {len(c.refs)} - {where}")
     for field, default in zip(
@@ -648,6 +841,183 @@ def checked(column: Column) -> Column:
     if c.null is None or c.on_stale is None:
         raise SpecError(f"null and on_stale take an action or a default, not None - {where}")
     return column
+
+
+def _of_window(
+    definition: WindowDef,
+    name: str | None,
+    auto: str,
+    transform: str | None,
+    center: float | str | None,
+    clip_range: Clip | None,
+    given: dict[str, Any],
+) -> Column:
+    """A numeric column over a window. Without a name of its own it has no reference yet: the spec completes the name."""
+    refs = () if name is None else (name,)
+    return _scalar(
+        "numeric",
+        refs,
+        auto if name is None else name,
+        transform,
+        center,
+        None,
+        clip_range,
+        {**given, "max_age": None},
+        window=definition,
+    )
+
+
+def _default_pane(over_ns: int, delay_ns: int) -> int:
+    for parts in PANES:
+        pane_ns = over_ns // parts
+        if over_ns % parts == 0 and pane_ns % 10**9 == 0 and delay_ns % pane_ns == 0:
+            return pane_ns
+    raise SpecError(
+        f"Expected a delay that is a multiple of a part of `over`, got {over_ns // 10**9} s and {delay_ns // 10**9} s",
+        hint="say which: pane= divides both",
+    )
+
+
+def _checked_window(c: Column, where: str) -> None:
+    """What can be said of a window without its stream. Raises: SpecError."""
+    w = c.window
+    assert w is not None
+    if c.kind != "numeric" or c.refs not in ((), (c.name,)):
+        raise SpecError(f"Expected a column that reads the window of its own name - {where}")
+    if c.max_age_ns is not None:
+        raise SpecError(f"a window has no max_age: it is stale until it has run for its length - {where}")
+    if "." in c.name:
+        raise SpecError(f"Expected a window's name without a dot, which means a stored column - {where}")
+    texts = (w.entity, w.on, *(() if w.of is None else (w.of,)), *(t.field for t in w.where))
+    texts += tuple(t.value for t in w.where if isinstance(t.value, str))
+    if not w.entity or not all(isinstance(text, str) and _is_utf8(text) for text in texts):
+        raise SpecError(f"Expected text as entity, stream and fields of a window - {where}")
+    lagged = w.what == "lag"
+    if w.what not in (*WINDOW_KINDS, "lag"):
+        raise SpecError(f"Expected {', '.join(WINDOW_KINDS)}, got {clip_text(w.what)} - {where}")
+    if (w.of is None) != (w.what == "count"):
+        if w.of is None:
+            raise SpecError(f"Expected `of`, the field whose {w.what} is taken - {where}")
+        raise SpecError(
+            f"`of` means nothing for a count of events - {where}",
+            hint=f'count some of them by where=, or the values by "distinct" of {w.of!r}',
+        )
+    if w.current not in ("include", "exclude"):
+        raise SpecError(f'Expected current "include" or "exclude", got {clip_text(w.current)} - {where}')
+    for label, value, low, high in (
+        ("over", w.over_ns, 0 if lagged else 1, 0 if lagged else MAX_WINDOW_NS),
+        ("pane", w.pane_ns, 10**9, MAX_WINDOW_NS),
+        ("delay", w.delay_ns, 0, 0 if lagged else MAX_WINDOW_NS),
+        ("lag", w.lag, 1 if lagged else 0, MAX_LAG if lagged else 0),
+    ):
+        if not low <= value <= high:
+            raise SpecError(f"Expected {label} from {low} to {high} (ns or steps), got {value} - {where}")
+    if w.pane_ns % 10**9:
+        raise SpecError(f"Expected panes of whole seconds - {where}")
+    if w.scale is not None and w.what in ("count", "distinct"):
+        raise SpecError(f"`scale` means nothing for {w.what} - {where}")
+    if w.scale is not None and (
+        isinstance(w.scale, bool) or not isinstance(w.scale, int) or not 1 <= w.scale <= MAX_SCALE
+    ):
+        raise SpecError(
+            f"Expected a whole number from 1 to {MAX_SCALE} for scale, got {clip_text(w.scale)} - {where}",
+            hint="100 keeps cents",
+        )
+    if not lagged:
+        if w.over_ns % w.pane_ns or w.delay_ns % w.pane_ns:
+            raise SpecError(
+                f"Expected `over` and `delay` to be multiples of `pane`, got {w.over_ns // 10**9} s, "
+                f"{w.delay_ns // 10**9} s and {w.pane_ns // 10**9} s - {where}",
+            )
+        if w.n_panes > MAX_PANES or w.delay_panes > MAX_PANES:
+            raise SpecError(
+                f"Expected at most {MAX_PANES} panes in `over` and in `delay`, got {w.n_panes} and {w.delay_panes} - {where}",
+                hint="take a wider pane=",
+            )
+    for term in w.where:
+        if term.op not in COMPARISONS:
+            raise SpecError(f"Expected one of {COMPARISONS} in where, got {clip_text(term.op)} - {where}")
+        if isinstance(term.value, float) and not math.isfinite(term.value):
+            raise SpecError(f"Expected finite numbers in where, got {clip_text(term.value)} - {where}")
+
+
+_TERM = re.compile(
+    r"""\s*(?P<field>[A-Za-z_]\w*)\s*(?P<op><=|>=|==|!=|<|>)\s*
+        (?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'[^']*'|"[^"]*")|(?P<bool>[Tt]rue|[Ff]alse))
+        \s*(?:(?P<and>and\b)|$)""",
+    re.VERBOSE,
+)
+
+
+def parse_where(text: str) -> tuple[Where, ...]:
+    """Terms of "amount > 100 and channel == 'online'". Raises: SpecError for anything but comparisons joined by `and`."""
+    hint = "comparisons of a field with a number, a quoted text, true or false, joined by `and`"
+    if not isinstance(text, str):
+        raise SpecError(f"Expected where as text, got {clip_text(text)}", hint=hint)
+    terms: list[Where] = []
+    at, more = 0, True
+    while more:
+        match = _TERM.match(text, at)
+        if match is None:
+            raise SpecError(
+                f"Expected {hint}, got {clip_text(text[at:].strip() or text)} in where {clip_text(text)}",
+                hint="several windows can be added up by the model; `or` has no place in one",
+            )
+        number, quoted = match["number"], match["text"]
+        value: bool | int | float | str
+        if number is not None:
+            value = int(number) if re.fullmatch(r"[+-]?\d+", number) else float(number)
+        else:
+            value = quoted[1:-1] if quoted is not None else match["bool"].lower() == "true"
+        if not isinstance(value, (str, bool)) and not _is_finite(value):
+            raise SpecError(f"Expected numbers that float64 holds, got {clip_text(number)} in where")
+        terms.append(Where(match["field"], match["op"], value))
+        at, more = match.end(), match["and"] is not None
+    return tuple(terms)
+
+
+def accumulator_definition(
+    window: WindowDef, *, key_types: Sequence[str], of_type: str | None, tz: str
+) -> bytes:
+    """Canonical JSON of everything that the state behind a window depends on.
+
+    Args:
+        window: as the spec keeps it (its stream named, constants in the type of their field).
+        key_types: of the entity's key fields, in order. of_type: of the field `of`. tz: of the spec.
+    Windows that differ in length, delay, `current` or the name of their column share state; so do sums, means and lags.
+    """
+    found: dict[str, Any] = {
+        "entity": window.entity,
+        "key": list(key_types),
+        "stream": window.on,
+        "kind": window.accumulator_kind,
+        "pane_ns": window.pane_ns,
+        # an event meets all or not: the order of comparisons changes nothing
+        "where": sorted({(t.field, t.op, json_text(t.value)) for t in window.where}),
+    }
+    if window.of is not None:
+        found["of"] = window.of
+    if window.accumulator_kind == "distinct":
+        found["of_type"] = of_type  # 1 and "1" are other bytes
+    elif window.scale is not None:
+        found["scale"] = window.scale
+    if window.what == "lag":
+        found["calendar"] = tz
+    return msgspec.json.encode(found, order="deterministic")
+
+
+def json_text(value: object) -> str:
+    """A constant with its type: 1, 1.0, true and "1" differ."""
+    return msgspec.json.encode(value).decode()
+
+
+def accumulator_key(window: WindowDef, *, key_types: Sequence[str], of_type: str | None, tz: str) -> bytes:
+    """SHA-256 (32 bytes) of `accumulator_definition`: the name of that state in every store."""
+    import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
+    return hashlib.sha256(
+        accumulator_definition(window, key_types=key_types, of_type=of_type, tz=tz)
+    ).digest()
 
 
 def _is_utf8(text: str) -> bool:

@@ -48,6 +48,7 @@ PUBLIC = [
     "Snapshot",
     "SpecError",
     "Store",
+    "Stream",
     "Tensor",
     "Timestamp",
     "Unavailable",
@@ -67,6 +68,7 @@ COLUMNS = [
     "embedding",
     "equal",
     "hashed",
+    "lag",
     "numeric",
     "product",
     "ratio",
@@ -74,6 +76,7 @@ COLUMNS = [
     "sequence",
     "stored",
     "time",
+    "window",
 ]
 
 EXPORTS = [(retailinfer, PUBLIC), (columns, COLUMNS)]

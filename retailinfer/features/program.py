@@ -2,7 +2,8 @@
 
 Rules:
   * All decisions that do not depend on a request are taken here, once.
-  * A slot is one raw value: the request's fields first, in the order of the spec, then stored columns by reference.
+  * A slot is one raw value: the request's fields first, in the order of the spec, then stored columns by reference, then
+    windows by name.
   * A column that reads candidates only is an item column; one that reads both sides is a cross column; the rest is context.
 What an operation computes is `_native/feature_ops.c`, readable in `_native/reference.py`.
 """
@@ -10,6 +11,7 @@ What an operation computes is `_native/feature_ops.c`, readable in `_native/refe
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,9 +19,17 @@ import msgspec
 from retailinfer._native.program import Program, hash_int, hash_text
 from retailinfer.columns import TIME_PARTS, TRANSFORMS, UNITS_NS, Column, _split_part
 from retailinfer.errors import SpecError
-from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, Fitted, column_width, vocabulary_of
+from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, Field, Fitted, column_width, vocabulary_of
 
-__all__ = ["Section", "compile_program", "request_struct", "sections", "slot_names"]
+__all__ = [
+    "Section",
+    "compile_program",
+    "event_struct",
+    "request_struct",
+    "sections",
+    "slot_names",
+    "slot_types",
+]
 
 SLOT_KINDS = {
     "float": 0,
@@ -60,7 +70,12 @@ Section = Literal["context", "item", "cross"]
 
 def slot_names(body: Body) -> list[str]:
     """What the slots hold, in order."""
-    return [f.name for f in body.fields] + list(body.stored)
+    return [f.name for f in body.fields] + list(body.stored) + list(body.windows)
+
+
+def slot_types(body: Body) -> dict[str, str]:
+    """Slot -> type, in order."""
+    return {f.name: f.type for f in body.fields} | body.stored | dict.fromkeys(body.windows, "float")
 
 
 def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
@@ -81,12 +96,15 @@ def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
         )
     names = slot_names(body)
     index = {name: i for i, name in enumerate(names)}
-    kinds = {f.name: f.type for f in body.fields} | body.stored
+    kinds = slot_types(body)
     slots = [
         {"name": f.name, "wire": f.wire or f.name, "kind": SLOT_KINDS[f.type], "optional": f.optional}
         for f in body.fields
     ]
-    slots += [{"name": r, "wire": r, "kind": SLOT_KINDS[t], "optional": True} for r, t in body.stored.items()]
+    slots += [
+        {"name": r, "wire": r, "kind": SLOT_KINDS[kinds[r]], "optional": True}
+        for r in (*body.stored, *body.windows)
+    ]
     vocab_index = {name: i for i, name in enumerate(body.vocabularies)}
     vocabularies = []
     for vocab in body.vocabularies.values():
@@ -277,6 +295,8 @@ def sections(body: Body) -> tuple[dict[str, Section], list[Section]]:
     for ref in body.stored:
         entity = body.entities[ref.partition(".")[0]]
         slots[ref] = combine({slots[key] for key in entity.key})
+    for name, window in body.windows.items():
+        slots[name] = combine({slots[key] for key in body.entities[window.entity].key})
     columns: list[Section] = []
     for tensor in body.tensors.values():
         for column in tensor.columns:
@@ -306,22 +326,26 @@ def request_struct(
     body: Body, *, without: frozenset[str] = frozenset(), name: str = "Request"
 ) -> type[msgspec.Struct]:
     """The frozen Struct that JSON and MessagePack requests decode into; its fields are read by offset."""
-    fields: list[Any] = []
-    for f in body.fields:
-        if f.name in without:
-            continue
+    fields = tuple(f for f in body.fields if f.name not in without)
+    return event_struct(fields, forbid_extra=body.extra == "forbid", name=name)
+
+
+def event_struct(fields: Sequence[Field], *, forbid_extra: bool, name: str) -> type[msgspec.Struct]:
+    """The same for any fields: those of an event."""
+    made: list[Any] = []
+    for f in fields:
         kind = _WIRE_TYPES[f.type]
         wire = msgspec.field(name=f.wire) if f.wire else msgspec.field()
         if f.optional:
             wire = msgspec.field(default=None, name=f.wire or None)
             kind = kind | None
-        fields.append((f.name, kind, wire))
-    containers = any(f.type.startswith("list") for f in body.fields)
+        made.append((f.name, kind, wire))
+    containers = any(f.type.startswith("list") for f in fields)
     return msgspec.defstruct(
         name,
-        fields,
+        made,
         frozen=True,
         kw_only=True,
         gc=containers,
-        forbid_unknown_fields=body.extra == "forbid",
+        forbid_unknown_fields=forbid_extra,
     )

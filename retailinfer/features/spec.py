@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from retailinfer.columns import ACTIONS, Column, checked
+from retailinfer.columns import ACTIONS, Column, WindowDef, checked
 from retailinfer.errors import ModelError, SpecError, clip
 
 if TYPE_CHECKING:
@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from retailinfer._native.program import Program
     from retailinfer.features.transform import FeatureMatrix
 
-__all__ = ["ArrayInput", "Entity", "FeatureSpec", "Field", "Fitted", "Tensor", "Timestamp", "Vocabulary"]
+__all__ = [
+    "ArrayInput",
+    "Entity",
+    "FeatureSpec",
+    "Field",
+    "Fitted",
+    "Stream",
+    "StreamBody",
+    "Tensor",
+    "Timestamp",
+    "Vocabulary",
+]
 
 FORMAT = 1  # of features.json; raised when an older library could not read it
 DTYPES: dict[str, int] = {"float32": 1, "int32": 6, "int64": 7, "string": 8, "bool": 9, "float64": 11}
@@ -126,6 +137,26 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     wire: str = ""
 
 
+class Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Events that windows count and that are not requests: labels, clicks, returns.
+
+    Args:
+        fields: as `request` of a spec: field -> type, a msgspec Struct type or a dataclass.
+        event_time: the Timestamp field that says when it happened; None: when it arrives.
+    """
+
+    fields: Any
+    event_time: str | None = None
+
+
+class StreamBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A stream as a spec keeps it. `is_request`: its events are the requests; it has their fields and event time."""
+
+    fields: tuple[Field, ...] = ()
+    event_time: str | None = None
+    is_request: bool = False
+
+
 class ArrayInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An input that the caller brings as an array (`FeatureSpec.from_model`). None in a shape means any size."""
 
@@ -155,7 +186,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     zone_at_s: tuple[int, ...] = ()
     zone_offset_s: tuple[int, ...] = (0,)
     entities: dict[str, Entity] = {}
-    streams: dict[str, Any] = {}
+    streams: dict[str, StreamBody] = {}
+    windows: dict[str, WindowDef] = {}
     candidate: str | None = None
     vocabularies: dict[str, Vocabulary] = {}
     tensors: dict[str, Tensor] = {}
