@@ -27,6 +27,7 @@ DEBUG = os.environ.get("RETAILINFER_DEBUG", "") not in ("", "0")
 
 # Extension -> the hand-written C files it links. A file that is not listed here is not compiled.
 C_SOURCES: dict[str, tuple[str, ...]] = {
+    "aliases": ("alias_graph.c",),
     "program": ("feature_ops.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
