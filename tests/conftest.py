@@ -16,6 +16,14 @@ from typing import Any
 
 import hypothesis
 import pytest
+from services import own_postgres, own_redis, postgres_server, redis_server
+
+__all__ = [
+    "own_postgres",
+    "own_redis",
+    "postgres_server",
+    "redis_server",
+]  # fixtures, known to every test by being here
 
 # Before any test file imports onnxruntime, lightgbm's converter or anything else that brings it along.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
