@@ -24,7 +24,7 @@ class MemorySource:
             )
         self._rows = rows
 
-    def fetch(self, keys: Sequence[Key], *, timeout_s: float) -> dict[Key, Mapping[str, Any] | None]:  # noqa: ARG002
+    def fetch(self, keys: Sequence[Key], *, timeout_s: float) -> dict[Key, Mapping[str, Any] | None]:
         """The rows of these keys; never waits."""
         return {key: self._rows.get(key) for key in keys}
 
