@@ -111,7 +111,7 @@ def test_a_column_that_means_nothing_is_refused_where_it_is_written(make, words)
 WRONG_SPECS = [
     (spec, "columns"),
     (lambda: spec(c.numeric("x"), tensors={"t": Tensor((c.numeric("x"),))}), "both"),
-    (lambda: spec(c.numeric("x"), streams={"payment": 1}), "streams"),
+    (lambda: spec(c.numeric("x"), streams={"payment": 1}), "at stream `payment`"),
     (lambda: spec(c.numeric("x"), extra="maybe"), "extra"),
     (lambda: spec(c.numeric("x"), tz="Mars/Olympus"), "time zone"),
     (lambda: spec(c.numeric("x"), tz="../etc/passwd"), "time zone"),

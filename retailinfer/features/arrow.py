@@ -107,18 +107,21 @@ def read_table(data: Any, body: Body, *, narrow_warning: bool = False, first_row
     table = as_table(data)
     wanted = [(f.name, f.type, f.optional, f.wire) for f in body.fields]
     wanted += [(ref, kind, True, "") for ref, kind in body.stored.items()]
+    wanted += [(name, "float", True, "") for name in body.windows]
     names = set(table.column_names)
     by_name: dict[str, Canonical | None] = {}
     for name, kind, optional, wire in wanted:
         found = name if name in names else wire if wire in names else None
         if found is None:
-            if optional and name not in body.stored:
+            if optional and name not in body.stored and name not in body.windows:
                 by_name[name] = None
                 continue
-            raise SpecError(
-                f"the table lacks the column `{name}` ({kind})",
-                hint=f"it has: {', '.join(table.column_names)}",
-            )
+            has = f"it has: {', '.join(table.column_names)}"
+            if name in body.windows:
+                raise SpecError(
+                    f"the table lacks the window `{name}`", hint=f"ri.replay computes it from events; {has}"
+                )
+            raise SpecError(f"the table lacks the column `{name}` ({kind})", hint=has)
         column = table.column(found)
         if narrow_warning and kind == "float" and str(column.type) in ("float", "halffloat"):
             warnings.warn(

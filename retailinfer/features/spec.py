@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import keyword
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from retailinfer.columns import ACTIONS, Column, WindowDef, checked
+from retailinfer.columns import ACTIONS, Column, Where, WindowDef, checked
 from retailinfer.errors import ModelError, SpecError, clip
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from retailinfer._native.program import Program
+    from retailinfer.features.arrow import Columns
+    from retailinfer.features.streams import EntityWindows, StreamProgram
     from retailinfer.features.transform import FeatureMatrix
 
 __all__ = [
@@ -207,10 +210,12 @@ class FeatureSpec:
         event_time: the Timestamp field that says when the event happened; `elapsed` is measured up to it.
         tz: IANA time zone in which parts of timestamps are read.
         entities: name -> request field(s) that hold its key, or an `Entity`.
-        streams: named event streams; reserved for window columns.
+        streams: name -> what its events are, for window columns: None = the requests themselves (one stream at most), a
+            mapping of fields, a Struct type or a dataclass, or an `ri.Stream` with an event time of its own.
         candidate: the entity whose keys are ranked; its key field comes from the candidates, not from the context.
         vocabularies: name -> `Vocabulary`, for columns that share one.
-        columns: short form for one float32 tensor named "features".
+        columns: short form for one float32 tensor named "features". What `c.lag` returns may stand among them as it is.
+        windows: windows that only other columns refer to, by name.
         tensors: name -> `Tensor`, one per input of the model.
         extra: unknown request fields are refused ("forbid") or dropped ("ignore").
     Raises: SpecError.
@@ -226,20 +231,21 @@ class FeatureSpec:
         streams: Mapping[str, Any] | None = None,
         candidate: str | None = None,
         vocabularies: Mapping[str, Vocabulary] | None = None,
-        columns: Sequence[Column] = (),
+        columns: Sequence[Column | Sequence[Column]] = (),
         tensors: Mapping[str, Tensor] | None = None,
+        windows: Sequence[Column | Sequence[Column]] = (),
         extra: Literal["forbid", "ignore"] = "forbid",
     ) -> None:
         if bool(columns) == bool(tensors):
             raise SpecError(
                 "Expected either `columns` (one float32 matrix) or `tensors`, got both or neither"
             )
-        if streams:
-            raise SpecError("`streams` belong to window columns, which this version does not have")
         if extra not in ("forbid", "ignore"):
             raise SpecError(f'Expected extra "forbid" or "ignore", got `{clip(extra)}`')
-        all_tensors = {"features": Tensor(tuple(columns))} if columns else dict(tensors or {})
+        all_tensors = {"features": Tensor(_flat(columns))} if columns else _flat_tensors(tensors or {})
         fields = _fields_of(request)
+        stream_bodies = {name: _stream_body(name, given) for name, given in sorted((streams or {}).items())}
+        all_tensors, all_windows = _own_windows(all_tensors, _flat(windows), stream_bodies, fields)
         bodies = {
             name: Entity(_key_fields(e.key), e.columns) if isinstance(e, Entity) else Entity(_key_fields(e))
             for name, e in (entities or {}).items()
@@ -253,12 +259,11 @@ class FeatureSpec:
             zone_at_s=at,
             zone_offset_s=offsets,
             entities=bodies,
+            streams=stream_bodies,
+            windows=all_windows,
             candidate=candidate,
             vocabularies=vocabs,
-            tensors={
-                n: t if isinstance(t.columns, tuple) else msgspec.structs.replace(t, columns=tuple(t.columns))
-                for n, t in sorted(all_tensors.items())  # as features.json has them: one order everywhere
-            },
+            tensors=dict(sorted(all_tensors.items())),  # as features.json has them: one order everywhere
             extra=extra,
         )
         stored = check(self._body)
@@ -347,6 +352,11 @@ class FeatureSpec:
         """Inputs that the caller brings as arrays; empty unless made by `from_model`."""
         return self._body.arrays
 
+    @property
+    def windows(self) -> dict[str, WindowDef]:
+        """Windows by name: those of columns, and those that only others refer to."""
+        return self._body.windows
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the cells of a row, in order, when there is one tensor; else of all tensors one after the other."""
@@ -367,6 +377,24 @@ class FeatureSpec:
 
         return compile_program(self._body)
 
+    def stream(self, name: str) -> StreamProgram:
+        """The compiled way from an event of a stream to slots. Raises: SpecError for a stream that the spec has not."""
+        from retailinfer.features.streams import compile_stream  # noqa: PLC0415 - a later file of this package
+
+        return compile_stream(self._body, name)
+
+    def window_layout(self, stream: str | None = None) -> tuple[EntityWindows, ...]:
+        """What a request (None) or an event of a stream reads of windows and adds to them; see features/streams.py."""
+        from retailinfer.features.streams import window_layout  # noqa: PLC0415 - a later file of this package
+
+        return window_layout(self._body, stream)
+
+    def read_events(self, table: Any, stream: str, *, first_row: int = 0) -> Columns:
+        """A table of a stream's events as canonical columns. Needs `retailinfer[arrow]`. Raises: SpecError, FeatureError."""
+        from retailinfer.features.streams import read_events  # noqa: PLC0415 - a later file of this package
+
+        return read_events(table, self._body, stream, first_row=first_row)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that can change an answer."""
@@ -382,7 +410,7 @@ class FeatureSpec:
         b = self._body
         return (
             f"<FeatureSpec {len(b.fields)} fields, {len(self.columns)} columns in {len(b.tensors)} tensor(s), "
-            f"{'fitted' if b.is_fitted else 'not fitted'}>"
+            f"{f'{len(b.windows)} windows, ' if b.windows else ''}{'fitted' if b.is_fitted else 'not fitted'}>"
         )
 
     def __eq__(self, other: object) -> bool:
@@ -397,8 +425,8 @@ class FeatureSpec:
         """A spec with vocabularies, centres, scales, ranges and the drift baseline learned from a table.
 
         Args:
-            table: anything with the Arrow stream interface (pyarrow, polars, pandas). Columns: the request fields, and
-                stored columns under their reference ("card.mean_amount_30d").
+            table: anything with the Arrow stream interface (pyarrow, polars, pandas). Columns: the request fields, stored
+                columns under their reference ("card.mean_amount_30d"), and windows under their name.
             label: column name or array; needed by target encodings only.
         Needs `retailinfer[arrow]`. Raises: SpecError, FeatureError with the row.
         """
@@ -463,8 +491,13 @@ def column_cells(column: Column, vocabularies: Mapping[str, Vocabulary]) -> list
 def check(body: Body) -> dict[str, str]:
     """Everything that can be wrong without data. Returns the stored references with their types."""
     fields = {f.name: f for f in body.fields}
-    _check_fields(body, fields)
+    _check_fields(body.fields, body.event_time)
+    _check_zone(body)
     _check_entities(body, fields)
+    _check_streams(body)
+    for name, window in body.windows.items():
+        checked(Column(kind="numeric", name=name, refs=(name,), window=window))
+        _check_window(body, fields, name, window)
     stored: dict[str, str] = {}
     seen: set[str] = set()
     inputs: set[str] = set()
@@ -501,6 +534,12 @@ def check(body: Body) -> dict[str, str]:
                     f"two columns are named `{column.name}`", hint='give one of them `name="..."`'
                 )
             seen.add(column.name)
+            if column.window is not None and (
+                column.refs != (column.name,) or body.windows.get(column.name) != column.window
+            ):
+                raise SpecError(
+                    f"column `{column.name}` has another window than the spec lists under its name"
+                )
             _check_column(body, fields, name, tensor, column, stored)
         cells = sum(column_width(column, body.vocabularies) for column in tensor.columns)
         if cells > MAX_CELLS:
@@ -510,20 +549,22 @@ def check(body: Body) -> dict[str, str]:
     return stored
 
 
-def _check_fields(body: Body, fields: Mapping[str, Field]) -> None:
-    if len(fields) != len(body.fields):
-        raise SpecError("a request field is declared twice")
-    for f in body.fields:
+def _check_fields(fields: Sequence[Field], event_time: str | None, what: str = "request") -> None:
+    types_ = {f.name: f.type for f in fields}
+    if len(types_) != len(fields):
+        raise SpecError(f"a {what} field is declared twice")
+    for f in fields:
         if not f.name.isidentifier() or keyword.iskeyword(f.name) or f.name.startswith("__"):
             raise SpecError(f"Expected a Python identifier as field name, got `{clip(f.name)}`")
         if f.type not in FIELD_TYPES:
             raise SpecError(f"Expected a field type of {FIELD_TYPES}, got `{clip(f.type)}` - at `$.{f.name}`")
-    if body.event_time is not None and (
-        body.event_time not in fields or fields[body.event_time].type != "timestamp"
-    ):
+    if event_time is not None and types_.get(event_time) != "timestamp":
         raise SpecError(
-            f"Expected event_time to be a request field of type Timestamp, got `{clip(body.event_time)}`"
+            f"Expected event_time to be a {what} field of type Timestamp, got `{clip(event_time)}`"
         )
+
+
+def _check_zone(body: Body) -> None:
     if (
         len(body.zone_offset_s) != len(body.zone_at_s) + 1
         or list(body.zone_at_s) != sorted(set(body.zone_at_s))
@@ -564,6 +605,120 @@ def _check_entities(body: Body, fields: Mapping[str, Field]) -> None:
             raise SpecError("the event time cannot be the key of the candidate")
 
 
+def _check_streams(body: Body) -> None:
+    requests = [name for name, stream in body.streams.items() if stream.is_request]
+    if len(requests) > 1:
+        raise SpecError(
+            f"Expected one stream of requests at most, got {', '.join(requests)}",
+            hint="give the others their own fields: streams={name: {field: type}}",
+        )
+    for name, stream in body.streams.items():
+        if not name.isidentifier():
+            raise SpecError(f"Expected a Python identifier as stream name, got `{clip(name)}`")
+        if stream.is_request and (stream.fields or stream.event_time):
+            raise SpecError(f"stream `{name}` is the requests, and has fields of its own")
+        if not stream.is_request:
+            if not stream.fields:
+                raise SpecError(
+                    f"stream `{name}` has no fields", hint="None means that its events are the requests"
+                )
+            try:
+                _check_fields(stream.fields, stream.event_time, "stream")
+            except SpecError as exc:
+                raise SpecError(f"{exc} - at stream `{name}`") from None
+
+
+def _check_window(body: Body, fields: Mapping[str, Field], name: str, window: WindowDef) -> None:
+    """A window against its stream and its entity; everything here names the window."""
+    where = f"at window `{name}`"
+    if name in fields:
+        raise SpecError(
+            f"the window `{name}` has the name of a request field", hint='give it another: name="..."'
+        )
+    if window.entity not in body.entities:
+        raise SpecError(
+            f"Unknown entity `{clip(window.entity)}` - {where}",
+            hint=f"declared: {', '.join(body.entities) or 'none'}",
+        )
+    if window.on not in body.streams:
+        known = ", ".join(body.streams)
+        raise SpecError(
+            f"Unknown stream `{clip(window.on)}` - {where}"
+            if window.on
+            else f"Expected on=, the stream that is counted - {where}",
+            hint=f"declared: {known}"
+            if known
+            else 'declare it: streams={"payment": None} counts the requests themselves',
+        )
+    stream = body.streams[window.on]
+    types_ = {f.name: f.type for f in (body.fields if stream.is_request else stream.fields)}
+    for key in body.entities[window.entity].key:
+        if types_.get(key) != fields[key].type:
+            found = f"has it as {types_[key]}" if key in types_ else "has no such field"
+            raise SpecError(
+                f"Expected the key `{key}` ({fields[key].type}) of entity `{window.entity}` in stream `{window.on}`, "
+                f"which {found} - {where}",
+                hint="events say whose they are by the same field as requests",
+            )
+    if window.of is not None:
+        _check_of(window, types_, where)
+    for term in window.where:
+        kind = types_.get(term.field)
+        if kind is None:
+            raise SpecError(
+                f"Unknown field `{clip(term.field)}` in where - {where}",
+                hint=f"stream `{window.on}` has: {', '.join(types_)}",
+            )
+        _check_term(term, kind, where)
+
+
+def _check_of(window: WindowDef, types_: Mapping[str, str], where: str) -> None:
+    kind = types_.get(window.of or "")
+    if kind is None:
+        raise SpecError(
+            f"Unknown field `{clip(window.of)}` - {where}",
+            hint=f"stream `{window.on}` has: {', '.join(types_)}",
+        )
+    if window.what == "distinct":
+        if kind not in DISTINCT:
+            raise SpecError(
+                f"Expected {' or '.join(sorted(DISTINCT))} for distinct values, got {kind} - {where}",
+                hint="two floats that look equal may differ: count rounded integers"
+                if kind == "float"
+                else None,
+            )
+        return
+    if kind not in NUMBERS:
+        raise SpecError(
+            f"Expected float, int or bool for a {window.what}, got {kind} - {where}",
+            hint='"distinct" counts different texts',
+        )
+    if window.scale is None:
+        raise SpecError(
+            f"Expected scale= for the {window.what} of a float - {where}",
+            hint="values are added as whole numbers of 1/scale: scale=100 keeps cents",
+        )
+
+
+def _check_term(term: Where, kind: str, where: str) -> None:
+    wanted = WHERE_TYPES.get(kind)
+    if wanted is None:
+        raise SpecError(f"Expected a number, text or boolean in where, `{term.field}` is {kind} - {where}")
+    if type(term.value) is not wanted:
+        shown = {float: "a number", int: "a whole number", str: "quoted text", bool: "true or false"}[wanted]
+        raise SpecError(
+            f"Expected {shown} after `{term.field} {term.op}`, got `{clip(term.value)}` - {where}"
+        )
+    if kind in ("str", "bool") and term.op not in ("==", "!="):
+        raise SpecError(f"Expected == or != for `{term.field}`, which is {kind}, got {term.op} - {where}")
+    if isinstance(term.value, int) and not -(2**63) <= term.value < 2**63:
+        raise SpecError(f"Expected an integer of 64 bits in where, got `{clip(term.value)}` - {where}")
+    if isinstance(term.value, str) and not _is_short_utf8(term.value):
+        raise SpecError(f"Expected text that an event may hold in where, got `{clip(term.value)}` - {where}")
+
+
+DISTINCT = frozenset({"str", "bytes", "int", "bool", "timestamp"})
+WHERE_TYPES: dict[str, type] = {"float": float, "int": int, "str": str, "bool": bool}
 NUMBERS = frozenset({"float", "int", "bool"})
 KIND_TAKES: dict[str, frozenset[str]] = {
     "numeric": NUMBERS,
@@ -624,7 +779,8 @@ def _check_column(
             )
     if column.max_age_ns is not None and not any("." in r for r in column.refs):
         raise SpecError(
-            f"{where} has max_age, but reads no stored column", hint="request fields are never stale"
+            f"{where} has max_age, but reads no stored column",
+            hint="request fields are never stale, and windows say so themselves",
         )
     _check_dtype(tensor_name, tensor, column, types_, where)
     _check_vocabulary(body, column, types_, where)
@@ -637,9 +793,11 @@ def _ref_type(
 ) -> str:
     if ref in fields:
         return fields[ref].type
+    if ref in body.windows:
+        return "float"
     entity, dot, name = ref.partition(".")
     if not dot or entity not in body.entities or not name:
-        known = [*fields, *(f"{e}.<column>" for e in body.entities)]
+        known = [*fields, *(f"{e}.<column>" for e in body.entities), *body.windows]
         raise SpecError(
             f"Unknown reference `{clip(ref)}` - at column `{column.name}`",
             hint=f"known: {', '.join(known)}",
@@ -789,7 +947,9 @@ def _is_short_utf8(text: str) -> bool:
 
 def _can_be_missing(body: Body, column: Column) -> bool:
     optional = {f.name for f in body.fields if f.optional}
-    return column.kind in ("ratio", "cosine") or any("." in r or r in optional for r in column.refs)
+    return column.kind in ("ratio", "cosine") or any(
+        "." in r or r in optional or r in body.windows for r in column.refs
+    )
 
 
 def _check_axis(body: Body, tensor: Tensor, column: Column, where: str) -> None:
@@ -797,6 +957,8 @@ def _check_axis(body: Body, tensor: Tensor, column: Column, where: str) -> None:
         own = set(body.entities[body.candidate].key)
         for ref in column.refs:
             entity = ref.partition(".")[0] if "." in ref else None
+            if ref in body.windows:
+                entity = body.windows[ref].entity
             keys = set(body.entities[entity].key) if entity in body.entities else {ref}
             if keys & own:
                 raise SpecError(
@@ -816,6 +978,108 @@ def _needs_fit(body: Body) -> bool:
 
 
 # ---- what the constructor takes ------------------------------------------------------------------------------------
+
+
+def _flat(columns: Any) -> tuple[Column, ...]:
+    """Columns with the tuples that `c.lag` returns opened up."""
+    found: list[Column] = []
+    for column in columns:
+        if isinstance(column, (list, tuple)):
+            found += _flat(column)
+        else:
+            found.append(column)
+    return tuple(found)
+
+
+def _flat_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise SpecError(f"Expected ri.Tensor, got `{clip(tensor)}` - at tensor `{name}`")
+    return {n: msgspec.structs.replace(t, columns=_flat(t.columns)) for n, t in tensors.items()}
+
+
+def _stream_body(name: str, given: Any) -> StreamBody:
+    if given is None:
+        return StreamBody(is_request=True)
+    stream = given if isinstance(given, Stream) else Stream(given)
+    try:
+        return StreamBody(fields=_fields_of(stream.fields), event_time=stream.event_time)
+    except SpecError as exc:
+        raise SpecError(
+            f"{exc} - at stream `{name}`", hint="None means that the stream's events are the requests"
+        ) from None
+
+
+def _own_windows(
+    tensors: Mapping[str, Tensor],
+    declared: Sequence[Column],
+    streams: Mapping[str, StreamBody],
+    fields: Sequence[Field],
+) -> tuple[dict[str, Tensor], dict[str, WindowDef]]:
+    """Complete what windows leave to the spec: stream, name, scale, the types of constants. All of them, by name.
+
+    What cannot be completed stays as it is: `check` says what is wrong with it.
+    """
+    windows: dict[str, WindowDef] = {}
+
+    def complete(column: Column) -> Column:
+        if not isinstance(column, Column) or column.window is None:
+            return column
+        definition = _completed(column.window, streams, fields)
+        auto = not column.refs
+        name = f"{column.name}_{definition.on}" if auto and len(streams) > 1 else column.name
+        if windows.setdefault(name, definition) != definition:
+            raise SpecError(f"two windows are named `{name}`", hint='give one of them `name="..."`')
+        return msgspec.structs.replace(column, name=name, refs=(name,), window=definition)
+
+    for column in declared:
+        if not isinstance(column, Column) or column.window is None:
+            raise SpecError(f"Expected c.window or c.lag, got `{clip(column)}` - at windows")
+        made = complete(column)
+        if made != Column(kind="numeric", name=made.name, refs=made.refs, window=made.window):
+            raise SpecError(
+                f"the window `{made.name}` says what becomes of its value, but no tensor holds it - at windows",
+                hint='give transforms and outcomes to the columns that refer to it (and fill="use" to c.lag)',
+            )
+    out = {
+        name: msgspec.structs.replace(tensor, columns=tuple(complete(col) for col in tensor.columns))
+        for name, tensor in tensors.items()
+    }
+    return out, dict(sorted(windows.items()))
+
+
+def _completed(window: WindowDef, streams: Mapping[str, StreamBody], fields: Sequence[Field]) -> WindowDef:
+    on = window.on or (next(iter(streams)) if len(streams) == 1 else "")
+    stream = streams.get(on)
+    if stream is None:
+        return window
+    types_ = {f.name: f.type for f in (fields if stream.is_request else stream.fields)}
+    scale = window.scale
+    if (
+        scale is None
+        and window.what not in ("count", "distinct")
+        and types_.get(window.of or "") in ("int", "bool")
+    ):
+        scale = 1
+    where = tuple(_typed(term, types_.get(term.field)) for term in window.where)
+    return msgspec.structs.replace(window, on=on, scale=scale, where=where)
+
+
+def _typed(term: Where, kind: str | None) -> Where:
+    """A constant in the type of its field: 100 is 100.0 beside floats; beside integers, > 99.5 is >= 100."""
+    value = term.value
+    if isinstance(value, (bool, str)):
+        return term
+    if kind == "float":
+        return msgspec.structs.replace(term, value=float(value))
+    if kind == "int" and isinstance(value, float):
+        if value.is_integer():
+            return msgspec.structs.replace(term, value=int(value))
+        if term.op in ("<", "<="):
+            return msgspec.structs.replace(term, op="<=", value=math.floor(value))
+        if term.op in (">", ">="):
+            return msgspec.structs.replace(term, op=">=", value=math.ceil(value))
+    return term
 
 
 def _own_vocabularies(
