@@ -1,0 +1,186 @@
+"""What the measures share: models, releases, sessions and tables, each made when first asked for; and the list of measures.
+
+A measure is a function of a `Lab` that `@measures(...)` registers under the figures that it gives. They are in `measures/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import models, reference, workloads
+from benchmarks.harness import Effort, Figure, Timing
+from benchmarks.peers.bare_run import BareRun, Feed
+from benchmarks.peers.handwritten import HandwrittenFraud
+from benchmarks.report import PeerRow, StageRow
+from benchmarks.workloads import FRAUD_LEAN, RANK, RANK_GBDT_COLUMNS
+
+__all__ = ["MEASURES", "Figures", "Lab", "Measure", "UnmeasurableError", "measures"]
+
+Figures = dict[str, Figure]
+_STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")
+
+
+class UnmeasurableError(Exception):
+    """This machine lacks what the figure needs. Counted as missed; the run does not fail."""
+
+
+@dataclass
+class Lab:
+    """What the groups share. A context manager: its releases live in a temporary folder."""
+
+    effort: Effort
+    peers: list[PeerRow] = field(default_factory=list)
+    stages: list[StageRow] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._folder = TemporaryDirectory(prefix="retailinfer-bench-")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._folder.name)
+
+    def scaled(self, factor: float) -> Effort:
+        """The same effort with another share of time."""
+        return Effort(self.effort.rounds, self.effort.seconds * factor, self.effort.short)
+
+    def peer(self, what: str, timing: Timing, library: Timing | None) -> None:
+        """Note a peer for the table."""
+        self.peers.append(
+            PeerRow(what, timing.name, timing.us(), timing.us(0.99), library.us() if library else None)
+        )
+
+    def stage(self, what: str, marks: Sequence[Sequence[int]]) -> None:
+        """Note the stages of many calls, in ns, for the table."""
+        medians = np.median(np.array(marks, np.int64), axis=0).tolist()
+        self.stages += [StageRow(what, name, ns) for name, ns in zip(_STAGES, medians, strict=True)]
+
+    # ---- fraud-lean ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def codes(self) -> dict[str, dict[str, int]]:
+        return models.codes(FRAUD_LEAN)
+
+    @cached_property
+    def fraud_rows(self) -> tuple[dict[str, Any], ...]:
+        return workloads.requests(FRAUD_LEAN.name)[0]
+
+    @cached_property
+    def fraud_bodies(self) -> tuple[bytes, ...]:
+        return workloads.requests(FRAUD_LEAN.name)[1]
+
+    @cached_property
+    def fraud_matrix(self) -> NDArray[np.float32]:
+        """The model's input for every request, by the NumPy reference."""
+        values = workloads.draw(FRAUD_LEAN, workloads.N_REQUESTS, seed=workloads.SEED + 1)
+        return reference.matrix(FRAUD_LEAN.columns, values, self.codes)
+
+    @cached_property
+    def fraud_run(self) -> BareRun:
+        return BareRun(models.gbdt(FRAUD_LEAN.name), "probabilities")
+
+    @cached_property
+    def fraud_feeds(self) -> list[Feed]:
+        return self.fraud_run.feeds(self.fraud_matrix)
+
+    @cached_property
+    def fraud_scores(self) -> NDArray[np.float32]:
+        return self.fraud_run.scores(self.fraud_feeds)
+
+    @cached_property
+    def handwritten(self) -> HandwrittenFraud:
+        return HandwrittenFraud(self.fraud_run, self.codes)
+
+    @cached_property
+    def fraud_spec(self) -> Any:
+        from benchmarks import library
+
+        return library.fraud_spec()
+
+    @cached_property
+    def fraud_release(self) -> Path:
+        from benchmarks import library
+
+        return library.pack_fraud(self.folder, self.fraud_spec, models.gbdt(FRAUD_LEAN.name))
+
+    @cached_property
+    def scorer(self) -> Any:
+        import retailinfer as ri
+
+        return ri.Scorer.load(self.fraud_release, trust="unsigned")
+
+    @cached_property
+    def fraud_structs(self) -> list[Any]:
+        """The requests as Structs of the spec's own type, as `score_json` decodes them."""
+        return [msgspec.json.decode(body, type=self.scorer.request_type) for body in self.fraud_bodies]
+
+    # ---- ranking ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def item_keys(self) -> list[str]:
+        return [key.decode() for key in workloads.item_ids()]
+
+    @cached_property
+    def rank_run(self) -> BareRun:
+        return BareRun(models.mlp(), "score")
+
+    @cached_property
+    def tree_run(self) -> BareRun:
+        return BareRun(models.gbdt("rank-gbdt"), "probabilities")
+
+    @cached_property
+    def items(self) -> Any:
+        """A store with the item table."""
+        import retailinfer as ri
+        from benchmarks import library
+
+        return ri.Store(tables={"item": library.item_snapshot()})
+
+    @cached_property
+    def ranker(self) -> Any:
+        return self._ranker("rank", RANK.columns, models.mlp())
+
+    @cached_property
+    def tree_ranker(self) -> Any:
+        return self._ranker("rank-gbdt", RANK_GBDT_COLUMNS, models.gbdt("rank-gbdt"))
+
+    def _ranker(self, name: str, columns: Sequence[workloads.ColumnDef], model: bytes) -> Any:
+        import retailinfer as ri
+        from benchmarks import library
+
+        release = library.pack_rank(self.folder, name, library.rank_spec(columns), model)
+        return ri.Ranker.load(release, store=self.items, trust="unsigned")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A group of figures that are measured together."""
+
+    name: str
+    figures: tuple[str, ...]
+    run: Callable[[Lab], Figures]
+
+
+MEASURES: list[Measure] = []
+
+
+def measures(*figures: str) -> Callable[[Callable[[Lab], Figures]], Callable[[Lab], Figures]]:
+    """Register a function as what measures these figures."""
+
+    def register(function: Callable[[Lab], Figures]) -> Callable[[Lab], Figures]:
+        MEASURES.append(Measure(function.__name__, figures, function))
+        return function
+
+    return register
