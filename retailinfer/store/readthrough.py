@@ -43,11 +43,19 @@ _FORGOTTEN_NS = 60_000_000_000  # a flight that nobody takes: its asker was inte
 
 
 class Fills(Protocol):
-    """What a table lets its ReadThrough do; both may raise, which refuses the row."""
+    """What a table lets its ReadThrough do. All three are called under `lock`, and must not wait."""
 
-    def put(self, key: Any, row: Mapping[str, Any], *, updated_at: Any = None) -> None: ...
+    def put(self, key: Any, row: Mapping[str, Any], *, updated_at: Any = None) -> None:
+        """Store a row (of plain values) and forget that the key was unknown. What it raises refuses the row.
 
-    def mark_unknown(self, keys: Sequence[Any]) -> None: ...
+        `updated_at`: seconds since the epoch; None where the row says it itself.
+        """
+
+    def mark_unknown(self, keys: Sequence[Any]) -> None:
+        """Remember for a while that there is nothing under these keys, and forget the rows."""
+
+    def knows(self, key: Any) -> bool:
+        """Whether there is a row that has not expired, or it is remembered that there is none; does not count as use."""
 
 
 class ReadThroughStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +301,8 @@ class ReadThrough:
                 waits[flight] = None
                 if urgent and not flight.urgent:
                     self._hurry(flight)
+            if urgent and missing:  # an answer may have come between the look-up that missed and the lock
+                missing = [key for key in missing if not self._table.knows(key)]
             for batch in _batches(iter(missing), self._max_batch):
                 if self._closed or self._pending[urgent] + len(batch) > self._max_pending:
                     self._counts["refused"] += len(batch)
