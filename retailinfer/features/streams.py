@@ -71,9 +71,9 @@ class Add(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a request reads: into `slot`, panes (p - delay_panes - n_panes, p - delay_panes] of the pane p of its moment.
+    """What a request reads: into `slot`, the panes (p - n_panes, p], where p is the pane of its moment - delay, less `lag`.
 
-    what: count, sum, mean, min, max, distinct, or lag: the sum of pane p - lag alone, null without an event in it.
+    what: count, sum, mean, min, max, distinct, or lag: the sum of one pane, null without an event in it.
     include: as if the event that is scored had been added. scale: of the accumulator's whole numbers, 1 without.
     """
 
@@ -81,7 +81,7 @@ class Read(NamedTuple):
     accumulator: int
     what: str
     n_panes: int
-    delay_panes: int
+    delay_ns: int
     include: bool
     lag: int
     scale: int
@@ -194,7 +194,7 @@ def window_layout(body: Body, stream: str | None = None) -> tuple[EntityWindows,
                         at,
                         window.what,
                         window.n_panes,
-                        window.delay_panes,
+                        window.delay_ns,
                         include,
                         window.lag,
                         window.scale or 1,
