@@ -1,6 +1,6 @@
 """The reference models, made on the machine that measures and kept in build/benchmarks/.
 
-    gbdt("fraud-lean")   LightGBM, 300 trees x 31 leaves, depth 6, 40 inputs, binary, ONNX with ZipMap off
+    gbdt("fraud-lean")   and "fraud-full", "rank-gbdt": LightGBM, 300 trees x 31 leaves, depth 6, 40 inputs, binary, ONNX with ZipMap off
     mlp()                64-128-64-1, random weights, static QDQ int8, calibrated on rows of the ranking workload
 
 Rules:
@@ -26,13 +26,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import reference, workloads
-from benchmarks.workloads import FRAUD_LEAN, RANK, RANK_GBDT_COLUMNS
+from benchmarks.workloads import FRAUD_FULL, FRAUD_LEAN, RANK, RANK_GBDT_COLUMNS
 
-__all__ = ["N_TREES", "cache_dir", "codes", "gbdt", "mlp", "rank_matrix", "training_rows"]
+__all__ = [
+    "N_HISTORY",
+    "N_TREES",
+    "cache_dir",
+    "codes",
+    "full_training_rows",
+    "gbdt",
+    "mlp",
+    "rank_matrix",
+    "training_rows",
+]
 
 N_TREES = 300
 N_LEAVES = 31
 DEPTH = 6
+N_HISTORY = 100_000  # payments that the windows of fraud-full hold before the first request
 
 
 def cache_dir() -> Path:
@@ -52,8 +63,14 @@ def codes(workload: workloads.Workload) -> dict[str, dict[str, int]]:
     return reference.learn_vocabularies(workload.columns, training_rows(workload))
 
 
+def full_training_rows() -> workloads.Values:
+    """Training rows of fraud-full with everything looked up: stored columns by reference, windows by column name."""
+    requests = workloads.FullRequests(workloads.FIRST_SECOND)
+    return reference.full_values(requests.history(N_HISTORY), requests.values(range(workloads.N_TRAINING)))
+
+
 def gbdt(name: str, *, n_trees: int = N_TREES) -> bytes:
-    """ONNX bytes of the booster "fraud-lean" or "rank-gbdt". Input `input` (n, 40), output `probabilities` (n, 2)."""
+    """ONNX bytes of the booster "fraud-lean", "fraud-full" or "rank-gbdt". Input `input` (n, 40), output `probabilities` (n, 2)."""
     return _cached(f"{name}-{n_trees}.onnx", "lightgbm onnxmltools onnx", lambda: _train(name, n_trees))
 
 
@@ -100,6 +117,8 @@ def _train(name: str, n_trees: int) -> bytes:
 
     if name == "fraud-lean":
         x = reference.matrix(FRAUD_LEAN.columns, training_rows(FRAUD_LEAN), codes(FRAUD_LEAN))
+    elif name == "fraud-full":
+        x = reference.matrix(FRAUD_FULL.columns, full_training_rows(), codes(FRAUD_FULL))
     else:
         drawn = workloads.rank_requests(40, workloads.N_REQUESTS)
         x = np.concatenate(

@@ -18,9 +18,19 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from benchmarks.workloads import ColumnDef, Values
+from benchmarks.workloads import FRAUD_FULL, ColumnDef, Values, entity_table, key_index
 
-__all__ = ["bucket", "cyclic", "day_of_week", "hour", "learn_vocabularies", "matrix"]
+__all__ = [
+    "bucket",
+    "cyclic",
+    "day_of_week",
+    "full_values",
+    "hour",
+    "learn_vocabularies",
+    "matrix",
+    "pane_seconds",
+    "windows",
+]
 
 Vocabularies = Mapping[str, Mapping[str, int]]  # column -> value -> code
 
@@ -69,6 +79,8 @@ def _time_part(part: str, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
 def _column(column: ColumnDef, values: Values, codes: Vocabularies, event_time: str) -> Any:
     refs = [values[ref] for ref in column.refs if ref in values]
     match column.kind:
+        case "window":
+            return values[column.name]
         case "numeric" | "stored":
             return np.log1p(refs[0]) if column.options.get("transform") == "log1p" else refs[0]
         case "boolean":
@@ -99,3 +111,58 @@ def matrix(
     for j, column in enumerate(columns):
         out[:, j] = _column(column, values, codes, event_time)
     return out
+
+
+# ------------------------------------------------------------------------------------------------------ fraud-full
+
+_SECONDS = {"1h": 3_600, "24h": 86_400, "7d": 7 * 86_400}
+_PANES = 30  # the default where it gives whole seconds, as it does for these three
+
+
+def pane_seconds(over: str) -> int:
+    """Width of the panes that a window of this length is cut into."""
+    seconds, rest = divmod(_SECONDS[over], _PANES)
+    if rest:
+        raise ValueError(f"a window of {over} has no default of {_PANES} panes: say here which it has")
+    return seconds
+
+
+def windows(columns: Sequence[ColumnDef], before: Values, values: Values) -> dict[str, NDArray[np.float64]]:
+    """Window columns of `values`, whose rows are read and then added one after the other, behind those of `before`.
+
+    By the definition: all events of the key so far, this one included, whose pane is one of the last 30. Amounts count in
+    whole cents, rounded to even.
+    """
+    n_before = len(before["at"])
+    at = np.floor(np.concatenate([before["at"], values["at"]])).astype(np.int64)
+    cents = np.rint(np.concatenate([before["amount"], values["amount"]]) * 100).astype(np.int64)
+    out = {}
+    for entity in dict.fromkeys(c.refs[0] for c in columns if c.kind == "window"):
+        field = FRAUD_FULL.entities[entity]
+        key = np.array([key_index(k) for k in before[field]] + [key_index(k) for k in values[field]])
+        order = np.argsort(key, kind="stable")
+        first = np.searchsorted(key[order], key[n_before:], side="left")
+        last = np.searchsorted(key[order], key[n_before:], side="right")
+        own = [
+            o[o <= n_before + i] for i, o in enumerate(order[a:b] for a, b in zip(first, last, strict=True))
+        ]
+        for column in columns:
+            if column.kind != "window" or column.refs[0] != entity:
+                continue
+            pane = at // pane_seconds(column.options["over"])
+            got = np.empty(len(own))
+            for i, events in enumerate(own):
+                inside = events[pane[events] > pane[n_before + i] - _PANES]
+                got[i] = len(inside) if column.refs[1] == "count" else cents[inside].sum() / 100
+            out[column.name] = got
+    return out
+
+
+def full_values(before: Values, values: Values) -> Values:
+    """Requests of fraud-full with their stored columns, by reference, and their windows, by column name."""
+    out = dict(values)
+    for entity, field in FRAUD_FULL.entities.items():
+        rows = np.array([key_index(key) for key in values[field]])
+        columns = entity_table(FRAUD_FULL, entity)[1]
+        out |= {f"{entity}.{name}": column[rows] for name, column in columns.items()}
+    return out | windows(FRAUD_FULL.columns, before, values)

@@ -38,6 +38,7 @@ __all__ = [
     "RANK_GBDT_COLUMNS",
     "TOP_K",
     "ColumnDef",
+    "FullRequests",
     "RankRequests",
     "Workload",
     "as_rows",
@@ -46,6 +47,7 @@ __all__ = [
     "item_ids",
     "item_values",
     "json_bodies",
+    "key_index",
     "rank_requests",
     "requests",
 ]
@@ -188,7 +190,10 @@ _FULL_STORED = {
 
 
 def _window(entity: str, aggregate: str, over: str) -> ColumnDef:
-    options: dict[str, Any] = {"on": "payment", "over": over}
+    options: dict[str, Any] = {
+        "on": "payment",
+        "over": over,
+    }  # the event that is scored counts, as is the default
     if aggregate != "count":
         options |= {"of": "amount", "scale": 100}
     return ColumnDef(f"{entity}_{aggregate}_{over}", "window", (entity, aggregate), options)
@@ -345,6 +350,11 @@ def requests(name: str) -> tuple[tuple[dict[str, Any], ...], tuple[bytes, ...]]:
     return tuple(rows), tuple(json_bodies(rows))
 
 
+def key_index(key: str) -> int:
+    """The number that `word` made this key of: the row of its entity's table."""
+    return int(key.rpartition("-")[2])
+
+
 def entity_table(workload: Workload, entity: str, *, n_rows: int = N_ENTITIES) -> tuple[list[str], Values]:
     """Keys and columns of an entity's table; values are float32 numbers, so that no path can round them."""
     rng = np.random.default_rng([SEED, sum(entity.encode())])
@@ -355,6 +365,70 @@ def entity_table(workload: Workload, entity: str, *, n_rows: int = N_ENTITIES) -
         for name in workload.stored[entity]
     }
     return keys, columns
+
+
+# ------------------------------------------------------------------------------------------------------ a checkout
+
+
+class FullRequests:
+    """Requests of fraud-full, without end: number i is dated base_s + i / 20, so time moves on and windows move with it.
+
+    All but the moment and the three keys comes from 2,000 drawn rows in rotation. Keys are drawn anew for every number
+    out of a million, uniformly among the 100,000 of each table: neither look-ups nor windows stay in the cache.
+    """
+
+    PER_SECOND = 20
+    N_KEYS = 1 << 20
+    HISTORY_S = 7 * 86_400  # as long as the longest window
+
+    def __init__(self, base_s: int) -> None:
+        self.base_s = base_s
+        rng = np.random.default_rng([SEED, 18])
+        self._keys = {e: rng.integers(0, N_ENTITIES, self.N_KEYS) for e in FRAUD_FULL.entities}
+        drawn = draw(FRAUD_FULL, N_REQUESTS, seed=SEED + 1)
+        opened = drawn.pop("account_opened_at")
+        fixed = {name: v for name, v in drawn.items() if name not in (*FRAUD_FULL.entities.values(), "at")}
+        self._fixed: dict[str, Any] = fixed | {"account_opened_at": opened}
+        middles = [body[1:-1] for body in json_bodies(as_rows(fixed))]
+        ends = [f"{at:.6f}".encode() for at in opened.tolist()]
+        # `%` of what is drawn is doubled: these are templates
+        self._templates = [
+            b'{"card_id":"card_id-%%06d","customer_id":"customer-%%06d","terminal_id":"terminal-%%06d",'
+            b'%b,"at":%%d.%%06d,"account_opened_at":%b}' % (middle.replace(b"%", b"%%"), end)
+            for middle, end in zip(middles, ends, strict=True)
+        ]
+
+    def body(self, number: int) -> bytes:
+        """The request as JSON."""
+        key = number % self.N_KEYS
+        card, customer, terminal = (keys[key] for keys in self._keys.values())
+        second, part = divmod(number, self.PER_SECOND)
+        micros = part * (1_000_000 // self.PER_SECOND)
+        at = (self.base_s + second, micros)
+        return self._templates[number % N_REQUESTS] % (card, customer, terminal, *at)
+
+    def values(self, numbers: Sequence[int]) -> Values:
+        """Requests as columns, equal to what their bodies say."""
+        rows = np.array([n % N_REQUESTS for n in numbers])
+        out: Values = {}
+        for name in FRAUD_FULL.fields:
+            entity = next((e for e, field in FRAUD_FULL.entities.items() if field == name), None)
+            if entity is not None:
+                out[name] = [word(name, int(self._keys[entity][n % self.N_KEYS])) for n in numbers]
+            elif name == "at":
+                micros = np.array(numbers, np.int64) * (1_000_000 // self.PER_SECOND)
+                out[name] = (self.base_s * 1_000_000 + micros) / 1e6
+            else:
+                column = self._fixed[name]
+                out[name] = column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]
+        return out
+
+    def history(self, n_rows: int) -> Values:
+        """Payments of the seven days before, in the order of time: what the windows are filled with."""
+        values = draw(FRAUD_FULL, n_rows, seed=SEED + 3)
+        values["at"] = self.base_s - self.HISTORY_S + np.arange(n_rows) * (self.HISTORY_S // n_rows)
+        values["at"] = values["at"].astype(np.float64)
+        return values
 
 
 # ------------------------------------------------------------------------------------------------------ candidates
