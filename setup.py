@@ -31,6 +31,7 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "program": ("feature_ops.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
+    "windows": ("panes.c",),
 }
 
 DIRECTIVES: dict[str, Any] = {

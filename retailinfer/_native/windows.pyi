@@ -1,0 +1,198 @@
+"""Velocity windows: state by entity, plans, one call, replay. Layout and arithmetic: panes.h; steps of a call: windows.pxd."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retailinfer._native.program import Program
+
+Term = tuple[int, int, float | int | str | bytes | bool]
+Add = tuple[int, tuple[Term, ...], int, float]
+Read = tuple[int, int, str, int, int, bool, int, float]
+
+KINDS: Mapping[str, int]
+WHATS: Mapping[str, int]
+MAX_KEEP: int
+MAX_DISTINCT: int
+
+def event_hash(event_id: str | bytes | int) -> int:
+    """Return what the rings of seen ids hold of an event's id: 64 bits, never 0. Raises: FeatureTypeError, FeatureRangeError."""
+
+class WindowGroup:
+    """State of all windows of one kind of entity. Use it from any thread: every method is one step under the GIL.
+
+    Args:
+        name: of the entity.
+        key_kind: "str", "int", "bytes" or a tuple of them.
+        max_entities, max_bytes: beyond either, the least recently updated entity is forgotten (`evicted`).
+        max_ahead_ns: an event dated later than this after the clock is taken at the clock (`ahead`).
+        clock: what `register` asks for the moment from which a new accumulator is complete; `wall_ns()`.
+        shared: the state is kept elsewhere; this object only knows the accumulators.
+    """
+
+    name: str
+    key_kind: str | tuple[str, ...]
+    shared: bool
+    max_ahead_ns: int
+    clock: Any
+    def __init__(
+        self,
+        name: str,
+        key_kind: str | tuple[str, ...],
+        *,
+        max_entities: int = 1_000_000,
+        max_bytes: int = 1 << 30,
+        max_ahead_ns: int = 300_000_000_000,
+        clock: Any = None,
+        shared: bool = False,
+        hash_key: tuple[int, int] | None = None,
+    ) -> None: ...
+    def register(
+        self,
+        digest: bytes,
+        kind: str,
+        pane_ns: int,
+        keep_panes: int,
+        *,
+        calendar: bool = False,
+        since_ns: int | None = None,
+    ) -> int:
+        """Return the number of the accumulator that `digest` (32 bytes) names; make it if it is new.
+
+        kind: "count", "sum", "min", "max", "distinct" ("ids" is for the rings of event ids). pane_ns: whole seconds.
+        keep_panes: panes behind the newest one that some window needs, at most MAX_KEEP; the largest asked for counts.
+        calendar: panes are cut in local time of the plan's zone. since_ns: complete from then on (None: from now on).
+        Raises: ConfigError.
+        """
+
+    def since(self, digest: bytes) -> int:
+        """Nanoseconds since the epoch from which the accumulator is complete. Raises: KeyError."""
+
+    def set_since(self, digest: bytes, since_ns: int) -> None:
+        """Say from when on the accumulator is complete: after a backfill, or as other processes know it. Raises: KeyError."""
+
+    @property
+    def accumulators(self) -> tuple[dict[str, Any], ...]:
+        """Each with digest, kind, pane_ns, keep_panes, calendar, since_ns, by number."""
+
+    def info(self) -> dict[str, int]:
+        """Counters and sizes: entities, panes, bytes, live_bytes, events, late, duplicates, ahead, evicted, swept, ..."""
+
+    def erase(self, key: Any) -> bool:
+        """Forget one entity; whether it was known. Raises: FeatureTypeError for a key of another kind."""
+
+    def blocks(self, *, step_bytes: int = 1 << 20) -> Iterator[bytes]:
+        """State of all entities as pieces of about `step_bytes`, each made in one step under the GIL.
+
+        An entity that changes between the pieces is there as of its last piece. `load_blocks` takes them in this order.
+        """
+
+    def load_blocks(self, state: Mapping[str, Any], pieces: Sequence[bytes]) -> int:
+        """Replace everything by a saved state; return the entities. Raises: IntegrityError; nothing has changed then."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load_blocks` needs beside the blocks: accumulators, what was evicted until when."""
+
+    def clear(self) -> None:
+        """Forget all entities; accumulators stay, complete from now on."""
+
+class WindowCall:
+    """Memory of one plan for one call at a time. Made by `WindowPlan.new_call` (native)."""
+
+class WindowPlan:
+    """What one event stream does with one group. Slot numbers are those of `program` (or behind them: resolved keys).
+
+    Args:
+        keys: slots of the entity's key, in order.
+        adds: (accumulator, where, of, scale): `where` are comparisons (slot, op, constant) that must all hold, op 0..5 for
+            < <= > >= == !=; `of` is a slot, or -1 for "count".
+        reads: (slot, accumulator, what, n_panes, delay_ns, include, lag, scale). The window is the panes (p - n, p] of
+            p = floor((t - delay) / pane) - lag. what: "count", "sum", "mean", "min", "max", "distinct", "lag".
+    Raises: ConfigError.
+    """
+
+    group: WindowGroup
+    program: Program
+    stream: str
+    slots: tuple[int, ...]
+    def __init__(
+        self,
+        group: WindowGroup,
+        program: Program,
+        *,
+        stream: str,
+        keys: tuple[int, ...],
+        adds: tuple[Add, ...],
+        reads: tuple[Read, ...],
+    ) -> None: ...
+    def run(
+        self,
+        values: Mapping[int, Any],
+        at_ns: int,
+        *,
+        now_ns: int = 0,
+        event_hash: int = 0,
+        read: bool = True,
+        add: bool = True,
+    ) -> list[tuple[float, int]] | None:
+        """One event by hand, for tools and tests: slot -> value in, (value, state) of each read out, then it is added.
+
+        Raises: FeatureTypeError, FeatureRangeError; nothing has changed then.
+        """
+
+    def remote(self, values: Mapping[int, Any], at_ns: int, *, now_ns: int = 0, event_hash: int = 0, add: bool = True) -> Any:
+        """What `remote_call` gives, by hand: None without a key, else (key, ids field | None, id | None, operations, keep_ms).
+
+        key: canonical bytes. Operations: flat triples of bytes (code, field, argument):
+            b"+" field delta      add an integer; |result| <= 2**53, else nothing of the request is added (status 2)
+            b"<" field value      keep the smaller integer;    b">" the larger
+            b"d" field counter    set `field` to 1 unless it is there or `counter` has reached 64; then add 1 to `counter`
+        ids field: 8-byte ids of the last 8 events, oldest first, as one text; if the id is in it: status 1, nothing is added.
+        keep_ms: how long any window may need what is written now.
+        """
+
+    def remote_result(
+        self, values: Mapping[int, Any], at_ns: int, reply: Any, *, now_ns: int = 0, event_hash: int = 0
+    ) -> list[tuple[float, int]]:
+        """What `remote_read` makes of `reply` = (status, [field, value, ...] as they were before the add), by hand.
+
+        Raises: ValueError for a reply that is not one; FeatureRangeError for status 2.
+        """
+
+class WindowReplay:
+    """Runs history through plans, without Python per event: for replay and backfill.
+
+    add_stream: `columns` are canonical, by slot of `program` (see Program.fill_table), then those of resolved keys behind them.
+    """
+
+    def __init__(self) -> None: ...
+    def add_stream(
+        self,
+        program: Program,
+        plans: Sequence[WindowPlan],
+        columns: Sequence[Any],
+        n_rows: int,
+        at_ns: NDArray[np.int64],
+        *,
+        now_ns: NDArray[np.int64] | None = None,
+        event_hash: NDArray[np.uint64] | None = None,
+        adds: bool = True,
+        windows: Sequence[int] = (),
+    ) -> int:
+        """Return the stream's number. `windows`: slots to give out, in this order; none: the stream is only added."""
+
+    def run(
+        self,
+        streams: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        *,
+        before_since: bool = False,
+    ) -> tuple[dict[int, tuple[NDArray[np.float64], NDArray[np.uint8]]], int]:
+        """Events in order (stream, row) -> ({stream: (values (n_rows, windows), states)}, events that were added to something).
+
+        values are NaN where the state is NULL, UNKNOWN or UNAVAILABLE, and for rows that `rows` does not name (UNAVAILABLE).
+        before_since: an accumulator takes only what is dated before its `since`: backfill behind live events.
+        Raises: FeatureRangeError (path with the row); events before that one have been added. Releases the GIL: no.
+        """
