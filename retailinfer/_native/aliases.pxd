@@ -25,6 +25,7 @@ cdef extern from "alias_graph.h" nogil:
     ctypedef struct ri_alias_graph:
         ri_alias_node* nodes
         uint32_t n_nodes
+        uint32_t n_free
         uint64_t n_links
         uint64_t n_changes
         uint64_t n_bytes

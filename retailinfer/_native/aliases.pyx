@@ -147,13 +147,7 @@ cdef class AliasTable:
 
     @property
     def n_keys(self):
-        return self.graph.n_nodes - self._n_free()
-
-    def _n_free(self):
-        cdef uint32_t i, free_nodes = 0
-        for i in range(self.graph.n_nodes):
-            free_nodes += self.graph.nodes[i].key == NULL
-        return free_nodes
+        return self.graph.n_nodes - self.graph.n_free
 
     @property
     def nbytes(self):
