@@ -84,8 +84,8 @@ TIME_PARTS: dict[str, tuple[int, int] | None] = {
 }
 MAX_CROSS = 16  # feature_ops.c keeps the parts of a cross on the stack
 MAX_SIZE = 65536  # cells of a vector or a sequence
-MAX_PANES = 1024  # of a window and of its delay
-MAX_LAG = 1024  # steps
+MAX_KEEP = 1000  # panes of one entity that a store keeps for a window: its own, its delay's, its lag's, and 2 for late events
+MAX_LAG = MAX_KEEP - 3  # steps
 MAX_WINDOW_NS = 3660 * 86400 * 10**9
 MAX_SCALE = 10**12
 WINDOW_KINDS = ("count", "sum", "mean", "min", "max", "distinct")
@@ -929,9 +929,9 @@ def _checked_window(c: Column, where: str) -> None:
                 f"Expected `over` and `delay` to be multiples of `pane`, got {w.over_ns // 10**9} s, "
                 f"{w.delay_ns // 10**9} s and {w.pane_ns // 10**9} s - {where}",
             )
-        if w.n_panes > MAX_PANES or w.delay_panes > MAX_PANES:
+        if w.keep_panes > MAX_KEEP:
             raise SpecError(
-                f"Expected at most {MAX_PANES} panes in `over` and in `delay`, got {w.n_panes} and {w.delay_panes} - {where}",
+                f"Expected at most {MAX_KEEP - 2} panes in `over` and `delay` together, got {w.n_panes} and {w.delay_panes} - {where}",
                 hint="take a wider pane=",
             )
     for term in w.where:

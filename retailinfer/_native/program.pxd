@@ -142,6 +142,8 @@ ctypedef struct Source:        # one canonical column of a table
     const int64_t* children    # of the texts in lists
     ri_text* texts             # scratch for one row of texts in a list
     int64_t width              # of vectors
+    const uint8_t* states      # NULL, or what a table cannot say: unknown, stale, unavailable
+    const int64_t* updated     # NULL (never stale), or when each value was written
     int bad
 
 

@@ -1,6 +1,6 @@
 """The compiled feature program: raw values in, cells of the model's input tensors out. Readable twin: reference.py.
 
-Order everywhere: slots are the request's fields, then stored columns; tensors and columns are in the order of the spec.
+Order everywhere: slots are the request's fields, then stored columns, then windows; tensors and columns are in the order of the spec.
 """
 
 import builtins
@@ -84,6 +84,10 @@ class Program:
         now_ns: int = 0,
         first_row: int = 0,
         reviews: NDArray[np.uint8] | None = None,
+        states: list[Any] | None = None,
+        updated: list[Any] | None = None,
+        now: NDArray[np.int64] | None = None,
+        flags: NDArray[np.uint8] | None = None,
     ) -> list[int]:
         """Rows of canonical columns -> tensors.
 
@@ -100,6 +104,12 @@ class Program:
             now_ns: the moment against which ages are measured (a table's stored values have none).
             first_row: number of the first row, for messages.
             reviews: uint8 (n_rows,) or None; 1 where a column asked for review; overwritten.
+            states: by slot, uint8 (n_rows,) or None, for stored values and windows: what the columns cannot say. 0 = as the
+                column has it, 2 unknown, 3 stale (null stays null), 4 unavailable; places in `STATE_NAMES`.
+            updated: by slot, int64 (n_rows,) or None, for the same: when each value was written, ns since 1970;
+                2**63 - 1 = never stale, -2**63 = nobody knows.
+            now: int64 (n_rows,) or None: the moment of each row, instead of `now_ns`.
+            flags: uint8 (n_rows, columns) or None; the state that each column met, 0 = plainly present; overwritten.
         Returns: by column, how many raw values were outside the range that `fit` saw.
         Raises: FeatureMissingError, FeatureRangeError for the first row that fails, as `$[row].field`; the tensors then
             hold garbage. ValueError for arrays of another shape, which is a bug of the caller.

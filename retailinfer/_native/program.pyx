@@ -688,7 +688,7 @@ cdef class Program:
     # ---- whole tables -------------------------------------------------------------------------------------------------
 
     def fill_table(self, list columns, int64_t n_rows, list outs, list masks, *, int64_t now_ns=0, int64_t first_row=0,
-                   reviews=None):
+                   reviews=None, list states=None, list updated=None, now=None, flags=None):
         """Rows of canonical columns -> tensors. Arguments: program.pyi."""
         cdef RowState state = self.new_state()
         cdef Source* sources = <Source*>calloc(self.n_slots + 1, sizeof(Source))
@@ -700,11 +700,25 @@ cdef class Program:
         cdef int64_t i
         cdef int missing = -1
         cdef uint8_t* review = NULL
+        cdef uint8_t* flag = NULL
+        cdef const int64_t* moments = NULL
+        cdef int32_t k
         if sources == NULL:
             raise MemoryError()
         try:
             for slot in range(self.n_slots):
                 self._open_source(sources + slot, slot, columns[slot], n_rows)
+                open_states(self, sources + slot, slot, None if states is None else states[slot],
+                            None if updated is None else updated[slot], n_rows)
+            if now is not None:
+                if now.dtype != np.int64 or now.shape != (n_rows,) or not now.flags.c_contiguous:
+                    raise ValueError(f"now needs {n_rows} contiguous int64")
+                moments = <const int64_t*><uintptr_t>now.ctypes.data
+            if flags is not None:
+                if flags.dtype != np.uint8 or flags.shape != (n_rows, self.c.n_columns) or not flags.flags.c_contiguous:
+                    raise ValueError(f"flags need contiguous bytes of shape ({n_rows}, {self.c.n_columns})")
+                flags[:] = 0
+                flag = <uint8_t*><uintptr_t>flags.ctypes.data
             if reviews is not None:
                 if reviews.dtype != np.uint8 or reviews.size < n_rows or not reviews.flags.c_contiguous:
                     raise ValueError(f"reviews need {n_rows} contiguous bytes")
@@ -727,10 +741,13 @@ cdef class Program:
                         break
                     state.st.n_flags = 0
                     state.st.review = 0
-                    state.st.now_ns = now_ns
+                    state.st.now_ns = now_ns if moments == NULL else moments[i]
                     code = ri_run(&self.c, self.all_columns, self.c.n_columns, &state.st, rows, mask_rows)
                     if code:
                         break
+                    if flag != NULL:
+                        for k in range(state.st.n_flags):  # a stale value that turns out to be null comes last
+                            flag[i * self.c.n_columns + state.st.flags[k].column] = state.st.flags[k].state
                     if review != NULL:
                         review[i] = state.st.review != 0
                     for t in range(n_tensors):
@@ -787,6 +804,24 @@ cdef class Program:
         return 0
 
 
+cdef int open_states(Program program, Source* source, int slot, object states, object updated, int64_t n_rows) except -1:
+    """What goes beside a canonical column: checked here, once."""
+    for array, dtype in ((states, np.uint8), (updated, np.int64)):
+        if array is None:
+            continue
+        if slot < program.n_request:
+            raise ValueError(f"slot {slot} is a field of the request: it is there, or it is null")
+        if array.dtype != dtype or array.shape != (n_rows,) or not array.flags.c_contiguous:
+            raise ValueError(f"slot {slot} needs {n_rows} contiguous {np.dtype(dtype).name}")
+    if states is not None:
+        if n_rows > 0 and int(states.max()) >= RI_N_STATES:
+            raise ValueError(f"slot {slot} has a state that there is not")
+        source.states = <const uint8_t*><uintptr_t>states.ctypes.data
+    if updated is not None:
+        source.updated = <const int64_t*><uintptr_t>updated.ctypes.data
+    return 0
+
+
 cdef int load_row(Source* sources, int n_slots, const uint8_t* optional, int64_t i, ri_state* st) noexcept nogil:
     """Slots of one row of a table. Returns -1, or the slot that is required and null, or infinite."""
     cdef int slot
@@ -832,6 +867,11 @@ cdef int load_row(Source* sources, int n_slots, const uint8_t* optional, int64_t
             s.n = n
         if s.state == RI_NULL and not optional[slot]:
             return slot
+        if c.updated != NULL:
+            s.updated_ns = c.updated[i]
+        # an old value is a value: there must be one
+        if c.states != NULL and c.states[i] != RI_PRESENT and (c.states[i] != RI_STALE or s.state == RI_PRESENT):
+            s.state = c.states[i]
     return -1
 
 

@@ -89,7 +89,7 @@ def run(
     columns: Mapping[str, Canonical | None],
     n: int,
     *,
-    now_ns: int = 0,
+    now_ns: int | I64 = 0,
     states: Mapping[str, Bits] | None = None,
     updated_ns: Mapping[str, I64] | None = None,
     allow_nan: bool = True,
@@ -99,8 +99,9 @@ def run(
     Args:
         body: a fitted spec's body.
         columns: reference -> canonical column; absent or None = null in every row.
-        now_ns: what the age of a stored value is measured against.
-        states: reference -> uint8 (n,), for what a table cannot say: 2 no such entity, 4 its source did not answer.
+        now_ns: what the age of a stored value is measured against, once or by row.
+        states: reference -> uint8 (n,), for what a table cannot say: 2 no such entity, 3 too old (a window: has not run for
+            its length), 4 its source did not answer. What is null is not old.
         updated_ns: reference -> int64 (n,), when a stored value was written; 2**63 - 1 = never stale, -2**63 = unknown.
         allow_nan: the model takes NaN. If not, a cell that would hold it is a FeatureMissingError.
     Raises: FeatureMissingError, FeatureRangeError for the first row that fails, with the path `$[row].reference`.
@@ -108,7 +109,8 @@ def run(
     inputs: dict[str, _Input] = {}
     failures: list[tuple[int, int, int, str]] = []  # row, order within the row, what, reference
     optional = {f.name: f.optional for f in body.fields}
-    types = {f.name: f.type for f in body.fields} | dict(body.stored)
+    types = types_of(body)
+    now = np.broadcast_to(np.asarray(now_ns, np.int64), (n,))
     for order, (ref, kind) in enumerate(types.items()):
         given = None if states is None else states.get(ref)
         updated = None if updated_ns is None else updated_ns.get(ref)
@@ -127,7 +129,7 @@ def run(
     for name, tensor in body.tensors.items():
         parts: list[_Cells] = []
         for column in tensor.columns:
-            run_one = _Column(body, column, tensor.dtype, inputs, n, now_ns, allow_nan)
+            run_one = _Column(body, column, tensor.dtype, inputs, n, now, allow_nan)
             made = run_one.cells()
             parts.append(made)
             all_states.append(made.state)
@@ -186,7 +188,8 @@ def _input(
         else:
             values = data
     if given is not None:
-        state = np.where(given != PRESENT, given, state).astype(np.uint8)
+        said = (given != PRESENT) & ((given != STALE) | (state == PRESENT))
+        state = np.where(said, given, state).astype(np.uint8)
     if updated is None:
         updated = np.full(n, NEVER_STALE, np.int64)
     return _Input(kind, state, values, updated), infinite
@@ -207,8 +210,12 @@ def columns_of(body: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Canoni
 
     Values: float, int, bool, str, bytes, int nanoseconds for timestamps, lists, float32 vectors.
     """
-    types = {f.name: f.type for f in body.fields} | dict(body.stored)
-    return {ref: _canonical(kind, [row.get(ref) for row in rows]) for ref, kind in types.items()}
+    return {ref: _canonical(kind, [row.get(ref) for row in rows]) for ref, kind in types_of(body).items()}
+
+
+def types_of(body: Any) -> dict[str, str]:
+    """Request fields, stored columns and windows, in the order of slots."""
+    return {f.name: f.type for f in body.fields} | dict(body.stored) | dict.fromkeys(body.windows, "float")
 
 
 def _canonical(kind: str, values: Sequence[Any]) -> Canonical:
@@ -257,7 +264,7 @@ class _Column:
         dtype: str,
         inputs: Mapping[str, _Input],
         n: int,
-        now_ns: int,
+        now_ns: I64,
         allow_nan: bool,
     ) -> None:
         self.body = body
@@ -293,7 +300,7 @@ class _Column:
         if self.column.max_age_ns:
             for row in np.flatnonzero((state == PRESENT) & (given.updated_ns != NEVER_STALE)):
                 written = int(given.updated_ns[row])
-                if written == AGE_UNKNOWN or self.now_ns - written > self.column.max_age_ns:
+                if written == AGE_UNKNOWN or int(self.now_ns[row]) - written > self.column.max_age_ns:
                     state[row] = STALE
         return state
 

@@ -18,7 +18,7 @@ from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError,
 from retailinfer.features.spec import Body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -44,10 +44,17 @@ class Canonical(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Canonical columns of a table by field or stored reference."""
+    """Canonical columns of a table by field, stored reference or window.
+
+    What a table cannot say, where somebody knows it (all arrays (n_rows,), see `Program.fill_table`): states: uint8 by
+    reference; updated_ns: int64 by reference, when its values were written; now_ns: int64, the moment of each row.
+    """
 
     n_rows: int
     by_name: dict[str, Canonical | None]
+    states: Mapping[str, NDArray[np.uint8]] | None = None
+    updated_ns: Mapping[str, NDArray[np.int64]] | None = None
+    now_ns: NDArray[np.int64] | None = None
 
 
 def require_pyarrow() -> Any:

@@ -50,8 +50,9 @@ def fill(
     now_ns: int = 0,
     first_row: int = 0,
     reviews: NDArray[np.uint8] | None = None,
+    flags: NDArray[np.uint8] | None = None,
 ) -> tuple[list[NDArray[Any]], list[NDArray[Any] | None], list[int]]:
-    """Tensors, masks and, per column, the count of values outside the training range. `reviews`: see program.pyi."""
+    """Tensors, masks and, per column, the count of values outside the training range. `reviews`, `flags`: see program.pyi."""
     outs: list[NDArray[Any]] = []
     masks: list[NDArray[Any] | None] = []
     n = columns.n_rows
@@ -59,8 +60,20 @@ def fill(
         text = dtype == 8
         outs.append(np.zeros(n * cells * 16, np.uint8) if text else np.zeros((n, cells), NUMPY_DTYPES[dtype]))
         masks.append(None if mask_name is None else np.zeros((n, cells), np.uint8))
-    slots = [columns.by_name.get(name) for name in slot_names(body)]
-    outside = program.fill_table(slots, n, outs, masks, now_ns=now_ns, first_row=first_row, reviews=reviews)
+    names = slot_names(body)
+    outside = program.fill_table(
+        [columns.by_name.get(name) for name in names],
+        n,
+        outs,
+        masks,
+        now_ns=now_ns,
+        first_row=first_row,
+        reviews=reviews,
+        states=None if columns.states is None else [columns.states.get(name) for name in names],
+        updated=None if columns.updated_ns is None else [columns.updated_ns.get(name) for name in names],
+        now=columns.now_ns,
+        flags=flags,
+    )
     for t, (_, dtype, cells, _, _, mask_dtype) in enumerate(program.tensors):
         if dtype == 8:
             texts = np.empty(n * cells, object)
