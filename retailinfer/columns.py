@@ -931,7 +931,8 @@ def _checked_window(c: Column, where: str) -> None:
             )
         if w.keep_panes > MAX_KEEP:
             raise SpecError(
-                f"Expected at most {MAX_KEEP - 2} panes in `over` and `delay` together, got {w.n_panes} and {w.delay_panes} - {where}",
+                f"Expected at most {MAX_KEEP - 2} panes in `over` and `delay` together, "
+                f"got {w.n_panes} and {w.delay_panes} - {where}",
                 hint="take a wider pane=",
             )
     for term in w.where:
@@ -1042,6 +1043,12 @@ def parse_duration_ns(text: str) -> int:
     if match is None or int(match[1]) == 0:
         raise SpecError(f"Expected a duration such as `90s`, `15m`, `24h` or `30d`, got {clip_text(text)}")
     return int(match[1]) * UNITS_NS[match[2]]
+
+
+def duration_text(ns: int) -> str:
+    """As it was declared, in the largest unit that divides it: "24h" for a day of hours is "1d"."""
+    unit = next(unit for unit in ("d", "h", "m", "s") if ns % UNITS_NS[unit] == 0)
+    return f"{ns // UNITS_NS[unit]}{unit}"
 
 
 def clip_text(value: object) -> str:

@@ -39,7 +39,7 @@ from retailinfer.errors import (
     clip,
 )
 from retailinfer.features.arrow import Canonical, Columns
-from retailinfer.features.program import compile_program, request_struct, sections, slot_names
+from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import Body, FeatureSpec
 from retailinfer.features.transform import fill
 from retailinfer.policy import Policy
@@ -412,7 +412,7 @@ class Pipeline:
         assert self.program is not None
         body = self.spec.body
         slots = slot_names(body)
-        golden_rows.check_kinds(golden, {f.name: f.type for f in body.fields} | body.stored)
+        golden_rows.check_kinds(golden, slot_types(body))
         canonical = golden.canonical(slots)
         by_name = {
             name: None if column is None else Canonical(*column)

@@ -19,6 +19,7 @@ import numpy as np
 
 from retailinfer.authoring.wiring import Part
 from retailinfer.contracts import Contract
+from retailinfer.features.streams import accumulator_of, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.bundle import write_bundle
 from retailinfer.release.golden import Golden, cpu_class, encode_golden
@@ -132,7 +133,10 @@ def _task(found: Found) -> Task:
 
 
 def _reads(spec: FeatureSpec, info: Info) -> tuple[Read, ...]:
-    """Lineage: the tables that the columns look into, and which of their columns."""
+    """Lineage: the tables that the columns look into, and which of their columns; windows, and the streams they count.
+
+    A window's digest is its accumulator's: two releases that show the same one share its state.
+    """
     found = []
     for name, entity in spec.body.entities.items():
         columns = tuple(
@@ -149,6 +153,28 @@ def _reads(spec: FeatureSpec, info: Info) -> tuple[Read, ...]:
                 columns=columns,
                 owner=info.owners.get(name),
                 digest=hashlib.sha256(definition).hexdigest(),
+            )
+        )
+    for name, window in spec.body.windows.items():
+        used = dict.fromkeys([*([] if window.of is None else [window.of]), *(t.field for t in window.where)])
+        found.append(
+            Read(
+                kind="window",
+                name=name,
+                columns=tuple(used),
+                owner=info.owners.get(window.on),
+                digest=accumulator_of(spec.body, window).digest.hex(),
+            )
+        )
+    for name in sorted({window.on for window in spec.body.windows.values()}):
+        fields = stream_fields(spec.body, name)
+        found.append(
+            Read(
+                kind="stream",
+                name=name,
+                columns=tuple(f.name for f in fields),
+                owner=info.owners.get(name),
+                digest=hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest(),
             )
         )
     return tuple(found)

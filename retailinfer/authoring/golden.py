@@ -18,7 +18,7 @@ import numpy as np
 
 from retailinfer.errors import ConfigError, FeatureError, SchemaMismatchError, clip
 from retailinfer.features.arrow import Canonical, Columns
-from retailinfer.features.program import compile_program
+from retailinfer.features.program import compile_program, slot_types
 from retailinfer.features.spec import FeatureSpec, column_width, vocabulary_of
 from retailinfer.features.transform import fill
 
@@ -44,14 +44,14 @@ REDACTED_TEXT = b"(redacted)"
 
 
 def types_of(spec: FeatureSpec) -> dict[str, str]:
-    """Field or stored reference -> its type."""
-    return {f.name: f.type for f in spec.fields} | dict(spec.body.stored)
+    """Field, stored reference or window -> its type."""
+    return slot_types(spec.body)
 
 
 def redact(columns: Columns, spec: FeatureSpec, names: Sequence[str]) -> Columns:
     """The same rows with fields replaced: text by a constant, numbers by 0, lists by empty ones.
 
-    Raises: ConfigError for a name that is no field or stored column, and for the event time.
+    Raises: ConfigError for a name that is no field, stored column or window, and for the event time.
     """
     kinds = types_of(spec)
     found = dict(columns.by_name)
@@ -278,7 +278,7 @@ def _spread(columns: Columns) -> list[int]:
 
 def _edges(spec: FeatureSpec, real: Columns) -> Iterable[Columns]:
     kinds = types_of(spec)
-    optional = {f.name for f in spec.fields if f.optional} | set(spec.body.stored)
+    optional = {f.name for f in spec.fields if f.optional} | {*spec.body.stored, *spec.body.windows}
     base = take(real, [0])
     yield _changed(base, dict.fromkeys(optional))
     for name in sorted(optional):

@@ -11,9 +11,10 @@ import msgspec
 from retailinfer.cli.console import Console, bytes_text, us_text
 from retailinfer.cli.releases import Loaded, build
 from retailinfer.cli.tables import read_store
-from retailinfer.columns import UNITS_NS
+from retailinfer.columns import duration_text
 from retailinfer.errors import RetailInferError
 from retailinfer.features.spec import FeatureSpec, column_width
+from retailinfer.features.streams import accumulator_of, describe_window, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.bundle import Bundle, read_bundle
 
@@ -86,12 +87,65 @@ def _describe(bundle: Bundle, spec: FeatureSpec | None, policy: Policy | None) -
                     "columns": {
                         r.partition(".")[2]: t for r, t in body.stored.items() if r.partition(".")[0] == name
                     },
+                    "max_age_ns": {
+                        r.partition(".")[2]: ns
+                        for r, ns in _max_ages(spec).items()
+                        if r.partition(".")[0] == name
+                    },
                 }
                 for name, entity in body.entities.items()
                 if any(r.partition(".")[0] == name for r in body.stored)
             ],
+            "streams": [
+                {
+                    "name": name,
+                    "is_request": stream.is_request,
+                    "event_time": body.event_time if stream.is_request else stream.event_time,
+                    "fields": [msgspec.to_builtins(f) for f in stream_fields(body, name)],
+                }
+                for name, stream in body.streams.items()
+            ],
+            "windows": [_window(spec, name) for name in body.windows],
+            "window_state": _window_state(spec),
         }
     return found
+
+
+def _max_ages(spec: FeatureSpec) -> dict[str, int]:
+    """Stored reference -> the strictest age that a column asks of it."""
+    found: dict[str, int] = {}
+    for column in spec.columns:
+        if column.max_age_ns is not None:
+            for ref in column.refs:
+                if ref in spec.body.stored:
+                    found[ref] = min(column.max_age_ns, found.get(ref, column.max_age_ns))
+    return found
+
+
+def _window(spec: FeatureSpec, name: str) -> dict[str, Any]:
+    window = spec.body.windows[name]
+    state = accumulator_of(spec.body, window)
+    return {
+        "name": name,
+        **msgspec.to_builtins(window),
+        "definition": describe_window(window, spec.body.tz),
+        "panes": window.n_panes,
+        "state": state.digest.hex(),
+        "max_bytes": state.max_bytes,
+    }
+
+
+def _window_state(spec: FeatureSpec) -> list[dict[str, Any]]:
+    """What an entity costs at most in the store; windows that share state are counted once."""
+    return [
+        {
+            "entity": layout.entity,
+            "windows": len(layout.reads),
+            "accumulators": len(layout.accumulators),
+            "max_bytes": sum(state.max_bytes for state in layout.accumulators),
+        }
+        for layout in spec.window_layout()
+    ]
 
 
 def _measured(loaded: Loaded) -> dict[str, Any]:
@@ -234,8 +288,14 @@ def _show_features(console: Console, features: dict[str, Any]) -> None:
     if features["tables"]:
         console.say("\nTables that a store must hold")
         for table in features["tables"]:
-            columns = ", ".join(f"{name} {kind}" for name, kind in table["columns"].items())
+            ages = table["max_age_ns"]
+            columns = ", ".join(
+                f"{name} {kind}" + (f" (max_age {duration_text(ages[name])})" if name in ages else "")
+                for name, kind in table["columns"].items()
+            )
             console.say(f"  {table['name']}, keyed by {', '.join(table['key'])}: {columns}")
+    if features["windows"]:
+        _show_windows(console, features)
     for tensor in features["tensors"]:
         mask = f", mask `{tensor['mask']}`" if tensor["mask"] else ""
         console.say(
@@ -245,19 +305,42 @@ def _show_features(console: Console, features: dict[str, Any]) -> None:
         console.table([_column(c) for c in features["columns"] if c["tensor"] == tensor["name"]])
 
 
+def _show_windows(console: Console, features: dict[str, Any]) -> None:
+    console.say("\nStreams of events")
+    for stream in features["streams"]:
+        fields = ", ".join(f["name"] for f in stream["fields"])
+        at = f", dated by {stream['event_time']}" if stream["event_time"] else ", dated when they arrive"
+        console.say(f"  {stream['name']}: {'the requests' if stream['is_request'] else fields}{at}")
+    console.say("\nWindows")
+    rows = []
+    for window in features["windows"]:
+        panes = f"{window['panes']} x {duration_text(window['pane_ns'])}"
+        rows.append(
+            (
+                window["name"],
+                window["entity"],
+                window["definition"],
+                panes,
+                bytes_text(window["max_bytes"]),
+                window["state"][:12],
+            )
+        )
+    console.table([("name", "entity", "what", "panes", "state, at most", "kept under"), *rows], right=(4,))
+    for state in features["window_state"]:
+        console.say(
+            f"  each {state['entity']} takes at most {bytes_text(state['max_bytes'])} beside its key: "
+            f"{state['windows']} window(s) over {state['accumulators']} state(s)"
+        )
+
+
 def _column(column: dict[str, Any]) -> tuple[str, str, str, str]:
-    shown = {"kind", "name", "refs", "cells", "tensor", "max_age_ns"}
+    shown = {"kind", "name", "refs", "cells", "tensor", "max_age_ns", "window"}
     options = [f"{k}={v}" for k, v in column.items() if k not in shown and v is not None]
     if column.get("max_age_ns"):
-        options.append(f"max_age={_age(column['max_age_ns'])}")
+        options.append(f"max_age={duration_text(column['max_age_ns'])}")
     cells = f" x{column['cells']}" if column["cells"] > 1 else ""
-    return column["name"] + cells, column["kind"], ", ".join(column["refs"]), " ".join(options)
-
-
-def _age(ns: int) -> str:
-    """As it was declared: in the largest unit that divides it."""
-    unit = next(unit for unit in ("d", "h", "m", "s") if ns % UNITS_NS[unit] == 0)
-    return f"{ns // UNITS_NS[unit]}{unit}"
+    kind = "window" if column.get("window") else column["kind"]
+    return column["name"] + cells, kind, ", ".join(column["refs"]), " ".join(options)
 
 
 def _show_policy(console: Console, policy: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from retailinfer.errors import ConfigError
+from retailinfer.features.program import slot_types
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.release.bundle import read_bundle
 from retailinfer.release.golden import Golden, decode_golden
@@ -122,8 +123,8 @@ def _tables(spec: FeatureSpec) -> list[str]:
 
 
 def golden_values(golden: Golden, spec: FeatureSpec) -> dict[str, list[Any]]:
-    """Field or stored reference -> the values of the golden rows, None for null; moments are ns since 1970."""
-    types = {f.name: f.type for f in spec.fields} | dict(spec.body.stored)
+    """Field, stored reference or window -> the values of the golden rows, None for null; moments are ns since 1970."""
+    types = slot_types(spec.body)
     names = list(types)
     return {
         name: [None] * golden.n_rows if column is None else _values(column, types[name], golden.n_rows)

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from retailinfer._native.program import Program, RequestReader
-from retailinfer.columns import COMPARISONS, WindowDef, accumulator_definition, accumulator_key
+from retailinfer.columns import (
+    COMPARISONS,
+    WindowDef,
+    accumulator_definition,
+    accumulator_key,
+    duration_text,
+    json_text,
+)
 from retailinfer.errors import SpecError, clip
 from retailinfer.features.arrow import Columns, read_table
 from retailinfer.features.program import SLOT_KINDS, event_struct, slot_names
@@ -25,6 +32,8 @@ from retailinfer.features.spec import Body, Field
 if TYPE_CHECKING:
     from retailinfer.features.spec import StreamBody
 
+MAX_DISTINCT = 64  # values that one pane tells apart
+
 __all__ = [
     "Accumulator",
     "Add",
@@ -32,6 +41,7 @@ __all__ = [
     "Read",
     "StreamProgram",
     "compile_stream",
+    "describe_window",
     "read_events",
     "request_stream",
     "stream_fields",
@@ -53,6 +63,11 @@ class Accumulator(NamedTuple):
     keep_panes: int
     calendar: bool
     definition: bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of state that an entity takes at most: 16, and 16 for each pane that holds something (values: 8 each)."""
+        return 16 + self.keep_panes * (8 * MAX_DISTINCT if self.kind == "distinct" else 16)
 
 
 class Add(NamedTuple):
@@ -232,6 +247,24 @@ def accumulator_of(body: Body, window: WindowDef) -> Accumulator:
         window.what == "lag",
         accumulator_definition(window, key_types=key_types, of_type=of_type, tz=body.tz),
     )
+
+
+def describe_window(window: WindowDef, tz: str) -> str:
+    """One line for people: "sum of amount on payment where amount > 100.0, over 24h"."""
+    what = {"count": "count", "distinct": "distinct"}.get(
+        window.what, "sum" if window.what == "lag" else window.what
+    )
+    text = what if window.of is None else f"{what} of {window.of}"
+    text += f" on {window.on}"
+    if window.where:
+        text += " where " + " and ".join(f"{t.field} {t.op} {json_text(t.value)}" for t in window.where)
+    if window.what == "lag":
+        step = duration_text(window.pane_ns)
+        return f"{text}, {window.lag} x {step} ago ({tz})"
+    text += f", over {duration_text(window.over_ns)}"
+    if window.delay_ns:
+        text += f" up to {duration_text(window.delay_ns)} ago"
+    return text + (", without this event" if window.current == "exclude" else "")
 
 
 def read_events(data: Any, body: Body, stream: str, *, first_row: int = 0) -> Columns:
