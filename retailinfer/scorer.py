@@ -147,8 +147,8 @@ class Scorer(Door):
         """Score a whole table, in slices, as it streams in.
 
         Args:
-            table: anything with the Arrow stream interface. Stored columns are read from the table where it has all of
-                them ("card.n_30d"), else from the store.
+            table: anything with the Arrow stream interface. Stored columns ("card.n_30d") and windows are read from the
+                table where it has all of them, else from the store.
         Returns: a pyarrow Table, one row each: score (float32), and action (string) where there is a policy.
         Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
         """
@@ -163,7 +163,7 @@ class Scorer(Door):
         for part in batches(table, TABLE_ROWS):
             if part.num_rows == 0:
                 continue
-            if all(ref in part.column_names for ref in pipe.spec.body.stored):
+            if all(ref in part.column_names for ref in (*pipe.spec.body.stored, *pipe.spec.body.windows)):
                 columns = read_table(part, pipe.spec.body, first_row=first)
                 reviews = np.zeros(columns.n_rows, np.uint8)
                 values = self._table_scores(columns, now_ns, first, reviews)
