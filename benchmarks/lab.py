@@ -5,6 +5,7 @@ A measure is a function of a `Lab` that `@measures(...)` registers under the fig
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ from benchmarks.harness import Effort, Figure, Timing
 from benchmarks.peers.bare_run import BareRun, Feed
 from benchmarks.peers.handwritten import HandwrittenFraud
 from benchmarks.report import PeerRow, StageRow
-from benchmarks.workloads import FRAUD_LEAN, RANK, RANK_GBDT_COLUMNS
+from benchmarks.workloads import FRAUD_FULL, FRAUD_LEAN, RANK, RANK_GBDT_COLUMNS
 
 __all__ = ["MEASURES", "Figures", "Lab", "Measure", "UnmeasurableError", "measures"]
 
@@ -126,6 +127,43 @@ class Lab:
         """The requests as Structs of the spec's own type, as `score_json` decodes them."""
         return [msgspec.json.decode(body, type=self.scorer.request_type) for body in self.fraud_bodies]
 
+    # ---- fraud-full ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def full_spec(self) -> Any:
+        from benchmarks import library
+
+        return library.full_spec()
+
+    @cached_property
+    def full_release(self) -> Path:
+        from benchmarks import library
+
+        return library.pack_full(self.folder, self.full_spec)
+
+    @cached_property
+    def full_run(self) -> BareRun:
+        return BareRun(models.gbdt("fraud-full"), "probabilities")
+
+    def full_matrix(
+        self, requests: workloads.FullRequests, history: workloads.Values, n: int
+    ) -> NDArray[np.float32]:
+        """The model's input of requests 0 to n, by the NumPy reference, if they come in this order after `history`."""
+        values = reference.full_values(history, requests.values(range(n)))
+        return reference.matrix(FRAUD_FULL.columns, values, models.codes(FRAUD_FULL))
+
+    @cached_property
+    def lookup_engine(self) -> tuple[Any, Callable[..., Any]]:
+        """An engine that fills the stored columns of fraud-full, and the Struct of its requests: three keys."""
+        import retailinfer as ri
+        from benchmarks import library, tables
+
+        release = library.pack_untrained(self.folder, "lookups", library.lookup_spec())
+        now_ns = time.time_ns()
+        made = {e: tables.entity_feature_table(e, updated_ns=now_ns) for e in FRAUD_FULL.entities}
+        scorer = ri.Scorer.load(release, store=ri.Store(tables=made), trust="unsigned")
+        return scorer._engine, scorer.request_type
+
     # ---- ranking ------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -144,9 +182,9 @@ class Lab:
     def items(self) -> Any:
         """A store with the item table."""
         import retailinfer as ri
-        from benchmarks import library
+        from benchmarks import tables
 
-        return ri.Store(tables={"item": library.item_snapshot()})
+        return ri.Store(tables={"item": tables.item_snapshot()})
 
     @cached_property
     def ranker(self) -> Any:

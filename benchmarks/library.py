@@ -5,6 +5,7 @@ The only file of the benchmarks that declares features with `retailinfer`; `meas
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ import numpy as np
 import pyarrow as pa
 
 import retailinfer as ri
-from benchmarks import models, workloads
+from benchmarks import models, tables, workloads
 from benchmarks.peers.handwritten import BANDS
-from benchmarks.workloads import FRAUD_LEAN, RANK, ColumnDef, Values, Workload
+from benchmarks.workloads import FRAUD_FULL, FRAUD_LEAN, RANK, ColumnDef, Values, Workload
 from retailinfer import columns as c
 
 __all__ = [
     "arrow",
     "columns",
     "fraud_spec",
-    "item_snapshot",
+    "full_spec",
+    "full_store",
+    "lookup_spec",
     "pack_fraud",
+    "pack_full",
     "pack_rank",
+    "pack_untrained",
     "rank_spec",
-    "snapshot_of",
 ]
 
 _TYPES: dict[str, Any] = {
@@ -65,6 +69,50 @@ def fraud_spec() -> ri.FeatureSpec:
     return spec.fit(arrow(FRAUD_LEAN, models.training_rows(FRAUD_LEAN)))
 
 
+def full_spec() -> ri.FeatureSpec:
+    """The 40 columns of fraud-full: request, three tables, six windows over the payments themselves."""
+    spec = ri.FeatureSpec(
+        request={name: _TYPES[kind] for name, kind in FRAUD_FULL.fields.items()},
+        event_time=FRAUD_FULL.event_time,
+        entities=FRAUD_FULL.entities,
+        streams={"payment": None},
+        columns=columns(FRAUD_FULL.columns),
+    )
+    return spec.fit(_full_arrow(models.full_training_rows()))
+
+
+def _full_arrow(values: Values) -> pa.Table:
+    """Rows of fraud-full with everything looked up, as a training table has it."""
+    table = arrow(FRAUD_FULL, values)
+    for name, column in values.items():
+        if name not in FRAUD_FULL.fields:
+            table = table.append_column(name, pa.array(column))
+    return table
+
+
+def full_store(spec: ri.FeatureSpec, windows: ri.Windows, history: Values, base_s: int) -> ri.Store:
+    """Three tables of 100,000 rows, and windows that know the payments before `base_s`, complete for their whole length."""
+    made = {
+        entity: tables.entity_feature_table(entity, updated_ns=base_s * 10**9)
+        for entity in FRAUD_FULL.entities
+    }
+    store = ri.Store(tables=made, windows=windows)
+    since = dt.datetime.fromtimestamp(base_s - 2 * workloads.FullRequests.HISTORY_S, dt.UTC)
+    store.backfill(spec, "payment", arrow(FRAUD_FULL, history), since=since)
+    return store
+
+
+def lookup_spec() -> ri.FeatureSpec:
+    """Nothing but the stored columns of fraud-full: what three look-ups of a request fill."""
+    return ri.FeatureSpec(
+        request=dict.fromkeys(FRAUD_FULL.entities.values(), str),
+        entities=FRAUD_FULL.entities,
+        columns=[
+            c.stored(f"{entity}.{name}") for entity, names in FRAUD_FULL.stored.items() for name in names
+        ],
+    )
+
+
 def rank_spec(defs: Sequence[ColumnDef] = RANK.columns) -> ri.FeatureSpec:
     """24 columns of the context and 40 of the item, or those of the trees."""
     return ri.FeatureSpec(
@@ -92,21 +140,42 @@ def pack_fraud(folder: Path, spec: ri.FeatureSpec, model: bytes) -> Path:
     return out
 
 
+def pack_full(folder: Path, spec: ri.FeatureSpec) -> Path:
+    """A release of fraud-full, with golden rows."""
+    out = folder / "fraud-full"
+    ri.pack(
+        "fraud-full",
+        model=models.gbdt(FRAUD_FULL.name),
+        features=spec,
+        policy=ri.Policy(list(BANDS)),
+        contract=ri.Contract(deadline_ms=20, p99_ms=2),
+        golden=_full_arrow(models.full_training_rows()).slice(0, 32),
+        out=out,
+    )
+    return out
+
+
+def pack_untrained(folder: Path, name: str, spec: ri.FeatureSpec) -> Path:
+    """A release whose model is a sum of its inputs, for measures that never run it."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["input", "axes"], ["score"], keepdims=1)],
+        name,
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", len(spec.names)])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    out = folder / name
+    ri.pack(name, model=bytes(model.SerializeToString()), features=spec, out=out)
+    return out
+
+
 def pack_rank(folder: Path, name: str, spec: ri.FeatureSpec, model: bytes) -> Path:
     """A release of a ranker; the network is already int8, so that bare run has the same bytes."""
     out = folder / name
     ri.pack(name, model=model, features=spec, contract=ri.Contract(max_rows=5_000), out=out)
     return out
-
-
-def snapshot_of(width: int) -> ri.Snapshot:
-    """100,000 items with `width` float32 columns."""
-    values = workloads.item_values()
-    keys = pa.array([key.decode() for key in workloads.item_ids()])
-    table = {"sku": keys} | {f"x{i:02d}": pa.array(values[:, i]) for i in range(width)}
-    return ri.Snapshot.from_arrow(pa.table(table), key="sku")
-
-
-def item_snapshot() -> ri.Snapshot:
-    """The item table of the ranking workload."""
-    return snapshot_of(len(RANK.stored["item"]))

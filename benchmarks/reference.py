@@ -29,6 +29,7 @@ __all__ = [
     "learn_vocabularies",
     "matrix",
     "pane_seconds",
+    "window",
     "windows",
 ]
 
@@ -128,33 +129,53 @@ def pane_seconds(over: str) -> int:
 
 
 def windows(columns: Sequence[ColumnDef], before: Values, values: Values) -> dict[str, NDArray[np.float64]]:
-    """Window columns of `values`, whose rows are read and then added one after the other, behind those of `before`.
-
-    By the definition: all events of the key so far, this one included, whose pane is one of the last 30. Amounts count in
-    whole cents, rounded to even.
-    """
+    """Window columns of `values`, whose rows are read and then added one after the other, behind those of `before`."""
     n_before = len(before["at"])
-    at = np.floor(np.concatenate([before["at"], values["at"]])).astype(np.int64)
-    cents = np.rint(np.concatenate([before["amount"], values["amount"]]) * 100).astype(np.int64)
+    at, amount = (np.concatenate([before[name], values[name]]) for name in ("at", "amount"))
     out = {}
-    for entity in dict.fromkeys(c.refs[0] for c in columns if c.kind == "window"):
-        field = FRAUD_FULL.entities[entity]
-        key = np.array([key_index(k) for k in before[field]] + [key_index(k) for k in values[field]])
-        order = np.argsort(key, kind="stable")
-        first = np.searchsorted(key[order], key[n_before:], side="left")
-        last = np.searchsorted(key[order], key[n_before:], side="right")
-        own = [
-            o[o <= n_before + i] for i, o in enumerate(order[a:b] for a, b in zip(first, last, strict=True))
-        ]
-        for column in columns:
-            if column.kind != "window" or column.refs[0] != entity:
-                continue
-            pane = at // pane_seconds(column.options["over"])
-            got = np.empty(len(own))
-            for i, events in enumerate(own):
-                inside = events[pane[events] > pane[n_before + i] - _PANES]
-                got[i] = len(inside) if column.refs[1] == "count" else cents[inside].sum() / 100
-            out[column.name] = got
+    for column in columns:
+        if column.kind == "window":
+            field = FRAUD_FULL.entities[column.refs[0]]
+            key = np.array([key_index(k) for k in (*before[field], *values[field])])
+            out[column.name] = window(column.refs[1], column.options["over"], key, at, amount, first=n_before)
+    return out
+
+
+def window(
+    what: str,
+    over: str,
+    key: NDArray[np.int64],
+    at_s: NDArray[np.float64],
+    amount: NDArray[np.float64],
+    *,
+    first: int = 0,
+) -> NDArray[np.float64]:
+    """One window as each event from number `first` on finds it, itself included; events in the order in which they come.
+
+    By the definition: of all events of the key so far, those whose pane is one of the last 30. Amounts count in whole
+    cents, rounded to even.
+    """
+    pane = np.floor(at_s).astype(np.int64) // pane_seconds(over)
+    cents = np.rint(amount * 100).astype(np.int64)
+    order = np.argsort(key, kind="stable")
+    begins = np.searchsorted(key[order], key[first:], side="left")
+    ends = np.searchsorted(key[order], key[first:], side="right")
+    out = np.empty(len(key) - first)
+    for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        own = order[begin:end]
+        own = own[own <= first + i]
+        inside = own[pane[own] > pane[first + i] - _PANES]
+        match what:
+            case "count":
+                out[i] = len(inside)
+            case "sum":
+                out[i] = cents[inside].sum() / 100
+            case "mean":
+                out[i] = cents[inside].sum() / len(inside) / 100
+            case "max":
+                out[i] = cents[inside].max() / 100
+            case _:
+                raise ValueError(f"no reference for windows of {what!r}: add it here when a workload gets it")
     return out
 
 

@@ -20,7 +20,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: str
     what: str
-    unit: Literal["x", "x faster", "us", "ns", "ms", "MB"]
+    unit: Literal["x", "x faster", "us", "ns", "ms", "MB", "points"]
     better: Literal["lower", "higher"]
     target: float
     issue: int

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import retailinfer as ri
-from benchmarks import library, workloads
+from benchmarks import tables, workloads
 from benchmarks.conftest import Rotate
 
 WIDTH = 32
@@ -17,7 +17,7 @@ WIDTH = 32
 @pytest.fixture(scope="module")
 def snapshot() -> ri.Snapshot:
     """100,000 items of 32 floats, with finished rows beside the records."""
-    made = library.snapshot_of(WIDTH)
+    made = tables.snapshot_of(WIDTH)
     made.table.make_block("rows", list(made.columns))
     return made
 

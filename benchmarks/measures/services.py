@@ -1,11 +1,20 @@
-"""Figures beside services: a model server on loopback."""
+"""Figures beside services: a model server on loopback, Feast's SDK over its online stores."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+
 from benchmarks import models
-from benchmarks.harness import Case, alternate, ratio
-from benchmarks.lab import Figures, Lab, measures
+from benchmarks.harness import Case, Figure, alternate, ratio
+from benchmarks.lab import Figures, Lab, UnmeasurableError, measures
 from benchmarks.measures.scores import check_fraud_answers
+from benchmarks.report import PeerRow
 from benchmarks.workloads import FRAUD_LEAN
 
 
@@ -31,3 +40,38 @@ def http(lab: Lab) -> Figures:
         "http_ort_p50": ratio(peer, library, lower_is_better=False),
         "http_ort_p99": ratio(peer, library, quantile=0.99, lower_is_better=False),
     }
+
+
+@measures("feast_redis", "feast_redis_100", "feast_redis_1", "feast_sqlite_100", "feast_sqlite_1")
+def feast(lab: Lab) -> Figures:
+    """Gathers beside Feast's SDK on the same rows, both timed in the environment that has Feast (beside_feast.py)."""
+    from benchmarks.beside_feast import Beside
+    from benchmarks.peers import redis_server
+
+    python = os.environ.get("FEAST_PYTHON") or (sys.executable if importlib.util.find_spec("feast") else "")
+    if not python:
+        raise UnmeasurableError("needs the environment that `make bench` makes for Feast: FEAST_PYTHON")
+    if redis_server.program() is None:
+        raise UnmeasurableError("needs a redis-server")
+    effort = lab.scaled(0.5)
+    done = subprocess.run(
+        [python, "-m", "benchmarks.beside_feast", str(effort.seconds), str(effort.rounds)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the part beside Feast failed:\n{done.stderr[-3000:]}")
+    found = msgspec.json.decode(done.stdout.splitlines()[-1], type=Beside)
+    figures = {}
+    for one in found.contestants:
+        what = f"{one.n_keys} rows of 32 floats"
+        lab.peers.append(PeerRow(what, f"Feast {found.feast}, {one.store}", *one.feast_us, one.table_us[0]))
+        name = f"feast_{one.store.lower()}" + ("" if one.n_keys == 500 else f"_{one.n_keys}")
+        if name == "feast_sqlite":  # no figure: Redis is what people scale with
+            continue
+        rounds = np.array(one.feast_rounds_us) / np.array(one.table_rounds_us)
+        note = f"{one.feast_us[0]:.4g} us over {one.table_us[0]:.4g} us"
+        figures[name] = Figure.of(rounds, lower_is_better=False, note=note)
+    return figures

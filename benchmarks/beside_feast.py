@@ -1,0 +1,124 @@
+"""Gathers beside Feast's SDK on SQLite and Redis, in the environment that has Feast: `python -m benchmarks.beside_feast`.
+
+Feast needs older packages than the rest of the benchmarks, so this part runs in an environment of its own, where the same
+wheel is installed; `measures/services.py` starts it and reads the last line of its output, which is JSON. Both sides are
+timed here, in one process, in the same rounds.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import tables, workloads
+from benchmarks.harness import Case, Effort, Timing, alternate, check_answers
+from benchmarks.peers import redis_server
+from benchmarks.peers.feast_store import FeastRows
+from benchmarks.tables import WIDTH
+
+__all__ = ["Beside", "Contestants", "main"]
+
+N_FEAST = 2_000  # entities in Feast's stores
+SIZES = (1, 100, 500)
+
+
+class Contestants(msgspec.Struct):
+    """What took how long for one store and one number of entities: microseconds, p50 by round, and p50 and p99 of all."""
+
+    store: str
+    n_keys: int
+    feast_rounds_us: list[float]
+    feast_us: tuple[float, float]
+    table_rounds_us: list[float]
+    table_us: tuple[float, float]
+
+
+class Beside(msgspec.Struct):
+    """Everything that this part found."""
+
+    feast: str
+    contestants: list[Contestants]
+
+
+def main(seconds: float, rounds: int) -> Beside:
+    """Measure. `seconds`: of each contestant over all its rounds. Raises: WrongAnswerError."""
+    import feast
+
+    effort = Effort(rounds=rounds, seconds=seconds)
+    table = tables.item_feature_table()
+    found = [_one_size(name, rows, table, n, effort) for name, rows in _stores() for n in SIZES]
+    return Beside(feast.__version__, found)
+
+
+def _stores() -> Iterator[tuple[str, FeastRows]]:
+    """Each of Feast's stores with the first rows of the item table, open while it is worked with."""
+    keys = [key.decode() for key in workloads.item_ids()[:N_FEAST]]
+    values = np.ascontiguousarray(workloads.item_values()[:N_FEAST, :WIDTH])
+    with TemporaryDirectory(prefix="retailinfer-feast-") as name:
+        folder = Path(name)
+        sqlite = {"type": "sqlite", "path": str(folder / "online.db")}
+        yield "SQLite", FeastRows(folder / "sqlite", sqlite, keys, values)
+        with redis_server.serve() as port:
+            redis = {"type": "redis", "connection_string": f"127.0.0.1:{port}"}
+            yield "Redis", FeastRows(folder / "redis", redis, keys, values)
+
+
+def _one_size(store: str, feast: FeastRows, table: Any, n_keys: int, effort: Effort) -> Contestants:
+    rng = np.random.default_rng([workloads.SEED, n_keys])
+    drawn = rng.integers(0, N_FEAST, (1_000, n_keys))
+    ids, values = workloads.item_ids(), workloads.item_values()[:, :WIDTH]
+    names = [f"x{i:02d}" for i in range(WIDTH)]
+    out = np.empty((n_keys, WIDTH), np.float32)
+
+    def keys(number: int) -> list[str]:
+        """Strings that nobody has hashed yet."""
+        return [str(ids[i], "ascii") for i in drawn[number % len(drawn)].tolist()]
+
+    def gather(some: list[str]) -> NDArray[np.float32]:
+        return np.asarray(table.gather(some, names, out=out).values)
+
+    checked = range(20)
+    want = [np.ascontiguousarray(values[drawn[i]]) for i in checked]
+    check_answers(f"gather {n_keys}", (gather(keys(i)).copy() for i in checked), want)
+    answers = (feast.matrix(feast.read(feast.request(keys(i)))) for i in checked)
+    check_answers(f"Feast on {store}, {n_keys}", answers, want)
+
+    def over(make: Callable[[list[str]], Any]) -> Callable[[Sequence[int]], list[Any]]:
+        return lambda numbers: [make(keys(i)) for i in numbers]
+
+    times = alternate(
+        [
+            Case("table", gather, over(lambda some: some), max_calls=200),
+            Case("Feast", feast.read, over(feast.request), max_calls=200),
+        ],
+        effort,
+        slices=4,
+    )
+    return Contestants(store, n_keys, *_told(times["Feast"]), *_told(times["table"]))
+
+
+def _told(timing: Timing) -> tuple[list[float], tuple[float, float]]:
+    return timing.rounds_us().tolist(), (timing.us(), timing.us(0.99))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Feast and pandas warn of themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+if __name__ == "__main__":
+    with _quiet():
+        result = main(float(sys.argv[1]), int(sys.argv[2]))
+    print(msgspec.json.encode(result).decode())
