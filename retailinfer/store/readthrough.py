@@ -64,9 +64,7 @@ class ReadThroughStats(msgspec.Struct, frozen=True, kw_only=True):
     calls: int  # calls of the source
     rows: int  # rows that went into the table
     unknown: int  # of which the source said that there is no such entity
-    failed_calls: (
-        int  # that raised, returned no mapping, returned nothing but rubbish, or outlived their limit
-    )
+    failed_calls: int  # that raised, returned no mapping, or outlived their limit
     rubbish: int  # rows that do not fit the table
     late: int  # rows that came when a request had given up waiting
     overtaken: int  # rows not used, because something newer was there
@@ -494,13 +492,16 @@ class ReadThrough:
         """Call the source and fill the table; whatever happens, every wait for these flights ends."""
         life = self._life
         keys = [key for flight in call.flights for key in flight.keys]
-        good, why = 0, ""
-        self._counts["calls"] += 1
+        answered, why = False, ""
+        with self.lock:
+            self._counts["calls"] += 1
         try:
             answer: Any = self.source.fetch(keys, timeout_s=self._timeout_s)
             if isinstance(answer, Mapping):
-                good = self._fill(call, answer, life)
-                why = "" if good else self._last_error
+                # Rows that do not fit say nothing about whether the source is up: a client who can choose a key that
+                # cannot be looked up must not be able to close the door for all others.
+                answered = True
+                self._fill(call, answer, life)
             else:
                 why = f"no mapping, `{type(answer).__name__}`"
         except BaseException as exc:  # a source may raise what it likes
@@ -508,7 +509,7 @@ class ReadThrough:
             if not self._waits and not isinstance(exc, Exception):
                 raise  # the caller's thread was told to stop
         finally:
-            self._end(call, life, failed=not good, why=why)
+            self._end(call, life, failed=not answered, why=why)
 
     def _end(self, call: _Call, life: int, *, failed: bool, why: str) -> None:
         with self.lock:
@@ -526,9 +527,8 @@ class ReadThrough:
             for flight in call.flights:
                 self._release(flight)
 
-    def _fill(self, call: _Call, answer: Mapping[Any, Any], life: int) -> int:
-        """Put every usable row into the table; return how many keys had a usable answer."""
-        good = 0
+    def _fill(self, call: _Call, answer: Mapping[Any, Any], life: int) -> None:
+        """Put every usable row into the table."""
         # In seconds, as tables take it; only where rows do not say it themselves.
         asked_s = None if self._updated_at is not None else call.asked_ns * 1e-9
         for flight in call.flights:
@@ -542,10 +542,9 @@ class ReadThrough:
                     continue
                 with self.lock:
                     if self._life != life:
-                        return good
+                        return
                     if self._flights.get(key) is not flight:
                         self._counts["overtaken"] += 1
-                        good += 1
                         continue
                     try:
                         if row is None:
@@ -556,17 +555,16 @@ class ReadThrough:
                             self._table.put(key, row, updated_at=asked_s)
                             self._counts["rows"] += 1
                             self._counts["late"] += flight.gave_up
-                        good += 1
                     except Exception as exc:  # noqa: BLE001 - the row does not fit the table
                         self._rubbish(exc)
             with self.lock:
                 if self._life == life:
                     self._release(flight)  # its requests need not wait for the rest of the call
-        return good
 
     def _rubbish(self, exc: Exception) -> None:
-        self._counts["rubbish"] += 1
-        self._last_error = str(exc) if type(exc) is Rubbish else type(exc).__name__
+        with self.lock:
+            self._counts["rubbish"] += 1
+            self._last_error = str(exc) if type(exc) is Rubbish else type(exc).__name__
 
 
 def _batches(keys: Iterator[Key], size: int) -> Iterator[list[Key]]:

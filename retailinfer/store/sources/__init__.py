@@ -12,10 +12,10 @@ memory.py (a dict), arrow.py (Arrow, Parquet), sql.py (SQLAlchemy), redis.py, fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["FeatureSource", "Key"]
+__all__ = ["FeatureSource", "Key", "isolate"]
 
 Key: TypeAlias = str | int | bytes | tuple[str | int | bytes, ...]
 
@@ -35,7 +35,35 @@ class FeatureSource(Protocol):
             keys: 1 to a few hundred different keys, of the exact types str, int, bytes, or tuples of those.
             timeout_s: raise rather than take longer. The caller does not wait longer in any case.
         Returns: for each key its row, or None (or nothing) where there is no such entity. None in a row is null; a row
-            without one of the table's columns is refused. Other keys are ignored.
+            without one of the table's columns is refused. Other keys are ignored. A key that cannot be looked up may have
+            an exception in place of a row: it is then unavailable, and the others are not (see `isolate`).
         Raises: anything; the keys are then unavailable, and nothing is remembered about them.
         """
         ...
+
+
+def isolate(
+    fetch: Callable[[Sequence[Key]], dict[Key, Any]],
+    keys: Sequence[Key],
+    *,
+    blames_key: tuple[type[Exception], ...],
+    time_is_up: Callable[[], bool],
+) -> dict[Key, Any]:
+    """`fetch(keys)`; if that raises what blames a key, once more in halves, until the key at fault stands alone.
+
+    Clients choose keys: one that a back end refuses (a NUL in a text, a text that is no UUID) must not fail the others that
+    happened to be fetched with it. The exception stands where the row of such a key would, and for all keys that are not
+    answered when time is up.
+    """
+    try:
+        return fetch(keys)
+    except blames_key as exc:
+        if len(keys) == 1 or time_is_up():
+            return dict.fromkeys(keys, exc)
+    half = len(keys) // 2
+    halves = (keys[:half], keys[half:])
+    return {
+        key: row
+        for part in halves
+        for key, row in isolate(fetch, part, blames_key=blames_key, time_is_up=time_is_up).items()
+    }
