@@ -62,6 +62,19 @@ cdef StrRef index_key(const ri_index* index, int64_t row) noexcept nogil
 cdef int64_t scan_ids(const char* json, int64_t size, StrRef* out, int64_t cap) noexcept nogil
 
 
+# What tables of all kinds share. `code`: the number of a key's kind in KEY_KINDS.
+# One key, or a part of one -> canonical bytes; `number` holds those of an int. A `path` may be a row number.
+cdef int key_part(object key, int code, StrRef* out, int64_t* number, str table, object path) except -1
+cdef object key_object(const char* data, int64_t size, int code)      # and back
+cdef object wrong_key(str expected, object got, str path, str table)  # the error, to be raised
+# (uint8 data, int64 ends) of n texts, checked: ends ascend inside the data.
+cdef tuple texts_of(object data, object ends, Py_ssize_t n, str what)
+# (name, kind, values, valid) -> (name, kind, values, valid | None, width, text | None), of the dtypes and sizes that C code reads.
+cdef tuple checked_column(object column, Py_ssize_t n, str table)
+# The caller's matrix, checked, or a new one.
+cdef object out_matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype)
+
+
 cdef class RowBlock:
     """Finished rows of one width, 64-byte aligned, owned: what a ranking copies. Written by its maker before anyone reads."""
     cdef:

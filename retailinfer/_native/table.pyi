@@ -113,6 +113,14 @@ class SnapshotTable:
         Raises: FeatureTypeError, FeatureRangeError for keys; ConfigError for columns. Holds the GIL.
         """
 
+    def gather_aged(
+        self, keys: list[Any], columns: Sequence[str], wall_ns: int, *, out: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.uint8]]:
+        """As `gather`; and the age of each row in seconds at `wall_ns`, NaN = not known, and never below 0; and an outcome.
+
+        Outcomes, uint8 (n,): 0 present, 1 null (the row has none of the columns), 2 unknown (no such key).
+        """
+
     def make_block(self, name: str, columns: Sequence[str]) -> RowBlock:
         """Attach float32 rows of these columns (NaN = absent) as block `name`: gathering is then one copy a row."""
 

@@ -82,6 +82,9 @@ cdef enum:
     MAX_PARTS = 8
     CHUNK = 32            # objects whose memory is asked for ahead of reading it
     SCRATCH = 512         # canonical keys up to here need no allocation
+    OUTCOME_PRESENT = 0   # as RI_PRESENT, RI_NULL, RI_UNKNOWN of feature_ops.h
+    OUTCOME_NULL = 1
+    OUTCOME_UNKNOWN = 2
     RECORDS = 0
     ARENA = 1
     SLOTS = 2
@@ -160,6 +163,18 @@ cdef inline int _part_of(object key, int code, StrRef* out, int64_t* number, str
     return 0
 
 
+cdef int key_part(object key, int code, StrRef* out, int64_t* number, str table, object path) except -1:
+    return _part_of(key, code, out, number, table, path)
+
+
+cdef object key_object(const char* data, int64_t size, int code):
+    return _key_object(data, size, code)
+
+
+cdef object wrong_key(str expected, object got, str path, str table):
+    return _wrong_key(expected, got, path, table)
+
+
 def compose_keys(list parts not None, Py_ssize_t n):
     """Canonical keys of several parts out of columns: parts are int64 arrays, or (uint8 data, int64 ends). -> (data, ends)."""
     cdef Py_ssize_t n_parts = len(parts), i, p
@@ -178,7 +193,7 @@ def compose_keys(list parts not None, Py_ssize_t n):
         data[p] = NULL
         numbers[p] = NULL
         if isinstance(part, tuple):
-            byte_view, int_view = _texts_of(part[0], part[1], n, "key")
+            byte_view, int_view = texts_of(part[0], part[1], n, "key")
             data[p] = &byte_view[0] if byte_view.shape[0] else <const uint8_t*>&int_view[0]   # nothing to read, but a pointer
             ends[p] = &int_view[0]
             sizes += np.diff(part[1]) + 4
@@ -205,7 +220,7 @@ def compose_keys(list parts not None, Py_ssize_t n):
     return result, offsets
 
 
-def _texts_of(data, ends, Py_ssize_t n, str what):
+cdef tuple texts_of(object data, object ends, Py_ssize_t n, str what):
     """Check (uint8 data, int64 ends) of n texts, so that no reader has to."""
     data = np.ascontiguousarray(data, np.uint8)
     ends = np.ascontiguousarray(ends, np.int64)
@@ -214,6 +229,47 @@ def _texts_of(data, ends, Py_ssize_t n, str what):
     if ends[0] < 0 or ends[n] > data.shape[0] or (n and np.diff(ends).min() < 0):
         raise ShapeError(f"Expected ascending offsets inside the {data.shape[0]} bytes of `{what}`")
     return data, ends
+
+
+cdef tuple checked_column(object column, Py_ssize_t n, str table):
+    """-> (name, kind, values, valid | None, width, text | None), of the exact dtypes and sizes that the C code reads."""
+    name, kind, values, valid = column
+    data, width = None, 1
+    path = f"$.{table}.{name}"
+    if kind not in COLUMN_KINDS:
+        raise ConfigError(f"Expected a column kind out of {sorted(COLUMN_KINDS)} for `{name}`, got {clip(kind)}")
+    if valid is not None:
+        valid = np.ascontiguousarray(valid, np.uint8)
+        if valid.shape != (n,):
+            raise ShapeError(f"Expected {n} validity flags, got shape {valid.shape}", path=path)
+    if kind in ("str", "bytes"):
+        data, values = texts_of(values[0], values[1], n, f"{table}.{name}")
+        longest = int(np.diff(values).max()) if n else 0
+        if longest > MAX_TEXT:
+            raise FeatureRangeError(
+                f"Expected at most {MAX_TEXT} bytes in a cell, got {longest} in row {int(np.argmax(np.diff(values)))}", path=path
+            )
+        return name, kind, values, valid, width, data
+    dtype = {"f64": np.float64, "i64": np.int64, "vec": np.float32}[kind]
+    values = np.asarray(values)
+    if values.dtype != dtype or not values.dtype.isnative:
+        raise ShapeError(f"Expected {np.dtype(dtype)} in native byte order for a `{kind}` column, got {values.dtype}", path=path)
+    values = np.ascontiguousarray(values)
+    if kind == "vec":
+        if values.ndim != 2 or values.shape[0] != n or not 1 <= values.shape[1] <= MAX_VECTOR:
+            raise ShapeError(f"Expected {n} vectors of 1 to {MAX_VECTOR} floats, got shape {values.shape}", path=path)
+        width = values.shape[1]
+        finite = np.isfinite(values).all(axis=1)
+        if valid is not None:
+            finite |= valid == 0
+        if not finite.all():
+            raise FeatureRangeError(
+                f"Expected finite numbers in a vector, got another in row {int(np.argmin(finite))}", path=path,
+                hint="make the whole vector null where it is not known",
+            )
+    elif values.shape != (n,):
+        raise ShapeError(f"Expected {n} values, got shape {values.shape}", path=path)
+    return name, kind, values, valid, width, data
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------------
@@ -295,7 +351,7 @@ cdef class SnapshotTable:
             raise LimitError(f"Expected fewer than {2**31 - 1} rows in table `{name}`, got {n}")
         if len(columns) > MAX_COLUMNS:
             raise LimitError(f"Expected at most {MAX_COLUMNS} columns in table `{name}`, got {len(columns)}")
-        data, ends = _texts_of(keys[0], keys[1], n, f"{name}.keys")
+        data, ends = texts_of(keys[0], keys[1], n, f"{name}.keys")
         self._build_index(data, ends, n, hash_key)
         self._build_records(columns, updated_at, n)
 
@@ -377,7 +433,7 @@ cdef class SnapshotTable:
         cdef ri_source_column* source
         cdef list kept = [], laid_out = []   # `kept` holds the arrays while their memory is read
         cdef dict offsets = {}
-        checked = [self._checked_column(column, n) for column in columns]
+        checked = [checked_column(column, n, self.name) for column in columns]
         if len({column[0] for column in checked}) != n_columns:
             raise ConfigError(f"Expected every column of table `{self.name}` once, got {clip([column[0] for column in checked], 200)}")
         for pick_vectors in (False, True):
@@ -434,46 +490,6 @@ cdef class SnapshotTable:
         self.view.arena = <const char*>self.memory[ARENA]
         self.schema = tuple(laid_out)
         return 0
-
-    def _checked_column(self, column, Py_ssize_t n):
-        """-> (name, kind, values, valid | None, width, text | None), of the exact dtypes and sizes that the C code reads."""
-        name, kind, values, valid = column
-        data, width = None, 1
-        path = f"$.{self.name}.{name}"
-        if kind not in COLUMN_KINDS:
-            raise ConfigError(f"Expected a column kind out of {sorted(COLUMN_KINDS)} for `{name}`, got {clip(kind)}")
-        if valid is not None:
-            valid = np.ascontiguousarray(valid, np.uint8)
-            if valid.shape != (n,):
-                raise ShapeError(f"Expected {n} validity flags, got shape {valid.shape}", path=path)
-        if kind in ("str", "bytes"):
-            data, values = _texts_of(values[0], values[1], n, f"{self.name}.{name}")
-            longest = int(np.diff(values).max()) if n else 0
-            if longest > MAX_TEXT:
-                raise FeatureRangeError(
-                    f"Expected at most {MAX_TEXT} bytes in a cell, got {longest} in row {int(np.argmax(np.diff(values)))}", path=path
-                )
-            return name, kind, values, valid, width, data
-        dtype = {"f64": np.float64, "i64": np.int64, "vec": np.float32}[kind]
-        values = np.asarray(values)
-        if values.dtype != dtype or not values.dtype.isnative:
-            raise ShapeError(f"Expected {np.dtype(dtype)} in native byte order for a `{kind}` column, got {values.dtype}", path=path)
-        values = np.ascontiguousarray(values)
-        if kind == "vec":
-            if values.ndim != 2 or values.shape[0] != n or not 1 <= values.shape[1] <= MAX_VECTOR:
-                raise ShapeError(f"Expected {n} vectors of 1 to {MAX_VECTOR} floats, got shape {values.shape}", path=path)
-            width = values.shape[1]
-            finite = np.isfinite(values).all(axis=1)
-            if valid is not None:
-                finite |= valid == 0
-            if not finite.all():
-                raise FeatureRangeError(
-                    f"Expected finite numbers in a vector, got another in row {int(np.argmin(finite))}", path=path,
-                    hint="make the whole vector null where it is not known",
-                )
-        elif values.shape != (n,):
-            raise ShapeError(f"Expected {n} values, got shape {values.shape}", path=path)
-        return name, kind, values, valid, width, data
 
     def __dealloc__(self):
         cdef int i
@@ -655,13 +671,38 @@ cdef class SnapshotTable:
         cdef Py_ssize_t n = len(keys)
         cdef list picked = self._numeric(columns)
         cdef Py_ssize_t width = sum([column[4] for column in picked])
-        matrix = _matrix(out, n, width, np.dtype(np.float32))
+        matrix = out_matrix(out, n, width, np.dtype(np.float32))
         rows = self.rows_of(keys)
         cdef const int32_t[::1] indices = rows
         cdef float[:, ::1] target = matrix
         if n and width:
             self._read(picked, &indices[0], n, <uint8_t*>&target[0, 0], 4 * <size_t>width)
         return matrix, rows
+
+    def gather_aged(self, list keys not None, columns, int64_t wall_ns, *, out=None):
+        cdef Py_ssize_t n = len(keys), i, c
+        cdef list picked = self._numeric(columns)
+        matrix, rows = self.gather(keys, columns, out=out)
+        ages, outcomes = np.full(n, np.nan), np.full(n, OUTCOME_NULL, np.uint8)
+        cdef const int32_t[::1] indices = rows
+        cdef double[::1] age_of = ages
+        cdef uint8_t[::1] outcome_of = outcomes
+        cdef int64_t[::1] bits = np.array([column[3] for column in picked], np.int64)
+        cdef int64_t updated
+        cdef const uint8_t* record
+        for i in range(n):
+            if indices[i] < 0:
+                outcome_of[i] = OUTCOME_UNKNOWN
+                continue
+            record = ri_record(&self.view, indices[i])
+            updated = ri_updated_at_ns(record)
+            if updated != 0:
+                age_of[i] = <double>(wall_ns - updated) * 1e-9 if wall_ns > updated else 0.0
+            for c in range(bits.shape[0]):
+                if ri_cell_present(record, bits[c]):
+                    outcome_of[i] = OUTCOME_PRESENT
+                    break
+        return matrix, ages, outcomes
 
     def make_block(self, str name not None, columns):
         cdef list picked = self._numeric(columns)
@@ -694,7 +735,7 @@ cdef class SnapshotTable:
             raise ShapeError(f"Expected a dtype that divides rows of {block.row_bytes} bytes, got {dtype}")
         cdef Py_ssize_t n = len(keys)
         rows = np.empty(n, np.int32)
-        matrix = _matrix(out, n, block.row_bytes // dtype.itemsize, dtype)
+        matrix = out_matrix(out, n, block.row_bytes // dtype.itemsize, dtype)
         if n == 0:
             return matrix, rows
         cdef int32_t[::1] indices = rows
@@ -736,7 +777,7 @@ cdef class SnapshotTable:
         return 0
 
 
-cdef object _matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype):
+cdef object out_matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype):
     """The caller's matrix, checked; or a new one, whose pages the kernel has to give first."""
     if out is None:
         return np.empty((n, width), dtype)

@@ -5,58 +5,12 @@
 
 #include "table.h"
 
-#include <stdlib.h>
-
-#if defined(_WIN32)
-#include <malloc.h>
-#else
-#include <sys/mman.h>
-#endif
+#include "memory.h"
 
 /* ---- memory ------------------------------------------------------------------------------------------------------- */
 
-#define MAP_FROM (1 << 20) /* from here pages of their own: given back as soon as the table goes, and huge where allowed */
-
-void *ri_memory_new(size_t size) {
-    size = (size + RI_LINE - 1) & ~(size_t)(RI_LINE - 1);
-    if (size == 0)
-        size = RI_LINE;
-    void *memory = NULL;
-#if defined(_WIN32)
-    memory = _aligned_malloc(size, RI_LINE);
-    if (memory)
-        memset(memory, 0, size);
-#else
-    if (size >= MAP_FROM) {
-        memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
-            return NULL;
-#if defined(MADV_HUGEPAGE)
-        (void)madvise(memory, size, MADV_HUGEPAGE); /* fewer TLB misses for random rows; a wish, not a need */
-#endif
-        return memory;
-    }
-    if (posix_memalign(&memory, RI_LINE, size) != 0)
-        return NULL;
-    memset(memory, 0, size);
-#endif
-    return memory;
-}
-
-void ri_memory_free(void *memory, size_t size) {
-    if (memory == NULL)
-        return;
-#if defined(_WIN32)
-    (void)size;
-    _aligned_free(memory);
-#else
-    size = (size + RI_LINE - 1) & ~(size_t)(RI_LINE - 1);
-    if (size >= MAP_FROM)
-        (void)munmap(memory, size);
-    else
-        free(memory);
-#endif
-}
+void *ri_memory_new(size_t size) { return ri_pages_new(size); }
+void ri_memory_free(void *memory, size_t size) { ri_pages_free(memory, size); }
 
 /* ---- the index ------------------------------------------------------------------------------------------------------ */
 
