@@ -3,7 +3,8 @@
 Rules:
   * A `Case` is valid: its spec passes the checks and compiles. Its rows may still be refused, by the twin and by the
     native program alike, with the same error at the same place.
-  * Values are the canonical ones: timestamps are int nanoseconds (whole microseconds), vectors float32.
+  * Values are the canonical ones: timestamps are int nanoseconds (whole microseconds), vectors float32. The value of a
+    window stands in its row under the window's name, its state under `state_of(name)`.
   * Most values are plain, so that most rows give tensors; edge values are sprinkled in.
 The specification of what a case should give is `retailinfer._native.reference`.
 """
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from retailinfer import columns as c
 from retailinfer._native import reference
-from retailinfer.columns import Column
+from retailinfer.columns import Column, Where, WindowDef
 from retailinfer.features.spec import (
     STORED_TYPES,
     Body,
@@ -31,6 +32,7 @@ from retailinfer.features.spec import (
     FeatureSpec,
     Field,
     Fitted,
+    StreamBody,
     Tensor,
     Timestamp,
     Vocabulary,
@@ -204,6 +206,8 @@ class Case:
             ref: np.array([unknown[ref] for _, unknown, _ in found], np.uint8) for ref in self.body.stored
         }
         written = {ref: np.array([at[ref] for _, _, at in found], np.int64) for ref in self.body.stored}
+        for name in self.body.windows:
+            states[name] = np.array([row[state_of(name)] for row in self.rows], np.uint8)
         return states, written
 
     def _stored(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int], dict[str, int]]:
@@ -238,6 +242,11 @@ class Case:
         )
 
 
+def state_of(window: str) -> str:
+    """Where a row keeps the state of a window's value."""
+    return f"{window} is"
+
+
 @functools.cache
 def zone(tz: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Transitions of a zone as a spec keeps them; read once, it takes a while."""
@@ -254,10 +263,12 @@ def cases(
     max_columns: int = 6,
     dtypes: Sequence[str] = ("float32", "float32", "float64", *DTYPES),
     stored: bool = True,
+    windows: bool = False,
     max_tensors: int = 3,
 ) -> Case:
     """A spec over fields of all types with columns of all kinds, and rows for it.
 
+    `windows`: of entities, with any value in any state: what counts them is not here.
     `ranking`: one entity is the candidate, all rows are the same request but for its key, and some tensors are context.
     """
     tz = draw(st.sampled_from(ZONES))
@@ -283,6 +294,9 @@ def cases(
     )
     entities, sizes = _entities(draw, body, ranking) if stored else ({}, {})
     body = msgspec.structs.replace(body, entities=entities)
+    if windows:
+        streams, definitions = _windows(draw, body)
+        body = msgspec.structs.replace(body, streams=streams, windows=definitions)
     body = _with_tensors(draw, body, sizes, ranking, max_columns, dtypes, max_tensors)
     body = msgspec.structs.replace(body, stored=_stored_types(body))
     rows = _rows(draw, body, ranking, max_rows)
@@ -322,6 +336,61 @@ def _entities(draw: st.DrawFn, body: Body, ranking: bool) -> tuple[dict[str, Ent
     return entities, sizes
 
 
+def _windows(draw: st.DrawFn, body: Body) -> tuple[dict[str, StreamBody], dict[str, WindowDef]]:
+    """Streams, and windows of entities that candidates do not key; none without such an entity."""
+    keyed = [name for name, entity in body.entities.items() if "sku" not in entity.key]
+    if not keyed:
+        return {}, {}
+    keys = {field for name in keyed for field in body.entities[name].key}
+    own = [
+        Field("g0", "float", draw(st.booleans())),
+        Field("g1", "int"),
+        Field("g2", "str"),
+        Field("g3", "bool"),
+    ]
+    fields = (*(f for f in body.fields if f.name in keys), *own, Field("at", "timestamp"))
+    label = StreamBody(fields=fields, event_time=draw(st.sampled_from((None, "at"))))
+    streams = {"label": label, "payment": StreamBody(is_request=True)}
+    n = draw(st.integers(1, 3))
+    return streams, {f"w{i}": _window(draw, body, streams, draw(st.sampled_from(keyed))) for i in range(n)}
+
+
+def _window(draw: st.DrawFn, body: Body, streams: Mapping[str, StreamBody], entity: str) -> WindowDef:
+    on = draw(st.sampled_from(sorted(streams)))
+    types = {f.name: f.type for f in (body.fields if streams[on].is_request else streams[on].fields)}
+    takes = dict.fromkeys(("sum", "mean", "min", "max", "lag"), NUMBERS)
+    takes |= {"count": (), "distinct": ("str", "bytes", "int", "bool", "timestamp")}
+    what = draw(
+        st.sampled_from([w for w, kinds in takes.items() if not kinds or set(kinds) & set(types.values())])
+    )
+    of = (
+        draw(st.sampled_from([f for f, kind in types.items() if kind in takes[what]]))
+        if takes[what]
+        else None
+    )
+    constants = {"float": FLOATS, "int": INTS, "str": TEXT, "bool": st.booleans()}
+    terms = []
+    for field in draw(st.lists(st.sampled_from([f for f, k in types.items() if k in constants]), max_size=2)):
+        kind = types[field]
+        op = draw(st.sampled_from(c.COMPARISONS if kind in ("float", "int") else ("==", "!=")))
+        terms.append(Where(field, op, draw(constants[kind].filter(lambda v: v == v))))  # noqa: PLR0124 - no NaN
+    pane_ns = draw(st.sampled_from((1, 60, 2880, 86400))) * 10**9
+    lagged = what == "lag"
+    return WindowDef(
+        entity=entity,
+        what=what,
+        on=on,
+        of=of,
+        where=tuple(terms),
+        over_ns=0 if lagged else pane_ns * draw(st.integers(1, 40)),
+        pane_ns=pane_ns,
+        current="exclude" if lagged else draw(st.sampled_from(("include", "exclude"))),
+        delay_ns=0 if lagged else pane_ns * draw(st.sampled_from((0, 0, 7))),
+        scale=draw(st.sampled_from((1, 100, 10**6))) if what not in ("count", "distinct") else None,
+        lag=draw(st.integers(1, 28)) if lagged else 0,
+    )
+
+
 def _with_tensors(
     draw: st.DrawFn,
     body: Body,
@@ -334,6 +403,8 @@ def _with_tensors(
     types = {f.name: f.type for f in body.fields}
     for name, entity in body.entities.items():
         types |= {f"{name}.{column}": kind for column, kind in entity.columns.items()}
+    types |= dict.fromkeys(body.windows, "float")
+    unused = list(body.windows)
     shared = {
         "words": Vocabulary(
             tuple(draw(st.lists(st.sampled_from(POOL), unique=True, min_size=1, max_size=5))),
@@ -366,6 +437,12 @@ def _with_tensors(
             if learned is not None:
                 fitted[column.name] = learned
             made.append(column)
+        while unused and dtype in ("float32", "float64") and draw(st.booleans()):
+            column = _window_column(draw, body, unused.pop(), dtype)
+            learned = _learned(draw, column, shared)
+            if learned is not None:
+                fitted[column.name] = learned
+            made.append(column)
         if made:
             mask = f"m{t}" if draw(st.booleans()) else None
             mask_dtype = draw(st.sampled_from(("bool", "float32", "int32", "int64")))
@@ -375,6 +452,13 @@ def _with_tensors(
     return msgspec.structs.replace(body, tensors=tensors, vocabularies=shared | vocabularies, fitted=fitted)
 
 
+def _window_column(draw: st.DrawFn, body: Body, name: str, dtype: str) -> Column:
+    """A column of the window's own name, as `c.window` makes it."""
+    args = _numbers(draw)
+    args |= _outcomes(draw, body, "numeric", dtype, [name], ["float"], args)
+    return msgspec.structs.replace(c.numeric(name, **args), window=body.windows[name])
+
+
 def _of_candidate(body: Body, ref: str) -> bool:
     entity = ref.partition(".")[0]
     return "sku" in (body.entities[entity].key if "." in ref else (ref,))
@@ -382,7 +466,7 @@ def _of_candidate(body: Body, ref: str) -> bool:
 
 def _can_be_missing(body: Body, kind: str, refs: Sequence[str]) -> bool:
     optional = {f.name for f in body.fields if f.optional}
-    return kind in ("ratio", "cosine") or any("." in r or r in optional for r in refs)
+    return kind in ("ratio", "cosine") or any("." in r or r in optional or r in body.windows for r in refs)
 
 
 KINDS_BY_DTYPE = {
@@ -628,6 +712,9 @@ def _rows(draw: st.DrawFn, body: Body, ranking: bool, max_rows: int) -> list[dic
         for f in body.fields:
             absent = f.optional and not draw(st.integers(0, 3))
             row[f.name] = None if absent else draw(values(f.type, body))
+        for name in body.windows:
+            row[name] = draw(FLOATS) if draw(st.integers(0, 4)) else None
+            row[state_of(name)] = draw(st.sampled_from((0, 0, 0, 2, 3, 3, 4)))
         rows.append(row)
     if ranking:
         kind = next(f.type for f in body.fields if f.name == "sku")

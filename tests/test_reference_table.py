@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import Case, cases, same_bits, same_place
 
 from retailinfer._native import reference
@@ -59,7 +60,7 @@ def surviving_rows(case: Case, *, allow_nan: bool = True) -> Case:
     return case
 
 
-@given(case=cases())
+@given(case=cases(windows=True))
 def test_a_table_gives_the_bits_of_the_twin(case):
     """Tensors, masks and range counts of random rows under random specs are equal, and so are the refusals."""
     case = surviving_rows(case)
@@ -79,7 +80,40 @@ def test_a_model_that_cannot_take_nan_gets_none(case):
     assert not any(np.isnan(v).any() for v in got.values() if v.dtype.kind == "f")
 
 
-@given(case=cases(max_rows=2))
+@given(case=cases(windows=True), data=st.data())
+def test_history_gives_the_bits_of_the_twin(case, data):
+    """Rows with states, ages and a moment each: tensors, masks, what each column met and who asks for review are equal."""
+    n = len(case.rows)
+    now_ns = np.array(
+        [case.now_ns + data.draw(st.sampled_from((0, -1, 3600))) * 10**9 for _ in range(n)], np.int64
+    )
+    columns = reference.columns_of(case.body, case.joined())
+    states, written = case.states()
+    program = compile_program(case.body)
+    table = Columns(n, {k: Canonical(*v) for k, v in columns.items()}, states, written, now_ns)
+    reviews, flags = np.empty(n, np.uint8), np.empty((n, len(program.column_names)), np.uint8)
+    try:
+        want = reference.run(case.body, columns, n, now_ns=now_ns, states=states, updated_ns=written)
+    except FeatureError as exc:
+        refusal = exc
+    else:
+        refusal = None
+    if refusal is not None:
+        with pytest.raises(type(refusal)) as caught:
+            fill(program, case.body, table)
+        assert same_place(caught.value.path, refusal.path)
+        return
+    outs, masks, outside = fill(program, case.body, table, reviews=reviews, flags=flags)
+    tensors = {}
+    for (name, _, _, _, mask_name, _), out, mask in zip(program.tensors, outs, masks, strict=True):
+        tensors |= {name: out} if mask_name is None else {name: out, mask_name: mask}
+    assert_same(tensors, want.tensors)
+    assert outside == want.outside
+    np.testing.assert_array_equal(flags, want.states)
+    np.testing.assert_array_equal(reviews.astype(bool), want.review)
+
+
+@given(case=cases(max_rows=2, windows=True))
 def test_a_spec_survives_its_json(case):
     """A spec read back from its JSON is the same spec: same bytes, same fingerprint, same cells."""
     check(case.body)
