@@ -131,3 +131,9 @@ class RequestReader:
         self, program: Program, *, request_type: builtins.type, forbid_extra: bool = True, skip: int = -1
     ) -> None:
         """`skip`: slot of the field that candidates bring; it is not read from requests."""
+
+    def values(self, request: Any) -> tuple[Any, ...]:
+        """Canonical values of one request (or event) by slot, None for null; moments are ns since 1970. For tools and tests.
+
+        Raises: FeatureError with the path of what is wrong.
+        """

@@ -917,6 +917,36 @@ cdef class RequestReader:
     def __dealloc__(self):
         free(self.offsets)
 
+    def values(self, request) -> tuple:
+        """Canonical values of one request by slot: for tools and tests, which cannot see slots."""
+        cdef RowState state = self.program.new_state()
+        cdef ri_slot* s
+        cdef int i, kind
+        cdef int64_t k
+        cdef list found = []
+        self.read(request, state, -1)
+        for i in range(self.program.n_request):
+            s = state.st.slots + i
+            kind = self.program.slot_kinds[i]
+            if s.state != RI_PRESENT:
+                found.append(None)
+            elif kind == RI_SLOT_F64:
+                found.append(s.v.f)
+            elif kind == RI_SLOT_BOOL:
+                found.append(s.v.i != 0)
+            elif kind <= RI_SLOT_TIME:
+                found.append(s.v.i)
+            elif kind == RI_SLOT_TEXT:
+                data = s.v.text[:s.n]
+                found.append(data if self.program.slot_is_bytes(i) else data.decode())
+            elif kind == RI_SLOT_LIST_F64:
+                found.append([s.v.list_f[k] for k in range(s.n)])
+            elif kind == RI_SLOT_LIST_I64:
+                found.append([s.v.list_i[k] for k in range(s.n)])
+            else:
+                found.append([s.v.list_text[k].data[:s.v.list_text[k].size].decode() for k in range(s.n)])
+        return tuple(found)
+
     cdef int read(self, object request, RowState state, int64_t row) except -1:
         cdef int i, n = self.program.n_request
         cdef Py_ssize_t size = 0
