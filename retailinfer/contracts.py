@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Contract", "Decision", "Ranking", "Reason", "Rung"]
+__all__ = ["Contract", "Decision", "Freshness", "Ranking", "Reason", "Rung"]
 
 PositiveFloat = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -32,7 +32,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a use case promises and needs; part of the release.
 
     Args:
-        deadline_ms: after so long an answer is worth nothing.
+        deadline_ms: after so long an answer is worth nothing; waiting for sources and shared windows ends before it.
         p50_ms, p95_ms, p99_ms: latency objectives of the whole call.
         stages_ms: budget per stage (decode, resolve, fill, run, decide, encode).
         availability: share of requests that get an answer, such as 0.9995.
@@ -41,7 +41,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         max_rows: largest batch or candidate list; more is a LimitError before any work.
         batch_sizes: what production sends; `quantize="auto"` is measured on these.
         ladder: the rungs below the release itself, best first.
-    Enforced now: `max_rows`. `retailinfer bench --fail-if contract` compares the latencies; the rest is recorded for later.
+    Enforced now: `max_rows`, and `deadline_ms` by whoever waits. `retailinfer bench --fail-if contract` compares the
+    latencies; the rest is recorded for later.
     """
 
     deadline_ms: PositiveFloat | None = None
@@ -75,8 +76,10 @@ class Decision(msgspec.Struct, frozen=True):
         release: name and version of the release that answered.
         arm: which arm of a rollout; "default" when none runs.
         rung: step of the fallback ladder; 0 is the release itself.
-        stale: columns whose stored value was older than its `max_age`.
+        stale: columns whose stored value was older than its `max_age` or its table's time to live, or whose window did not
+            cover its time yet.
         missing: columns whose value was null, unknown or unavailable.
+        trace: which keys were looked up under another name, as "customer: guest-7 -> c-1".
     """
 
     id: str
@@ -88,13 +91,14 @@ class Decision(msgspec.Struct, frozen=True):
     rung: int = 0
     stale: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    trace: tuple[str, ...] = ()
 
 
 class Ranking(msgspec.Struct, frozen=True):
     """The best candidates, best first.
 
     Attributes:
-        id, release, arm, rung: as in `Decision`.
+        id, release, arm, rung, trace: as in `Decision`.
         items: ids of the candidates, as they were given.
         scores: float32 values, aligned with `items`, never ascending; equal scores are ordered by id.
         stale, missing: columns that were so for the context or for any of the candidates.
@@ -110,3 +114,21 @@ class Ranking(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     suppressed: dict[str | int, str] = {}
+    trace: tuple[str, ...] = ()
+
+
+class Freshness(msgspec.Struct, frozen=True):
+    """How many answers were made from fresh values alone: none stale, none unavailable.
+
+    Attributes:
+        answers: decisions and rankings since the release was loaded.
+        fresh: those without a stale and without an unavailable value.
+    """
+
+    answers: int
+    fresh: int
+
+    @property
+    def share(self) -> float:
+        """`fresh` of `answers`; 1.0 before the first answer."""
+        return self.fresh / self.answers if self.answers else 1.0

@@ -10,8 +10,9 @@ The doors themselves are scorer.py and ranker.py.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from retailinfer.contracts import Freshness
 from retailinfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
 
-__all__ = ["INLINE_BELOW_US", "Door", "Refusal"]
+__all__ = ["INLINE_BELOW_US", "Door", "EventId", "Refusal"]
 
+EventId: TypeAlias = str | bytes | int
+
+WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 ARRAYS_ONLY = "this release brings no features: it takes arrays"
 HINT_ARRAYS = "use score_arrays(feeds), or pack with features="
@@ -87,6 +91,12 @@ class Door:
         counts: dict[str, int] = self._pipeline.need_engine().outside_counts()
         return counts
 
+    @property
+    def freshness(self) -> Freshness:
+        """How many answers were made without a stale and without an unavailable value, since the release was loaded."""
+        engine = self._pipeline.need_engine()
+        return Freshness(answers=engine.n_answers, fresh=engine.n_fresh)
+
     def close(self) -> None:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
         self._engine = Refusal(f"this {type(self).__name__} is closed", "load the release again")
@@ -112,6 +122,8 @@ class Door:
         if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
             from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
 
-            self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="retailinfer")
+            # Two threads use two cores; threads that wait for a source or a round trip use none, so there may be more.
+            workers = WAITING if self._engine.waits else 2
+            self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
             self._executor_pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import numpy as np
 
-from retailinfer._native.engine import Engine, EntityPlan
+from retailinfer._native.engine import Engine
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import RequestReader
-from retailinfer.clock import SystemClock
+from retailinfer.clock import Clock, SystemClock
 from retailinfer.contracts import Contract, Decision, Ranking
+from retailinfer.deadline import budget_ns
 from retailinfer.errors import (
     ConfigError,
     FeatureError,
@@ -40,8 +41,9 @@ from retailinfer.errors import (
 )
 from retailinfer.features.arrow import Canonical, Columns
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
-from retailinfer.features.spec import Body, FeatureSpec
+from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.transform import fill
+from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer._native.program import Program
+    from retailinfer._native.resolve import Observer
     from retailinfer.release.manifest import InputSource, Manifest
     from retailinfer.store.store import Store
 
@@ -61,7 +64,6 @@ MAX_DEPTH = 32
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
 MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
-SECTION_CODES = {"context": 0, "item": 1, "cross": 2}
 # Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 DTYPE_NAMES = {1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64"}
@@ -123,6 +125,10 @@ class Pipeline:
         self.engine: Engine | None = None
         self.program: Program | None = None
         self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
+        self._store = store
+        self.clock: Clock = SystemClock() if store is None else store.clock
+        self.budget_ns = budget_ns(self.contract.deadline_ms)
+        self._observers: dict[str, Observer] = {}
         if spec.arrays:
             if ranks:
                 raise ConfigError("this release takes arrays: it knows no candidates", hint="use Scorer.load")
@@ -137,6 +143,11 @@ class Pipeline:
         self._segment_slot()
         self._replay(self._replay_golden)
         self.engine = self._build(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
+        for name in spec.body.streams:
+            if any(window.on == name for window in spec.body.windows.values()):
+                self._observers[name] = compile_observer(
+                    spec.body, store, name, clock=self.clock, budget_ns=self.budget_ns
+                )
         self.engine.calibrate()
         if ranks and self.engine.has_item_table:
             slot = store.slot(spec.body.candidate or "") if store is not None else None
@@ -506,6 +517,9 @@ class Pipeline:
             if column.max_age_ns and section == "item"
         ]
         decode, encode = self._codecs(struct, ranks=ranks, text=candidate_text)
+        snapshots, resolver = compile_lookups(
+            body, store, self.program, slot_sections=slot_sections, ranks=ranks, clock=self.clock
+        )
         score = self.manifest.score
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
@@ -521,7 +535,9 @@ class Pipeline:
             segments=segments,
             segment_slot=self._segment_slot(),
             review_action=None if self.policy is None else self.policy.body.review,
-            plans=tuple(self._plans(store, slot_sections, ranks=ranks)),
+            plans=snapshots,
+            resolver=resolver,
+            budget_ns=self.budget_ns,
             sections={"columns": column_sections},
             candidate_slot=candidate_slot,
             candidate_is_text=candidate_text,
@@ -532,7 +548,7 @@ class Pipeline:
             decode=decode,
             encode=encode,
             decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[Int64]).decode,
-            clock=SystemClock(),
+            clock=self.clock,
             max_bytes=max_bytes,
             max_depth=max_depth,
             max_rows=self.contract.max_rows,
@@ -589,48 +605,15 @@ class Pipeline:
             flat.extend((a, float(low)) for a, low in zip(actions, lows, strict=True))
         return flat, segments
 
-    def _plans(
-        self, store: Store | None, slot_sections: Mapping[str, str], *, ranks: bool
-    ) -> list[EntityPlan]:
-        body: Body = self.spec.body
-        index = {name: i for i, name in enumerate(slot_names(body))}
-        plans: list[EntityPlan] = []
-        for name, entity in body.entities.items():
-            refs = [r for r in body.stored if r.partition(".")[0] == name]
-            wants_candidates = ranks and name == body.candidate and store is not None and name in store
-            if not refs and not wants_candidates:
-                continue
-            if store is None or name not in store:
-                raise ConfigError(
-                    f"the features read the table `{name}` ({', '.join(refs)}), which no store holds",
-                    hint=f"load(..., store=ri.Store(tables={{{name!r}: ...}}))",
-                )
-            slot = store.slot(name)
-            fields = {f.name: f.type for f in body.fields}
-            kinds = tuple(fields[k] for k in entity.key)
-            wanted = kinds if len(kinds) > 1 else kinds[0]
-            have = slot.table.key_kind
-            if have != wanted:
-                # ("str",) is not "str": keys that are tuples of one are stored in another form
-                raise SchemaMismatchError(
-                    f"Expected table `{name}` keyed by {wanted!r} ({', '.join(entity.key)}), got {have!r}",
-                    hint='key types of table and request must be the same; one column is key="id", not key=["id"]',
-                )
-            section = slot_sections[refs[0]] if refs else "item"
-            plans.append(
-                EntityPlan(
-                    name,
-                    slot,
-                    SECTION_CODES[section],
-                    tuple(index[k] for k in entity.key),
-                    tuple(index[r] for r in refs),
-                    tuple(r.partition(".")[2] for r in refs),
-                    tuple(body.stored[r] for r in refs),
-                )
-            )
-        return plans
-
     # ---- small things that both doors need --------------------------------------------------------------------------
+
+    def observer(self, stream: str) -> Observer:
+        """The way of a stream's events into windows. Raises: ConfigError for a stream that the spec does not count."""
+        found = self._observers.get(stream) if isinstance(stream, str) else None
+        if found is None:
+            known = ", ".join(f"`{name}`" for name in self._observers) or "none"
+            raise ConfigError(f"Expected a stream that some window counts ({known}), got {clip(stream)}")
+        return found
 
     def need_engine(self) -> Engine:
         """The engine. Raises: ConfigError for a release of arrays."""

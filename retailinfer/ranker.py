@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cachetools import FIFOCache
 
+from retailinfer._native.resolve import WouldWait
+from retailinfer.deadline import budget_ns
 from retailinfer.door import INLINE_BELOW_US, Door
 from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, parse_available
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import os
 
     from retailinfer.contracts import Ranking
+    from retailinfer.door import EventId
     from retailinfer.store.store import Store
 
 __all__ = ["Ranker"]
@@ -76,8 +79,11 @@ class Ranker(Door):
         *,
         available: str | None = None,
         exclude: Iterable[str] | Iterable[int] | None = None,
+        deadline_ms: float | None = None,
         request_id: str | None = None,
         at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> Ranking:
         """Rank candidates for a context.
 
@@ -88,7 +94,7 @@ class Ranker(Door):
             available: comparisons of the candidates' table with numbers, such as "item.stock > 0 and item.age < 90";
                 a candidate for which one does not hold, or is null, is left out.
             exclude: ids to leave out, such as what is in the cart.
-            request_id, at: as in `Scorer.score`.
+            deadline_ms, request_id, at, observe, event_id: as in `Scorer.score`; what is counted is the context.
         Raises: FeatureError, LimitError; SessionError, ScoreError.
         """
         ranking: Ranking = self._engine.rank(
@@ -99,6 +105,9 @@ class Ranker(Door):
             exclude,
             request_id,
             0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
         )
         return ranking
 
@@ -107,8 +116,11 @@ class Ranker(Door):
         body: bytes,
         *,
         available: str | None = None,
+        deadline_ms: float | None = None,
         request_id: str | None = None,
         at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> bytes:
         """JSON {"context": {...}, "candidates": [...], "k": 20, "exclude": [...], "request_id": ...} -> JSON ranking.
 
@@ -119,6 +131,9 @@ class Ranker(Door):
             None if available is None else self._rule(available),
             request_id,
             0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
         )
         return answer
 
@@ -130,17 +145,38 @@ class Ranker(Door):
         *,
         available: str | None = None,
         exclude: Iterable[str] | Iterable[int] | None = None,
+        deadline_ms: float | None = None,
         request_id: str | None = None,
         at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> Ranking:
-        """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load), else in a thread."""
+        """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
+        for, else in a thread.
+        """
         engine = self._engine
         ids = engine.id_list(candidates)
         rule = None if available is None else self._rule(available)
-        args = (context, ids, k, rule, exclude, request_id, 0 if at is None else moment_ns(at))
-        if engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US:
-            inline: Ranking = engine.rank(*args)
-            return inline
+        args = (
+            context,
+            ids,
+            k,
+            rule,
+            exclude,
+            request_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
+        )
+        # what would have to wait after it has counted the context is never tried here
+        if engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US and not (observe and engine.waits):
+            try:
+                inline: Ranking = engine.rank(*args, False)
+            except WouldWait:
+                pass
+            else:
+                return inline
         answer: Ranking = await self._off_loop(engine.rank, *args)
         return answer
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from retailinfer._native.resolve import WouldWait
+from retailinfer.deadline import budget_ns
 from retailinfer.door import INLINE_BELOW_US, Door
 from retailinfer.errors import (
     ConfigError,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer.contracts import Decision
+    from retailinfer.door import EventId
     from retailinfer.features.spec import Field
     from retailinfer.store.store import Store
 
@@ -91,35 +94,82 @@ class Scorer(Door):
             self._encode_msgpack = msgspec.msgpack.Encoder().encode
 
     def score(
-        self, request: object, *, request_id: str | None = None, at: dt.datetime | float | None = None
+        self,
+        request: object,
+        *,
+        deadline_ms: float | None = None,
+        request_id: str | None = None,
+        at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> Decision:
         """Score one request.
 
         Args:
             request: dict, msgspec Struct or dataclass with the spec's fields.
+            deadline_ms: waiting for sources and shared windows ends before it; what is not there then is `unavailable`. The
+                contract's by default. No time left at all is a DeadlineExceededError.
             request_id: becomes the decision's id.
-            at: the moment against which ages are measured; now by default.
-        Raises: FeatureError for the request; SessionError, ScoreError.
+            at: the moment against which ages are measured, and of the event where it has no time of its own; now by default.
+            observe: count the request in the windows, in the same step in which they are read. It is counted once its
+                fields are read, also if a column then refuses a value or the model fails: it happened.
+            event_id: of the event; one that its entity saw lately (among its last 8) is not counted again.
+        Raises: FeatureError for the request, ConfigError for observing what nothing counts; SessionError, ScoreError.
         """
-        decision: Decision = self._engine.score(request, request_id, 0 if at is None else moment_ns(at))
+        decision: Decision = self._engine.score(
+            request,
+            request_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
+        )
         return decision
 
     def score_json(
-        self, body: bytes, *, request_id: str | None = None, at: dt.datetime | float | None = None
+        self,
+        body: bytes,
+        *,
+        deadline_ms: float | None = None,
+        request_id: str | None = None,
+        at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> bytes:
         """JSON request -> JSON decision. Of a key that comes twice the last one counts.
 
         Raises: RequestError and LimitError for the bytes, else as `score`.
         """
-        answer: bytes = self._engine.score_json(body, request_id, 0 if at is None else moment_ns(at))
+        answer: bytes = self._engine.score_json(
+            body,
+            request_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
+        )
         return answer
 
     def score_msgpack(
-        self, body: bytes, *, request_id: str | None = None, at: dt.datetime | float | None = None
+        self,
+        body: bytes,
+        *,
+        deadline_ms: float | None = None,
+        request_id: str | None = None,
+        at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> bytes:
         """MessagePack request -> MessagePack decision. Raises: as `score_json`."""
         answer: bytes = self._engine.score_msgpack(
-            body, self._decode_msgpack, self._encode_msgpack, request_id, 0 if at is None else moment_ns(at)
+            body,
+            self._decode_msgpack,
+            self._encode_msgpack,
+            request_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
         )
         return answer
 
@@ -128,20 +178,58 @@ class Scorer(Door):
         requests: Iterable[object],
         *,
         errors: Literal["raise", "row"] = "raise",
+        deadline_ms: float | None = None,
         at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_ids: Iterable[EventId | None] | None = None,
     ) -> list[Decision | RetailInferError]:
         """Score many requests at once; same bits as one by one.
 
         Args:
             errors: "raise" the first error, or give it as the "row" in which it happened.
+            deadline_ms: of the whole batch.
+            observe: count each request after the ones before it. With errors="raise" none is counted unless all can be.
+            event_ids: one a request.
         Raises: LimitError beyond the contract's `max_rows`; with errors="raise" as `score`, naming `$[i]`.
         """
         if errors not in ("raise", "row"):
             raise ConfigError(f'Expected errors "raise" or "row", got {clip(errors)}')
         answers: list[Decision | RetailInferError] = self._engine.score_batch(
-            requests, errors == "row", 0 if at is None else moment_ns(at)
+            requests,
+            errors == "row",
+            0 if at is None else moment_ns(at),
+            None,
+            0,
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_ids,
         )
         return answers
+
+    def observe(
+        self,
+        stream: str,
+        event: object,
+        *,
+        event_id: EventId | None = None,
+        at: dt.datetime | float | None = None,
+        deadline_ms: float | None = None,
+    ) -> None:
+        """Count an event of a stream in the windows, without a score: a label that arrives, a payment scored elsewhere.
+
+        Args:
+            event: dict, msgspec Struct or dataclass with the stream's fields.
+            event_id: as in `score`. at: when it happened, where it has no time of its own; now by default.
+        Raises: FeatureError for the event; ConfigError for a stream that no window counts.
+        """
+        if self._closed:
+            raise ConfigError("this Scorer is closed", hint="load the release again")
+        self._pipeline.observer(stream).observe(
+            event,
+            event_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+        )
 
     def score_table(self, table: Any, *, at: dt.datetime | float | None = None) -> Any:
         """Score a whole table, in slices, as it streams in.
@@ -235,15 +323,35 @@ class Scorer(Door):
         return self._pipeline.score_arrays(feeds)
 
     async def ascore(
-        self, request: object, *, request_id: str | None = None, at: dt.datetime | float | None = None
+        self,
+        request: object,
+        *,
+        deadline_ms: float | None = None,
+        request_id: str | None = None,
+        at: dt.datetime | float | None = None,
+        observe: bool = False,
+        event_id: EventId | None = None,
     ) -> Decision:
-        """`score` for coroutines: inline while it is cheap (below 200 us as measured at load), else in a thread."""
+        """`score` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
+        for, else in a thread.
+        """
         engine = self._engine
-        now = 0 if at is None else moment_ns(at)
+        args = (
+            request,
+            request_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+            observe,
+            event_id,
+        )
         if engine.fixed_us + engine.row_us < INLINE_BELOW_US:
-            decision: Decision = engine.score(request, request_id, now)
-            return decision
-        answer: Decision = await self._off_loop(engine.score, request, request_id, now)
+            try:
+                decision: Decision = engine.score(*args, False)
+            except WouldWait:
+                pass
+            else:
+                return decision
+        answer: Decision = await self._off_loop(engine.score, *args)
         return answer
 
 

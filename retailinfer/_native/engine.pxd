@@ -2,7 +2,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from retailinfer._native.ort cimport OrtModel, RiLane
-from retailinfer._native.program cimport Program, RequestReader, RowState, ri_state
+from retailinfer._native.program cimport Program, RequestReader, RowState, ri_slot, ri_state
+from retailinfer._native.resolve cimport CallOptions, Lease, Resolver
 from retailinfer._native.table cimport SnapshotTable, TableSlot, TableView, ri_index
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
 
@@ -93,7 +94,7 @@ cdef class Workspace:
         int64_t set_size
         int32_t* kept_rows            # its row in the item table, -1: unknown
         int32_t* order                # positions of the best, best first
-        uint8_t* seen                 # per column: 1 missing, 2 stale, over all rows of a ranking
+        uint8_t* seen                 # per column: 1 missing, 2 stale, 4 unavailable, over all rows of a ranking
         bint seen_any
         bint has_unknown              # some kept candidate has no row
         bint has_refused
@@ -109,6 +110,9 @@ cdef class Workspace:
         int64_t flags_stride
         char* key_scratch
         int64_t key_room
+        CallOptions options           # of this call; only where there is a resolver
+        Lease lease                   # None without a resolver
+        const ri_slot* live_cross     # (candidates, cells): what mutable tables hold for context and candidate
 
     cdef int reserve(self, int64_t n) except -1
     cdef int reserve_set(self, int64_t size) except -1
@@ -143,6 +147,12 @@ cdef class Engine:
         readonly double row_us
         readonly int tile             # rows per model run; 1 where rows of a batch influence each other
         readonly bint has_clock       # a column measures ages or elapsed time
+        readonly Resolver resolver    # mutable tables, aliases and windows; None: snapshots are all there is
+        int n_live_cross              # cells of them, and their slots
+        const int* live_slots
+        int64_t budget_ns             # of a call that brings no deadline of its own
+        readonly int64_t n_answers    # decisions and rankings
+        readonly int64_t n_fresh      # of these, made without a stale and without an unavailable value
         list pool
         tuple all_plans
         int n_cross_plans
@@ -196,7 +206,16 @@ cdef class Engine:
     cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil
     cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil
     cdef int look_up(self, Lookup* plan, Workspace ws) noexcept nogil
+    cdef int begin(self, Workspace ws, int64_t now_ns, int64_t budget_ns, bint observe, object event_id, bint may_wait,
+                   bint copy) except -1
     cdef int resolve_row(self, object request, Workspace ws, int64_t now_ns, int64_t row) except -1
+    cdef int resolve_all(self, object request, Workspace ws, int64_t row) except -1
+    cdef int look_up_all(self, Workspace ws, tuple snapshots, tuple live, int64_t row) except -1
+    cdef int prefetch(self, list items, int64_t start, int64_t end, int64_t first_row, Workspace ws) except -1
+    cdef int gather_cross(self, Workspace ws, int64_t m) except -1
+    cdef int64_t moment(self, Workspace ws) noexcept
+    cdef StrRef candidate_key(self, Workspace ws, int32_t candidate) noexcept nogil
+    cdef bint seen_fresh(self, Workspace ws) noexcept nogil
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
     cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
     cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil
@@ -206,15 +225,18 @@ cdef class Engine:
     cdef object band_action(self, float score, Workspace ws)
     cdef object decide(self, Workspace ws, float score, object request_id, object action)
     cdef tuple _flags(self, Workspace ws, int first)
+    cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil
     cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1
     cdef object decode_body(self, object body, bint json, object decode)
-    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t* marks)
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t budget_ns, bint observe,
+                             object event_id, bint may_wait, int64_t* marks)
     cdef object _segment_bands(self, Workspace ws)
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id)
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
+                            object trace)
     cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
     cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
-                         int64_t now_ns, int64_t* marks)
+                         int64_t now_ns, int64_t budget_ns, bint observe, object event_id, int64_t* marks)
     cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1
     cdef void note_flags(self, Workspace ws) noexcept nogil
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import Program, RequestReader
+from retailinfer._native.resolve import Resolver
 from retailinfer._native.table import SnapshotTable, TableSlot
 
 def new_id_prefix() -> None:
@@ -72,6 +73,10 @@ class Engine:
         row_independent: False runs rows one by one.
         score_low, score_high: a score outside is a ScoreError.
         hold_below_us: native work that is predicted to be shorter keeps the GIL.
+        resolver: mutable tables, windows and aliases; None where snapshots are all there is.
+        budget_ns: of a call that brings none: how long it may wait for sources and round trips.
+    `budget_ns` of a call, 0 = that one; observe: count the request as an event, `event_id` its id (ConfigError where nothing
+    counts it); may_wait: False raises WouldWait, before anything is counted, instead of waiting.
     """
 
     program: Program
@@ -86,6 +91,9 @@ class Engine:
     tile: int
     has_clock: bool
     max_rows: int
+    resolver: Resolver | None
+    n_answers: int
+    n_fresh: int
     def __init__(
         self,
         *,
@@ -120,7 +128,12 @@ class Engine:
         score_high: float = ...,
         hold_below_us: float = 100.0,
         max_item_age_ns: int = 0,
+        resolver: Resolver | None = None,
+        budget_ns: int = ...,
     ) -> None: ...
+    @property
+    def waits(self) -> bool:
+        """A call may have to wait for a source or for shared windows."""
     @property
     def has_item_table(self) -> bool:
         """Candidates have a table of their own."""
@@ -128,13 +141,31 @@ class Engine:
     def outside_counts(self) -> dict[str, int]:
         """Column -> how many values lay outside its training range since the engine was made; only those above zero."""
 
-    def score(self, request: object, request_id: str | None = None, now_ns: int = 0) -> Any:
+    def score(
+        self,
+        request: object,
+        request_id: str | None = None,
+        now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
+        may_wait: bool = True,
+    ) -> Any:
         """One request -> Decision. Holds the GIL unless one row takes longer than `hold_below_us`.
 
         Raises: FeatureError, SessionError, ScoreError.
         """
 
-    def score_json(self, body: bytes, request_id: str | None = None, now_ns: int = 0) -> bytes:
+    def score_json(
+        self,
+        body: bytes,
+        request_id: str | None = None,
+        now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
+        may_wait: bool = True,
+    ) -> bytes:
         """JSON -> JSON. Raises also LimitError, RequestError."""
 
     def score_msgpack(
@@ -144,11 +175,19 @@ class Engine:
         encode: Callable[[Any], bytes],
         request_id: str | None = None,
         now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
+        may_wait: bool = True,
     ) -> bytes:
         """MessagePack -> MessagePack. Raises also LimitError, RequestError."""
 
-    def score_json_staged(self, body: bytes) -> tuple[bytes, tuple[int, int, int, int, int, int]]:
-        """As `score_json`; ns of decode, resolve, fill, run, decide, encode."""
+    def score_json_staged(
+        self, body: bytes, observe: bool = False, inner: bool = False
+    ) -> tuple[bytes, tuple[int, ...]]:
+        """As `score_json`; ns of decode, resolve, fill, run, decide, encode; with `inner` also of what `resolve` spends on
+        tables and on windows.
+        """
 
     def score_batch(
         self,
@@ -157,11 +196,18 @@ class Engine:
         now_ns: int = 0,
         request_ids: Sequence[str] | None = None,
         first_row: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_ids: Iterable[str | bytes | int | None] | None = None,
     ) -> list[Any]:
         """Decisions in order; with `row_errors` an error stands where its decision would, be it the request's or its score's.
 
-        first_row: number of the first request, for messages. Raises: LimitError, as `score`.
+        first_row: number of the first request, for messages. observe: each is counted after those before it; without
+        `row_errors` none is counted unless all of them can be. Raises: LimitError, as `score`.
         """
+
+    def check_events(self, items: list[Any], ids: list[Any] | None, first_row: int, ws: Workspace) -> None:
+        """Read every request, and check it as an event, before any of them is counted. For `score_batch`."""
 
     def id_list(self, candidates: Iterable[Any]) -> list[Any]:
         """A list of our own of the caller's candidates. Raises: FeatureTypeError, LimitError beyond `max_rows`."""
@@ -174,14 +220,25 @@ class Engine:
         exclude: Iterable[Any] | None = None,
         request_id: str | None = None,
         now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
+        may_wait: bool = True,
     ) -> Any:
-        """Context and ids -> Ranking. Gives up the GIL at most once.
+        """Context and ids -> Ranking. Gives up the GIL at most once, and where it waits for a source.
 
         Raises: FeatureError, LimitError, SessionError, ScoreError.
         """
 
     def rank_json(
-        self, body: bytes, available: Available | None = None, request_id: str | None = None, now_ns: int = 0
+        self,
+        body: bytes,
+        available: Available | None = None,
+        request_id: str | None = None,
+        now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
     ) -> bytes:
         """JSON with context, candidates, k, exclude, request_id -> JSON."""
 

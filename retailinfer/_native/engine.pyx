@@ -7,7 +7,9 @@ Rules:
     up around native code alone, once in a score or a ranking, once per tile in a batch.
   * More rows than a tile are looped over, so memory is bounded; a model whose rows influence each other runs one by one.
   * Rankings copy item cells that were computed when the row entered the table; only cross columns are computed per pair.
-Filling slots is program.pyx, running models ort.pyx, tables table.pyx. What loads a release and builds this: pipeline.py.
+  * A release that reads mutable tables, windows or aliases has a `Resolver`; one that does not pays one branch for that.
+Filling slots is program.pyx, running models ort.pyx, snapshots table.pyx, all other look-ups resolve.pyx. What loads a release
+and builds this: pipeline.py.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
@@ -23,8 +25,9 @@ from libc.string cimport memcmp, memcpy, memset
 from retailinfer._native.ort cimport OrtModel, RiLane, raise_run_error
 from retailinfer._native.program cimport (
     Program, RequestReader, RI_FLOAT32, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_I64, RI_SLOT_TEXT, RI_SLOT_VECTOR, RI_STALE,
-    RI_STRING, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
+    RI_STRING, RI_UNAVAILABLE, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
 )
+from retailinfer._native.resolve cimport CallOptions, Lease, Resolver
 from retailinfer._native.table cimport (
     KeyPart, RowBlock, index_find, index_find_many, index_key, SnapshotTable, TableSlot, gather_rows,
     ri_cell_f64, ri_cell_i64, ri_cell_present, ri_cell_str, ri_cell_vec, ri_key_compose, ri_key_put_bytes, ri_key_put_int, ri_key_room, ri_record,
@@ -39,7 +42,7 @@ import msgspec
 import numpy as np
 
 from retailinfer.errors import (
-    FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
+    ConfigError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
     SchemaMismatchError, ScoreError, SessionError, clip,
 )
 
@@ -477,6 +480,13 @@ cdef const char* EMPTY = ""
 cdef enum:
     MAX_EXCLUDED = 1 << 20
 
+cdef uint8_t SEEN_AS[5]  # by state of a flag: 1 missing, 2 stale, 4 unavailable
+SEEN_AS[:] = [1, 1, 1, 2, 1 | 4]
+
+OBSERVE_HINT = 'declare a stream of requests, streams={"payment": None}, and windows over it'
+
+cdef int64_t FOREVER = <int64_t>1 << 62  # as in deadline.py
+
 
 cdef void load_record(Lookup* plan, ri_state* st, int64_t row) noexcept nogil:
     """Stored columns of a row -> slots; all unknown for row -1."""
@@ -520,6 +530,12 @@ cdef void load_record(Lookup* plan, ri_state* st, int64_t row) noexcept nogil:
             s.n = cell.width
 
 
+cdef inline void put_slots(ri_slot* slots, const ri_slot* values, const int* numbers, int n) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        slots[numbers[i]] = values[i]
+
+
 cdef int add_segment(Segment* segments, int n, Program program, int column, int64_t source) noexcept:
     """Add a column's cells; neighbours in both places become one copy. Returns the number of segments."""
     cdef int tensor = program.columns[column].tensor, width = ri_dtype_size(program.columns[column].dtype)
@@ -543,7 +559,8 @@ cdef class Engine:
                  tuple inputs, tuple bands, int n_common_bands, dict segments, int segment_slot, str review_action, tuple plans, dict sections,
                  int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
-                 double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0):
+                 double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0,
+                 Resolver resolver=None, int64_t budget_ns=FOREVER):
         cdef int i, t
         cdef int64_t before
         self.program = program
@@ -557,6 +574,13 @@ cdef class Engine:
         self.score_high = score_high
         self.tile = TILE if row_independent else 1
         self.has_clock = has_clock
+        self.resolver = resolver
+        self.budget_ns = budget_ns
+        if resolver is not None:
+            self.n_live_cross = resolver.n_cross_cells
+            self.live_slots = resolver.cross_slots
+            if resolver.waits or resolver.n_aliases:
+                reader.keeps_texts = True  # other code runs while slots point into the request's texts
         self.pool = []
         self.all_plans = plans
         self.context_plans = tuple(p for p in plans if (<EntityPlan>p).section == 0)
@@ -693,6 +717,8 @@ cdef class Engine:
         cdef RunError err
         cdef bint text = False
         ws.state = self.program.new_state()
+        if self.resolver is not None:
+            ws.lease = self.resolver.new_lease(ws.state)
         ws.n_tensors = n
         ws.model = self.model
         ws.tensors = <uint8_t**>calloc(n + 1, sizeof(uint8_t*))
@@ -820,6 +846,8 @@ cdef class Engine:
         """Request and its entities -> slots."""
         cdef EntityPlan plan
         cdef Bound bound
+        if self.resolver is not None:
+            return self.resolve_all(request, ws, row)
         self.reader.read(request, ws.state, row)
         ws.state.st.n_flags = 0
         ws.state.st.review = 0
@@ -833,6 +861,100 @@ cdef class Engine:
                 ws.state.keep.append(bound)  # string tensors point into the table until the model has run
             if self.look_up(&bound.c, ws):
                 raise MemoryError()
+        return 0
+
+    cdef int begin(self, Workspace ws, int64_t now_ns, int64_t budget_ns, bint observe, object event_id, bint may_wait,
+                   bint copy) except -1:
+        """What a call brings beside its request. Before every call of an engine with a resolver; others refuse to observe."""
+        if self.resolver is None:
+            if observe:
+                raise ConfigError("these features count no events: there is nothing to observe", hint=OBSERVE_HINT)
+            if event_id is not None:
+                raise ConfigError("Expected no event_id: these features count no events", hint=OBSERVE_HINT)
+            return 0
+        self.resolver.check_event(&ws.options, observe, event_id)
+        ws.options.now_ns = now_ns if now_ns else self.clock.wall_ns()
+        ws.options.end_ns = FOREVER
+        ws.options.may_wait = may_wait
+        if budget_ns == 0:
+            budget_ns = self.budget_ns
+        if self.resolver.waits and budget_ns < FOREVER:
+            ws.options.end_ns = <int64_t>self.clock.monotonic_ns() + budget_ns
+        ws.lease.begin(copy or self.has_text)
+        return 0
+
+    cdef inline int64_t moment(self, Workspace ws) noexcept:
+        """When the request happened: its event time, else the moment of the call."""
+        cdef ri_slot* s
+        if self.program.event_slot >= 0:
+            s = ws.state.st.slots + self.program.event_slot
+            if s.state == RI_PRESENT:
+                return s.v.i
+        return ws.options.now_ns
+
+    cdef int resolve_all(self, object request, Workspace ws, int64_t row) except -1:
+        """`resolve_row` for an engine with a resolver; `begin` has run."""
+        self.reader.read(request, ws.state, row)
+        ws.state.st.n_flags = 0
+        ws.state.st.review = 0
+        ws.state.st.now_ns = ws.options.now_ns
+        return self.look_up_all(ws, self.all_plans, self.resolver.plans, row)
+
+    cdef int look_up_all(self, Workspace ws, tuple snapshots, tuple live, int64_t row) except -1:
+        """Slots of the request -> slots of its entities. Whoever has to wait does so first; then no Python code runs until all
+        rows are read and the windows are read and added to, so that one request sees one moment."""
+        cdef Resolver resolver = self.resolver
+        cdef Lease lease = ws.lease
+        cdef ri_state* st = &ws.state.st
+        cdef EntityPlan plan
+        cdef Bound bound
+        cdef int64_t at_ns = self.moment(ws)
+        cdef int wanted
+        if resolver.n_aliases:
+            resolver.rename(lease, st, at_ns)
+        if resolver.shared:
+            resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
+            resolver.use_shared(lease, st, &ws.options)
+        while True:
+            resolver.read_clocks(lease)
+            for plan in snapshots:  # what allocates may run a collection, and that anything
+                plan.current()
+            wanted = resolver.probe(lease, st, live)
+            if wanted < 0:
+                raise MemoryError()
+            if wanted == 0:
+                break
+            resolver.fetch_row(lease, st, live, &ws.options)
+        for plan in snapshots:
+            bound = plan.bound
+            if lease.copy:  # other code will run before the slots are read
+                ws.state.keep.append(bound)
+            if self.look_up(&bound.c, ws):
+                raise MemoryError()
+        if resolver.n_windows and not resolver.shared:
+            resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
+            resolver.use_windows(lease, st, ws.options.observe)
+        return 0
+
+    cdef int prefetch(self, list items, int64_t start, int64_t end, int64_t first_row, Workspace ws) except -1:
+        """Ask the sources for what requests [start, end) will miss, all in one go; rows that are no requests say so later."""
+        cdef Resolver resolver = self.resolver
+        cdef Lease lease = ws.lease
+        cdef ri_state* st = &ws.state.st
+        cdef dict missing = {}
+        cdef int64_t i
+        lease.new_tile()
+        if resolver.has_sources and end - start > 1:
+            resolver.read_clocks(lease)
+            for i in range(start, end):
+                try:
+                    self.reader.read(items[i], ws.state, i + first_row)
+                    if resolver.n_aliases:
+                        resolver.rename(lease, st, self.moment(ws))
+                    resolver.note_missing(lease, st, resolver.plans, missing)
+                except RetailInferError:
+                    continue
+            resolver.fetch(lease, missing, &ws.options)
         return 0
 
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1:
@@ -958,12 +1080,27 @@ cdef class Engine:
     cdef object decide(self, Workspace ws, float score, object request_id, object action):
         """`action` None: by the bands. Flags of ws tell what was stale or missing."""
         cdef tuple stale = (), missing = ()
+        cdef bint fresh = True
         if ws.state.st.n_flags:
             stale, missing = self._flags(ws, 0)
+            fresh = self.flags_are_fresh(ws)
         if action is None and self.n_bands:
             action = self.review_action if ws.state.st.review and self.review_action is not None else self.band_action(score, ws)
-        return self.decision_type(self.next_id() if request_id is None else own_id(request_id), <double>score, action, (), self.release,
-                                  self.arm, 0, stale, missing)
+        request_id = self.next_id() if request_id is None else own_id(request_id)
+        self.n_answers += 1
+        self.n_fresh += fresh
+        if ws.lease is None or ws.lease.trace is None:
+            return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing)
+        return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing,
+                                  tuple(ws.lease.trace))
+
+    cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil:
+        """No value of this row was stale, and none unavailable: null and unknown are known for certain."""
+        cdef int i
+        for i in range(ws.state.st.n_flags):
+            if ws.state.st.flags[i].state == RI_STALE or ws.state.st.flags[i].state == RI_UNAVAILABLE:
+                return False
+        return True
 
     cdef tuple _flags(self, Workspace ws, int first):
         cdef int i
@@ -1008,9 +1145,12 @@ cdef class Engine:
 
     # ---- single scores -------------------------------------------------------------------------------------------------
 
-    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t* marks):
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t budget_ns, bint observe,
+                             object event_id, bint may_wait, int64_t* marks):
         cdef Workspace ws = self.pop()
         try:
+            if self.resolver is not None or observe or event_id is not None:
+                self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, marks != NULL)
             self.resolve_row(request, ws, now_ns, -1)
             if marks != NULL:
                 for plan in self.all_plans:  # reading the clock is Python: a swap may come, and slots point into tables
@@ -1022,54 +1162,87 @@ cdef class Engine:
             self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
             if marks != NULL:
                 marks[2] = self.clock.monotonic_ns()
+                if ws.lease is not None:
+                    marks[3], marks[4] = ws.lease.tables_ns, ws.lease.windows_ns
             return self.decide(ws, ws.scores[0], request_id, None)
         finally:
+            if ws.lease is not None and ws.lease.n_refresh:
+                self.resolver.refresh(ws.lease)
             self.push(ws)
 
-    def score(self, request, request_id=None, int64_t now_ns=0):
+    def score(self, request, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None,
+              bint may_wait=True):
         """One request object -> decision."""
-        return self.score_object(request, request_id, now_ns, NULL)
+        return self.score_object(request, request_id, now_ns, budget_ns, observe, event_id, may_wait, NULL)
 
-    def score_json(self, body, request_id=None, int64_t now_ns=0):
+    def score_json(self, body, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None,
+                   bint may_wait=True):
         """JSON bytes -> JSON bytes."""
-        return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, NULL))
+        return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, budget_ns, observe,
+                                             event_id, may_wait, NULL))
 
-    def score_msgpack(self, body, decode, encode, request_id=None, int64_t now_ns=0):
+    def score_msgpack(self, body, decode, encode, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False,
+                      event_id=None, bint may_wait=True):
         """MessagePack bytes -> MessagePack bytes."""
-        return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, NULL))
+        return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, budget_ns, observe, event_id,
+                                        may_wait, NULL))
 
-    def score_json_staged(self, body):
-        """As `score_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
-        cdef int64_t marks[3]
+    def score_json_staged(self, body, bint observe=False, bint inner=False):
+        """As `score_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode.
+
+        inner: two more, of what `resolve` spends on tables and on windows.
+        """
+        cdef int64_t marks[5]
         cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
+        cdef tuple stages
+        marks[3] = marks[4] = 0
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
-        decision = self.score_object(request, None, 0, marks)
+        decision = self.score_object(request, None, 0, 0, observe, None, True, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(decision)
         end = self.clock.monotonic_ns()
-        return encoded, (decoded - start, marks[0] - decoded, marks[1] - marks[0], marks[2] - marks[1], decided - marks[2],
-                         end - decided)
+        stages = (decoded - start, marks[0] - decoded, marks[1] - marks[0], marks[2] - marks[1], decided - marks[2],
+                  end - decided)
+        return encoded, stages + (marks[3], marks[4]) if inner else stages
 
     # ---- batches -------------------------------------------------------------------------------------------------------
 
-    def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None, int64_t first_row=0):
-        """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would."""
+    def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None, int64_t first_row=0,
+                    int64_t budget_ns=0, bint observe=False, event_ids=None):
+        """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would.
+
+        Observed rows are read and added one after the other, so each sees those before it; without `row_errors` none is
+        added unless all of them can be.
+        """
         cdef Workspace ws
         cdef int64_t n, start, i, filled, tile = self.tile
-        cdef list items, out, meta, failed
+        cdef list items, out, meta, failed, ids = None
+        cdef bint rich = self.resolver is not None
         self.count_rows(requests, "requests")
         items = plain_list(requests, "$", "requests", self.max_rows)
         n = len(items)
         self.count_rows(items, "requests")
+        if event_ids is not None:
+            ids = plain_list(event_ids, "$.event_ids", "ids", self.max_rows)
+            if len(ids) != n:
+                raise FeatureTypeError(f"Expected {n} event_ids, one a request, got {len(ids)}", path="$.event_ids")
         out = [None] * n
         ws = self.pop()
         try:
+            if rich or observe or ids is not None:
+                self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, tile > 1)
+            if observe and not row_errors:
+                self.check_events(items, ids, first_row, ws)
             for start in range(0, n, tile):
                 meta = []
                 filled = 0
+                if rich and start % TILE == 0:
+                    self.prefetch(items, start, min(start + TILE, n), first_row, ws)
                 for i in range(start, min(start + tile, n)):
                     try:
+                        if ids is not None:
+                            self.resolver.check_event(&ws.options, observe, ids[i])
                         self.resolve_row(items[i], ws, now_ns, i + first_row)
                         self.fill_row(ws, filled, i + first_row)
                     except RetailInferError as exc:
@@ -1080,7 +1253,8 @@ cdef class Engine:
                     flags = self._flags(ws, 0) if ws.state.st.n_flags else None
                     review = self.review_action if ws.state.st.review else None
                     segment = self._segment_bands(ws) if self.segment_slot >= 0 else None
-                    meta.append((i, flags, review, segment))
+                    trace = tuple(ws.lease.trace) if rich and ws.lease.trace is not None else None
+                    meta.append((i, flags, review, segment, flags is None or self.flags_are_fresh(ws), trace))
                     filled += 1
                 if filled:
                     failed = None
@@ -1088,20 +1262,36 @@ cdef class Engine:
                         self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
                     except (ScoreError, SessionError):
                         failed = self.run_alone(ws, filled)  # one bad row must not cost the others their answer
-                    for at, (i, flags, action, segment) in enumerate(meta):
+                    for at, (i, flags, action, segment, fresh, trace) in enumerate(meta):
                         try:
                             if failed is not None and failed[at] is not None:
                                 raise failed[at]
                             out[i] = self._decide_row(ws.scores[at], flags, action, segment,
-                                                      None if request_ids is None else request_ids[i])
+                                                      None if request_ids is None else request_ids[i], fresh, trace)
                         except (ScoreError, SessionError) as exc:
                             exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
                                 raise exc
                             out[i] = exc
+                if rich and ws.lease.n_refresh:
+                    self.resolver.refresh(ws.lease)
         finally:
             self.push(ws)
         return out
+
+    def check_events(self, list items, list ids, int64_t first_row, Workspace ws not None):
+        """Read every request, and check it as an event, before any of them is counted."""
+        cdef int64_t i, at_ns
+        for i in range(len(items)):
+            if ids is not None:
+                self.resolver.check_event(&ws.options, True, ids[i])
+            self.reader.read(items[i], ws.state, i + first_row)
+            at_ns = self.moment(ws)
+            if self.resolver.n_aliases:
+                self.resolver.rename(ws.lease, &ws.state.st, at_ns)
+            self.resolver.prepare_windows(ws.lease, &ws.state.st, at_ns, &ws.options, i + first_row)
+        ws.lease.new_tile()
+        ws.state.release()
 
     cdef list run_alone(self, Workspace ws, int64_t n):
         """The first n rows of the tile one by one: what each failed with, or None. Scores of the others into ws.scores."""
@@ -1139,7 +1329,8 @@ cdef class Engine:
         cdef ri_slot* s = ws.state.st.slots + self.segment_slot
         return self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL)) if s.state == RI_PRESENT else None
 
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id):
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
+                            object trace):
         cdef int first = 0, n = self.n_common_bands, i
         if segment is not None:
             first, n = segment
@@ -1151,13 +1342,17 @@ cdef class Engine:
             else:
                 raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
         stale, missing = ((), ()) if flags is None else flags
-        return self.decision_type(self.next_id() if request_id is None else own_id(request_id), <double>score, action, (), self.release,
-                                  self.arm, 0, stale, missing)
+        request_id = self.next_id() if request_id is None else own_id(request_id)
+        self.n_answers += 1
+        self.n_fresh += fresh
+        return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing,
+                                  () if trace is None else trace)
 
     def vectorize(self, request, int64_t now_ns=0):
         """One request -> the model's inputs, without the model: a list of arrays with one row."""
         cdef Workspace ws = self.pop()
         try:
+            self.begin(ws, now_ns, 0, False, None, True, False)
             self.resolve_row(request, ws, now_ns, -1)
             self.fill_row(ws, 0, -1)
             if self.has_masks:
@@ -1170,6 +1365,8 @@ cdef class Engine:
         """The same into the engine's own memory: what a scoring call does before the model runs. For benchmarks."""
         cdef Workspace ws = self.pop()
         try:
+            if self.resolver is not None:
+                self.begin(ws, 0, 0, False, None, True, False)
             self.resolve_row(request, ws, 0, -1)
             self.fill_row(ws, 0, -1)
         finally:
@@ -1184,6 +1381,7 @@ cdef class Engine:
         cdef list rows = [], flags = []
         try:
             for i in range(len(requests)):
+                self.begin(ws, now_ns, 0, False, None, True, False)
                 self.resolve_row(requests[i], ws, now_ns, i)
                 self.fill_row(ws, 0, i)
                 if self.has_masks:
@@ -1223,6 +1421,11 @@ cdef class Engine:
         finally:
             self.push(ws)
         return self.fixed_us, self.row_us
+
+    @property
+    def waits(self) -> bool:
+        """A call may have to wait for a source or for shared windows."""
+        return self.resolver is not None and self.resolver.waits
 
     @property
     def has_item_table(self) -> bool:
@@ -1296,7 +1499,8 @@ cdef class Engine:
         """`available=` as native comparisons. terms: ((column, operator number, constant), ...) of the candidates' table."""
         return Available(self.item_plan, text, terms)
 
-    def rank(self, context, candidates, k, available=None, exclude=None, request_id=None, int64_t now_ns=0):
+    def rank(self, context, candidates, k, available=None, exclude=None, request_id=None, int64_t now_ns=0, int64_t budget_ns=0,
+             bint observe=False, event_id=None, bint may_wait=True):
         """Context and ids -> ranking."""
         cdef list ids
         cdef Workspace ws
@@ -1309,7 +1513,7 @@ cdef class Engine:
             exclude = plain_list(exclude, "$.exclude", "ids", MAX_EXCLUDED)
             if len(exclude) > MAX_EXCLUDED:
                 raise LimitError(f"Expected at most {MAX_EXCLUDED} exclusions, got more")
-        if type(candidates) is list and self.candidate_text and not self.releases(len(candidates)):
+        if type(candidates) is list and self.candidate_text and self.resolver is None and not self.releases(len(candidates)):
             ids = candidates
             self.count_rows(ids, "candidates")
         else:
@@ -1317,8 +1521,12 @@ cdef class Engine:
         ws = self.pop()
         try:
             ws.reserve(len(ids))
+            if self.resolver is not None or observe or event_id is not None:
+                self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, True)
             return self.rank_core(context, ids, len(ids), ws, most, available, exclude, request_id, now_ns, NULL)
         finally:
+            if ws.lease is not None and ws.lease.n_refresh:
+                self.resolver.refresh(ws.lease)
             self.push(ws)
 
     def id_list(self, candidates):
@@ -1330,7 +1538,7 @@ cdef class Engine:
         return ids
 
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
-                         int64_t now_ns, int64_t* marks):
+                         int64_t now_ns, int64_t budget_ns, bint observe, object event_id, int64_t* marks):
         """The ids straight from the JSON array: no text object is made but for what is returned."""
         cdef Workspace ws = self.pop()
         cdef Py_buffer view
@@ -1354,16 +1562,22 @@ cdef class Engine:
                                      hint="see max_rows of the contract")
                 n = len(ids)
                 ws.reserve(n)
+            if self.resolver is not None or observe or event_id is not None:
+                self.begin(ws, now_ns, budget_ns, observe, event_id, True, True)
             return self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
         finally:
             PyBuffer_Release(&view)
+            if ws.lease is not None and ws.lease.n_refresh:
+                self.resolver.refresh(ws.lease)
             self.push(ws)
 
-    def rank_json(self, body, available=None, request_id=None, int64_t now_ns=0):
+    def rank_json(self, body, available=None, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False,
+                  event_id=None):
         """JSON bytes with context, candidates, k, exclude -> JSON bytes."""
         request = self.decode_body(body, True, self.decode)
         return self.encode(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
-                                         request.request_id if request_id is None else request_id, now_ns, NULL))
+                                         request.request_id if request_id is None else request_id, now_ns, budget_ns, observe,
+                                         event_id, NULL))
 
     def rank_json_staged(self, body, available=None):
         """As `rank_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
@@ -1372,7 +1586,8 @@ cdef class Engine:
         marks[1] = marks[2] = 0
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
-        ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0, marks)
+        ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0, 0,
+                                False, None, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(ranking)
         end = self.clock.monotonic_ns()
@@ -1389,8 +1604,11 @@ cdef class Engine:
         try:
             ws.reserve(len(ids))
             ws.has_unknown = ws.has_refused = False
+            self.begin(ws, now_ns, 0, False, None, True, True)
             self.rank_context(context, ws, now_ns)
             m = self.rank_filter(ids, len(ids), ws, None, None, None)
+            if self.resolver is not None and self.resolver.n_cross_cells:
+                self.gather_cross(ws, m)
             placed = self.assemble(ws, 0, m)
             if placed < 0:
                 raise MemoryError()
@@ -1410,13 +1628,17 @@ cdef class Engine:
         self.reader.read(context, ws.state, -1)
         ws.state.st.n_flags = 0
         ws.state.st.review = 0
-        if self.has_clock:
-            ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
-        for plan in self.context_plans:
-            bound = plan.current()
-            ws.state.keep.append(bound)
-            if self.look_up(&bound.c, ws):
-                raise MemoryError()
+        if self.resolver is not None:
+            ws.state.st.now_ns = ws.options.now_ns
+            self.look_up_all(ws, self.context_plans, self.resolver.context, -1)
+        else:
+            if self.has_clock:
+                ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
+            for plan in self.context_plans:
+                bound = plan.current()
+                ws.state.keep.append(bound)
+                if self.look_up(&bound.c, ws):
+                    raise MemoryError()
         code = self.program.run_columns(self.context_columns, self.n_context, &ws.state.st, ws.templates, ws.template_masks)
         if code:
             self.program.fail(&ws.state.st.error, -1)
@@ -1458,7 +1680,7 @@ cdef class Engine:
         if ws.state.st.n_flags:
             ws.seen_any = True
         for i in range(ws.state.st.n_flags):
-            seen[ws.state.st.flags[i].column] |= 2 if ws.state.st.flags[i].state == RI_STALE else 1
+            seen[ws.state.st.flags[i].column] |= SEEN_AS[ws.state.st.flags[i].state]
         ws.state.st.n_flags = 0
 
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,
@@ -1655,6 +1877,11 @@ cdef class Engine:
         cdef int t, code
         cdef bint direct
         cdef StrRef key
+        cdef const ri_slot* live = NULL
+        cdef const int* live_slots = NULL
+        cdef int n_live = 0
+        if self.n_live_cross:
+            live, live_slots, n_live = ws.live_cross, self.live_slots, self.n_live_cross
         for t in range(ws.n_tensors):
             if self.tensor_is_context[t]:
                 memcpy(ws.tensors[t], ws.templates[t], <size_t>self.row_bytes[t])
@@ -1709,6 +1936,8 @@ cdef class Engine:
             if code == 0:
                 for t in range(self.n_cross_plans):
                     load_record(ws.cross[t], &ws.state.st, ws.cross_rows[t * TILE + i])
+                if live != NULL:
+                    put_slots(ws.state.st.slots, live + (first + i) * n_live, live_slots, n_live)
                 code = self.program.run_columns(self.cross_columns, self.n_cross, &ws.state.st, ws.rows, ws.mask_rows)
             self.note_flags(ws)
             if code:
@@ -1756,6 +1985,8 @@ cdef class Engine:
         ws.has_refused = False
         self.rank_context(context, ws, now_ns)
         m = self.rank_filter(ids, n, ws, available, exclude, suppressed)
+        if self.resolver is not None and self.resolver.n_cross_cells:
+            self.gather_cross(ws, m)
         if marks != NULL:
             marks[0] = self.clock.monotonic_ns()
         if self.model is None or marks != NULL:
@@ -1786,8 +2017,53 @@ cdef class Engine:
             del scores[k:]
         self.note_items(ws, k)
         stale, missing = self.seen_names(ws)
-        return self.ranking_type(self.next_id() if request_id is None else own_id(request_id), items, scores, self.release, self.arm, 0,
-                                 stale, missing, suppressed)
+        request_id = self.next_id() if request_id is None else own_id(request_id)
+        self.n_answers += 1
+        self.n_fresh += self.seen_fresh(ws)
+        if ws.lease is None or ws.lease.trace is None:
+            return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed)
+        return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed,
+                                 tuple(ws.lease.trace))
+
+    cdef bint seen_fresh(self, Workspace ws) noexcept nogil:
+        cdef int i
+        if ws.seen_any:
+            for i in range(self.program.c.n_columns):
+                if ws.seen[i] & (2 | 4):
+                    return False
+        return True
+
+    cdef int gather_cross(self, Workspace ws, int64_t m) except -1:
+        """Rows of mutable tables that context and candidate name together, for the m kept candidates: read at one moment, after
+        their sources had time for what is missing, into memory of the call, which the tiles then read without the GIL."""
+        cdef Resolver resolver = self.resolver
+        cdef Lease lease = ws.lease
+        cdef ri_state* st = &ws.state.st
+        cdef dict missing = {}
+        cdef int64_t i
+        lease.fetched = False
+        lease.reserve_cross(m * resolver.n_cross_cells)
+        resolver.read_clocks(lease)
+        if resolver.has_cross_sources:
+            for i in range(m):
+                self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
+                resolver.note_missing(lease, st, resolver.cross, missing)
+            resolver.fetch(lease, missing, &ws.options)
+            resolver.read_clocks(lease)
+        for i in range(m):
+            self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
+            if resolver.probe_cross(lease, st, lease.cross + i * resolver.n_cross_cells):
+                raise MemoryError()
+        ws.live_cross = lease.cross
+        return 0
+
+    cdef StrRef candidate_key(self, Workspace ws, int32_t candidate) noexcept nogil:
+        cdef StrRef key
+        if self.candidate_text:
+            return ws.keys[candidate]
+        key.data = <const char*>&ws.numbers[candidate]
+        key.size = 8
+        return key
 
     cdef int64_t native_tiles(self, Workspace ws, int64_t m, RunError* err) noexcept nogil:
         """Assemble and run tile after tile. Returns the number of scored rows, compacted to the front; -1 no memory, -2 `err` says what, -3 a score out of its range."""

@@ -1,73 +1,248 @@
-"""The Store: one per process, the tables that all of its scorers and rankers read.
+"""The Store: one per process, the tables, windows and aliases that all of its scorers and rankers share.
 
 Rules:
-  * State outlives releases: a table is known by its name and its own shape, never by a release.
-  * A reader takes `slot(name).table` once per call and reads nothing else; a swap replaces that one pointer. The old
-    table is freed when its last reader is done.
+  * State outlives releases: a table is known by its name and its own shape, a window by the digest of its definition, never
+    by a release. A new release finds them where they were.
+  * Two kinds of tables. A Snapshot is replaced whole: a reader takes `slot(name).table` once per call and reads nothing else,
+    a swap moves that one pointer, and the old table is freed when its last reader is done. A FeatureTable changes in place.
   * A swap keeps the shape: every column that was there stays, with its kind, so that no request can fail on it later.
   * No lock: nothing here is half done when another thread runs or the process forks.
-Rows and keys are table.py; the pointer itself is `_native/table.pyx` (TableSlot).
+Rows and keys are table.py and feature_table.py, counting is windows.py, other names of a key aliases.py, files archive.py; the
+pointer itself is `_native/table.pyx` (TableSlot).
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from retailinfer._native.table import TableSlot, swap
+from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, SchemaMismatchError, clip
+from retailinfer.store.aliases import Aliases
 from retailinfer.store.table import Snapshot
+
+if TYPE_CHECKING:
+    from retailinfer.store.archive import Restored
+    from retailinfer.store.feature_table import FeatureTable
+    from retailinfer.store.report import StoreReport
+    from retailinfer.store.windows import Windows
 
 __all__ = ["Store"]
 
 
 class Store:
-    """Named tables. Safe to use from many threads, coroutines and greenlets, and after a fork."""
+    """Named tables, windows and aliases. Safe to use from many threads, coroutines and greenlets, and after a fork."""
 
-    def __init__(self, *, tables: Mapping[str, Snapshot] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tables: Mapping[str, Snapshot | FeatureTable] | None = None,
+        windows: Windows | None = None,
+        aliases: Iterable[str | Aliases] | Mapping[str, str] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """Nothing starts, and nothing is fetched, before the first request.
+
+        Args:
+            tables: entity -> Snapshot or FeatureTable.
+            windows: where events are counted: `ri.Windows.memory()` or `ri.Windows.redis(...)`.
+            aliases: entities whose keys may go by other names; as a mapping with the kind of their keys, "str" otherwise.
+            clock: what is "now" for ages and events; that of the windows by default.
+        Raises: ConfigError.
+        """
         self._slots: dict[str, TableSlot] = {}
+        self._live: dict[str, FeatureTable] = {}
+        self._names: list[str] = []
         self._prepare: dict[str, list[Callable[[], Callable[[Snapshot], object] | None]]] = {}
-        for name, snapshot in (tables or {}).items():
+        self._windows = windows
+        if windows is not None and not hasattr(windows, "bind"):
+            raise ConfigError(f"Expected windows such as ri.Windows.memory(), got `{type(windows).__name__}`")
+        self.clock: Clock = clock or getattr(windows, "clock", None) or SystemClock()
+        for name, table in (tables or {}).items():
             if not str(name).isidentifier():
                 raise ConfigError(
                     f"Expected a table name that is an identifier, as in `item.price`, got {clip(name)}"
                 )
-            self._slots[name] = TableSlot(name, _checked(name, snapshot))
+            if hasattr(type(table), "core"):
+                self._live[name] = table
+            else:
+                self._slots[name] = TableSlot(name, _checked(name, table))
+            self._names.append(name)
+        self._aliases: dict[str, Aliases] = {}
+        given: Iterable[Any] = aliases.items() if isinstance(aliases, Mapping) else aliases
+        if isinstance(aliases, str):
+            raise ConfigError(
+                f"Expected entities in a list, got {clip(aliases)}", hint=f"aliases=[{aliases!r}]"
+            )
+        for one in given:
+            made = one if isinstance(one, Aliases) else self._new_aliases(one)
+            self._aliases[made.entity] = made
+
+    def _new_aliases(self, given: str | tuple[str, str]) -> Aliases:
+        entity, kind = (given, "str") if isinstance(given, str) else given
+        return Aliases(entity, kind, clock=self.clock)
 
     def slot(self, name: str) -> TableSlot:
-        """Where `name` points; the same object for as long as the store lives. For the engine."""
-        try:
-            return self._slots[name]
-        except KeyError:
-            known = ", ".join(f"`{known}`" for known in self._slots) or "none"
-            raise ConfigError(
-                f"Expected a table of this store ({known}), got {clip(name)}",
-                hint="give it to Store(tables={...}) when the process starts",
-            ) from None
+        """Where the snapshot `name` points; the same object for as long as the store lives. For the engine."""
+        found = self._slots.get(name)
+        if found is None:
+            if name in self._live:
+                raise ConfigError(
+                    f"table `{name}` is a FeatureTable: it changes in place and is never swapped",
+                    hint="put rows into it, or erase them",
+                )
+            raise self._unknown(name)
+        return found
 
-    def __getitem__(self, name: str) -> Snapshot:
-        snapshot: Snapshot = self.slot(name).snapshot
-        return snapshot
+    def _unknown(self, name: object) -> ConfigError:
+        known = ", ".join(f"`{known}`" for known in self._names) or "none"
+        return ConfigError(
+            f"Expected a table of this store ({known}), got {clip(name)}",
+            hint="give it to Store(tables={...}) when the process starts",
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        """The current Snapshot, or the FeatureTable, of that name."""
+        found = self._live.get(name)
+        if found is not None:
+            return found
+        return self.slot(name).snapshot
+
+    def is_live(self, name: str) -> bool:
+        """Whether the table is a FeatureTable. Raises: ConfigError for an unknown name."""
+        if name not in self:
+            raise self._unknown(name)
+        return name in self._live
 
     def __contains__(self, name: object) -> bool:
-        return name in self._slots
+        return name in self._slots or name in self._live
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._slots)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._names)
 
     def generation(self, name: str) -> int:
-        """How often `name` was set: 1 at first, one more with every swap."""
+        """How often the snapshot `name` was set: 1 at first, one more with every swap."""
         return self.slot(name).generation
+
+    @property
+    def windows(self) -> Windows | None:
+        """Where events are counted; None: nowhere."""
+        return self._windows
+
+    @property
+    def aliased(self) -> tuple[str, ...]:
+        """The entities that have aliases."""
+        return tuple(self._aliases)
+
+    def aliases(self, entity: str) -> Aliases:
+        """The aliases of an entity. Raises: ConfigError for one that has none declared."""
+        found = self._aliases.get(entity) if isinstance(entity, str) else None
+        if found is None:
+            known = ", ".join(f"`{known}`" for known in self._aliases) or "none"
+            raise ConfigError(
+                f"Expected an entity with aliases ({known}), got {clip(entity)}",
+                hint="give it to Store(aliases=[...]) when the process starts",
+            )
+        return found
 
     @property
     def nbytes(self) -> int:
         """Bytes of all current tables, with what readers attached to them."""
-        return sum(slot.table.nbytes for slot in self._slots.values())
+        return sum(slot.table.nbytes for slot in self._slots.values()) + sum(
+            table.nbytes for table in self._live.values()
+        )
+
+    # ---- events of the past, files, single entities ------------------------------------------------------------------
+
+    def backfill(self, spec: Any, stream: str, table: Any, *, since: Any = None) -> int:
+        """Count a stream's history, so that windows cover their time at once; how many events were added.
+
+        Args:
+            spec: the FeatureSpec whose windows count the stream.
+            table: events as anything with the Arrow stream interface, in any order. Each is counted if it is dated before the
+                moment from which the window counts by itself, so that live events and history never count twice.
+            since: from when on `table` is complete; its earliest event by default.
+        Raises: ConfigError without windows or for an unknown stream; FeatureError for an event, with its row.
+        """
+        if self._windows is None:
+            raise ConfigError(
+                "this store has no windows",
+                hint="ri.Store(windows=ri.Windows.memory()) when the process starts",
+            )
+        return int(self._windows.backfill(spec, stream, table, since=since, aliases=self._aliases))
+
+    def save(self, path: str | os.PathLike[str], *, tables: Iterable[str] | None = None) -> int:
+        """Write FeatureTables, windows in memory and aliases into one file; its size in bytes.
+
+        The file appears whole or not at all, and only its owner can read it: it holds keys and rows of people, so keep it no
+        longer than these may be kept. Snapshots are not in it: they come from their own source.
+
+        Args:
+            tables: which of the FeatureTables; all by default.
+        """
+        from retailinfer.store.archive import save  # noqa: PLC0415 - a process that never saves does without
+
+        names = list(self._live) if tables is None else [self._live_name(name) for name in tables]
+        return save(
+            path, {name: self._live[name] for name in names}, self._windows, self._aliases, clock=self.clock
+        )
+
+    def restore(self, path: str | os.PathLike[str]) -> Restored:
+        """Take over what `save` wrote: rows of tables of the same shape, windows of the same definition, aliases.
+
+        Everything is verified first: the whole file by its checksum, and that the store has a place for it. What it has not
+        (a table that is gone, of another shape) is left out and told.
+        Raises: IntegrityError for a file that is not whole and unchanged; nothing has changed then.
+        """
+        from retailinfer.store.archive import restore  # noqa: PLC0415 - as above
+
+        return restore(path, self._live, self._windows, self._aliases)
+
+    def erase(self, entity: str, key: Any) -> dict[str, int]:
+        """Forget one entity: its row, what is counted of it, its aliases; how much there was, by place.
+
+        Also under the keys that it goes by or went by. Snapshots hold it until the next swap, and files that were saved before
+        still have it: they name where else to erase.
+        Raises: ConfigError for an entity that this store does not know.
+        """
+        found: dict[str, int] = {}
+        keys = [key]
+        aliases = self._aliases.get(entity)
+        windows = self._windows
+        known = entity in self or aliases is not None or (windows is not None and windows.has(entity))
+        if not known:
+            raise ConfigError(f"Expected an entity with a table, windows or aliases here, got {clip(entity)}")
+        if aliases is not None:
+            found["aliases"] = aliases.erase(key)
+        if entity in self._live:
+            found["table"] = sum(bool(self._live[entity].erase(one)) for one in keys)
+        elif entity in self._slots:
+            found["snapshot"] = int(key in self._slots[entity].snapshot)
+        if windows is not None:
+            found["windows"] = sum(int(windows.erase(entity, one)) for one in keys)
+        return found
+
+    def inspect(self) -> StoreReport:
+        """Size, hit rate, ages and memory of every table and window, as they are now."""
+        from retailinfer.store.report import report_of  # noqa: PLC0415 - as above
+
+        return report_of(self._slots, self._live, self._windows, self._aliases, now_ns=self.clock.wall_ns())
+
+    def _live_name(self, name: str) -> str:
+        if not self.is_live(name):
+            raise ConfigError(
+                f"table `{name}` is a Snapshot: it comes whole from its own source and is not saved here"
+            )
+        return name
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------------
 
     def swap(self, name: str, snapshot: Snapshot) -> Snapshot:
         """Replace a table whole; return the one before. Calls under way go on with the table that they took.
@@ -116,15 +291,15 @@ class Store:
                 prepare(snapshot)
 
     def __repr__(self) -> str:
-        tables = ", ".join(f"{name}: {len(slot.table)} rows" for name, slot in self._slots.items())
+        tables = ", ".join(f"{name}: {len(self[name])} rows" for name in self._names)
         return f"<Store {tables or 'empty'}, {self.nbytes} bytes>"
 
 
 def _checked(name: str, snapshot: Any) -> Snapshot:
     if not isinstance(snapshot, Snapshot):
         raise ConfigError(
-            f"Expected a `Snapshot` for table `{name}`, got `{type(snapshot).__name__}`",
-            hint="build one with Snapshot.from_arrow or Snapshot.from_rows",
+            f"Expected a `Snapshot` or a `FeatureTable` for table `{name}`, got `{type(snapshot).__name__}`",
+            hint="build one with Snapshot.from_arrow, Snapshot.from_rows or FeatureTable(columns=...)",
         )
     return snapshot
 
