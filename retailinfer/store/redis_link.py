@@ -443,8 +443,7 @@ class RedisLink:
     def _check_ready(self, reply: ErrorReply) -> None:
         """Turn errors that concern the server and not the command into a LinkError."""
         if reply.code in _NOT_READY:
-            self._master = None
-            self._drop_idle()
+            self.distrust()
             raise LinkError(f"Redis is not ready: {reply.code}")
 
     def _fly(self, plan: Sequence[tuple[Address, Sequence[bytes], bool]], end_s: float) -> list[list[Reply]]:
@@ -577,6 +576,11 @@ class RedisLink:
         """After a fork: the parent's connections are the parent's."""
         self._pid = os.getpid()
         self._names = _Names()
+        self._drop_idle()
+
+    def distrust(self) -> None:
+        """Ask again who the master is, and where slots are."""
+        self._master = self._slots = None
         self._drop_idle()
 
     def close(self) -> None:
