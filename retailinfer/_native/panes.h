@@ -48,6 +48,7 @@ enum { /* what `prepare` may find wrong with an event */
 #define RI_MAX_KEEP 1000             /* panes that one accumulator keeps of an entity */
 #define RI_MAX_ACCUMULATORS 1024     /* of one group, over all releases that it has seen */
 #define RI_MAX_WINDOW_KEY 1024       /* bytes of a canonical key; an entity with a longer one is `unknown` */
+#define RI_ENTRY_BYTES {8, 16, 12, 12, 8, 8} /* by kind */
 #define RI_MAX_DISTINCT 64
 #define RI_RING 8
 #define RI_MAX_EXACT (INT64_C(1) << 53)
@@ -149,18 +150,54 @@ typedef struct ri_window_call {
 ri_windows *ri_windows_new(int64_t max_entities, int64_t max_bytes, int64_t max_ahead_ns, ri_siphash_key key);
 void ri_windows_free(ri_windows *w);
 void ri_windows_counts(const ri_windows *w, ri_window_counts *out);
+/* Take over what another one counted, so that a restore does not reset it. */
+void ri_windows_take_counts(ri_windows *w, const ri_windows *from);
 ri_accumulator *ri_windows_accumulators(ri_windows *w);
-/* The next number, or -1 when there is no room. */
+void ri_windows_set_evicted_until(ri_windows *w, int64_t evicted_until_ns);
+/* The next number, or -1 when there is no room. Call `ri_windows_retimed` after a change of pane or keep. */
 int ri_windows_register(ri_windows *w, const ri_accumulator *acc);
+void ri_windows_retimed(ri_windows *w);
 
 /* The three steps of a call. `now_ns` 0: no clock (replay, backfill): nothing is `ahead`, nothing is swept.
- * `before_since`: only what is dated before its accumulator's since_ns is added (backfill behind live events). */
+ * `before_since`: only what is dated before its accumulator's since_ns is added (backfill behind live events).
+ * prepare returns RI_WINDOW_*; read fills the window slots as of before `add`; add returns how many accumulators took it. */
 int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const ri_state *st, int64_t at_ns,
                        int64_t now_ns, uint64_t event_hash, int before_since);
 void ri_windows_read(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, ri_state *st);
-void ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *call);
+int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *call);
+
+/* All windows of a plan out of `base`, in which call->sections are. known_ns: what happened before is not known. */
+void ri_windows_read_block(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const uint8_t *base,
+                           int64_t known_ns, ri_state *st);
 
 /* 1: it was there. */
 int ri_windows_erase(ri_windows *w, const char *key, int64_t size);
+
+/* ---- state that is kept elsewhere ---------------------------------------------------------------------------------- */
+
+/* One entry of an entity, as the transport found it. `hash` for distinct, `count` for count and sum, `value` else. */
+typedef struct ri_remote_entry {
+    uint32_t acc; /* in plan.accs */
+    uint32_t pane;
+    uint32_t count, hash;
+    int64_t value;
+} ri_remote_entry;
+
+/* The same read, from entries in any order, and the counting of the event if call->ready. Sorts them in place; `scratch` has
+ * room for RI_REMOTE_BYTES of each and as much again. -1: they contradict each other; no slot has changed then. */
+#define RI_REMOTE_BYTES 16
+int ri_windows_read_remote(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, ri_remote_entry *entries, size_t n,
+                           uint8_t *scratch, ri_state *st);
+
+/* ---- saving ---------------------------------------------------------------------------------------------------------- */
+
+/* Oldest update first. Between two calls entities may change: one that does is given again later, and the last one counts.
+ * Only one dump at a time: begin returns its token, and a dump with an older token ends with RI_DUMP_STALE. */
+#define RI_DUMP_STALE (-1)
+#define RI_DUMP_ROOM (-2) /* the next block needs `needed` bytes */
+int64_t ri_windows_dump_begin(ri_windows *w);
+int64_t ri_windows_dump(ri_windows *w, int64_t token, uint8_t *out, int64_t room, int64_t *needed);
+/* Blocks out of `dump` into `w`; map[saved number] = number here. 0, -1 = not a dump, -2 = no memory. */
+int ri_windows_load(ri_windows *w, const uint8_t *data, int64_t size, const int32_t *map, int32_t n_map);
 
 #endif

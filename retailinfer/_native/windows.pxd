@@ -7,7 +7,7 @@ How a request uses them, all under the GIL and without any Python code between t
 One `WindowCall` per plan and workspace (`plan.new_call()`): plans are shared, calls are not. A call may be used again at once.
 Over a shared backend (`plan.group.shared`): prepare, then `remote_call`, one round trip for all plans, then `remote_read`.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from retailinfer._native.hashing cimport ri_siphash_key
 from retailinfer._native.program cimport Program, RowState, ri_state, ri_text, ri_zone
@@ -77,6 +77,13 @@ cdef extern from "panes.h" nogil:
         uint32_t hash
         uint8_t applies
 
+    ctypedef struct ri_remote_entry:
+        uint32_t acc
+        uint32_t pane
+        uint32_t count
+        uint32_t hash
+        int64_t value
+
     ctypedef struct ri_window_call:
         ri_text key
         char* scratch
@@ -108,19 +115,24 @@ cdef class WindowGroup:
         readonly str name
         readonly object key_kind          # "str" | "int" | "bytes" | tuple of them
         readonly bint shared
+        readonly int64_t max_entities
+        readonly int64_t max_bytes
         readonly int64_t max_ahead_ns
         readonly object clock             # wall_ns()
         dict numbers                      # digest -> number of the accumulator
         list digests                      # and back
+        ri_siphash_key hash_key
         object __weakref__
+
+    cdef ri_windows* _new_state(self) except NULL
+    cdef ri_accumulator* _accumulator(self, object digest) except NULL
 
 
 cdef class WindowCall:
     """Memory of one plan for one call at a time."""
     cdef:
         ri_window_call c
-        ri_window_plan* plan              # sizes of the arrays above
-        object held                       # key bytes that `c.key` points into
+        object plan                       # whose sizes the arrays have
 
 
 cdef class WindowPlan:
@@ -131,8 +143,12 @@ cdef class WindowPlan:
         readonly Program program          # its zone, the names of its slots
         readonly str stream
         readonly tuple slots              # that `read` fills
-        tuple owned                       # what the pointers of `c` point into
-        void* memory
+        tuple owned                       # texts that `c` points into
+        void* memory                      # what `c` points into
+        tuple prefixes                    # of the fields of shared state, one an accumulator
+        object ids_field
+        RowState spare_state              # for `run`
+        WindowCall spare_call
 
     cdef WindowCall new_call(self)
     # Key, values and overflow of one event, before anything changes. 0, or an error for `fail`. at_ns: the event's time.
@@ -151,6 +167,12 @@ cdef class WindowPlan:
     cdef int remote_read(self, WindowCall call, ri_state* st, object reply) except -1
     # All window slots UNAVAILABLE.
     cdef void unavailable(self, ri_state* st) noexcept
+
+    # For windows.pyx alone.
+    cdef RowState _fill(self, dict values)
+    cdef list _out(self, ri_state* st)
+    cdef int _term(self, Program program, ri_term* term, object slot, object op, object constant, list owned) except -1
+    cdef int _entry(self, object field, object value, ri_remote_entry* out) noexcept
 
 
 # xxh64 of an event id's canonical bytes, never 0. str, bytes or int; else FeatureTypeError.

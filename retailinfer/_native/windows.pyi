@@ -142,7 +142,9 @@ class WindowPlan:
         Raises: FeatureTypeError, FeatureRangeError; nothing has changed then.
         """
 
-    def remote(self, values: Mapping[int, Any], at_ns: int, *, now_ns: int = 0, event_hash: int = 0, add: bool = True) -> Any:
+    def remote(
+        self, values: Mapping[int, Any], at_ns: int, *, now_ns: int = 0, event_hash: int = 0, add: bool = True
+    ) -> Any:
         """What `remote_call` gives, by hand: None without a key, else (key, ids field | None, id | None, operations, keep_ms).
 
         key: canonical bytes. Operations: flat triples of bytes (code, field, argument):
