@@ -330,6 +330,7 @@ class ReadThrough:
             self._urgent.append(flight)  # and stays among the others, where it is passed over once taken
             self._pending[False] -= len(flight.keys)
             self._pending[True] += len(flight.keys)
+            self._wake(1)  # the thread that is kept free of refreshes may take it
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -395,8 +396,7 @@ class ReadThrough:
         with self.lock:
             flights: list[_Flight] = []
             room = self._take_from(self._urgent, flights, self._max_batch)
-            refreshing = sum(not call.urgent for call in self._running)
-            if flights or refreshing < max(1, self._max_threads - 1):
+            if flights or self._may_refresh():
                 self._take_from(self._later, flights, room)
             if not flights:
                 if not (self._urgent or self._later):
@@ -405,6 +405,11 @@ class ReadThrough:
             call = self._call(flights, now_ns)
             self._running.append(call)
             return call
+
+    def _may_refresh(self) -> bool:
+        """Whether a thread is free for what nobody waits for. Under the lock."""
+        refreshing = sum(not call.urgent for call in self._running)
+        return refreshing < max(1, self._max_threads - 1)
 
     def _take_from(self, waiting: deque[_Flight], flights: list[_Flight], room: int) -> int:
         while waiting:
@@ -427,11 +432,11 @@ class ReadThrough:
     def _more_to_warm(self) -> bool:
         """Queue the next batch of what is to be warmed; False if there is none, or not now."""
         with self.lock:
+            now_ns = self._clock.monotonic_ns()
+            if self._later or not self._may_refresh() or not self._backoff.would_admit(now_ns):
+                return False  # goes on when a thread is free, or with the next fetch after the wait
             keys, self._warm = self._warm, None
             if keys is None:
-                return False
-            if not self._backoff.would_admit(self._clock.monotonic_ns()):
-                self._warm = keys  # goes on with the next fetch after the wait
                 return False
         try:
             batch = list(itertools.islice(keys, self._max_batch))
