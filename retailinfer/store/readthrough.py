@@ -496,7 +496,7 @@ class ReadThrough:
     def _run(self, call: _Call) -> None:
         """Call the source and fill the table; whatever happens, every wait for these flights ends."""
         life = self._life
-        keys = [key for flight in call.flights for key in flight.keys]
+        keys = list(dict.fromkeys(key for flight in call.flights for key in flight.keys))
         answered, why = False, ""
         with self.lock:
             self._counts["calls"] += 1
