@@ -429,7 +429,9 @@ class Pipeline:
             name: None if column is None else Canonical(*column)
             for name, column in zip(slots, canonical, strict=True)
         }
-        outs, masks, _ = fill(self.program, body, Columns(golden.n_rows, by_name), now_ns=golden.now_ns)
+        states = golden.state_arrays({*body.stored, *body.windows})
+        rows = Columns(golden.n_rows, by_name, states or None)
+        outs, masks, _ = fill(self.program, body, rows, now_ns=golden.now_ns)
         tensors: list[NDArray[Any]] = []
         for out, mask in zip(outs, masks, strict=True):
             tensors.append(out)

@@ -87,6 +87,81 @@ def pack_payments(folder: Path, **options: Any) -> Path:
     return folder / "payments"
 
 
+def window_payments(n: int = 400) -> Any:
+    """The same payments with what the windows of `window_spec` held; chargebacks are known of some cards only."""
+    import pyarrow as pa
+
+    rng = np.random.default_rng(9)
+    counted = rng.integers(1, 6, n).astype(float)
+    return (
+        payments(n)
+        .append_column("card_count_1h_payment", pa.array(counted))
+        .append_column("before", pa.array(counted - 1))
+        .append_column("lost", pa.array(np.round(rng.lognormal(3, 1, n), 2), mask=rng.random(n) < 0.3))
+    )
+
+
+def window_spec() -> ri.FeatureSpec:
+    """Fitted to `window_payments`: two windows over the requests that share state, one over a stream of chargebacks."""
+    return ri.FeatureSpec(
+        request={"card_id": str, "channel": str, "amount": float, "at": ri.Timestamp, "gift": bool | None},
+        event_time="at",
+        tz="Europe/London",
+        entities={"card": "card_id"},
+        streams={"payment": None, "chargeback": {"card_id": str, "loss": float}},
+        columns=[
+            c.numeric("amount", transform="log1p"),
+            c.window(
+                "card",
+                "count",
+                on="payment",
+                over="1h",
+                where="amount > 100",
+                unknown=0.0,
+                on_unavailable=0.0,
+            ),
+            c.difference("card_count_1h_payment", "before", null=0.0),
+            c.window(
+                *("card", "sum"),
+                on="chargeback",
+                of="loss",
+                scale=100,
+                over="28d",
+                delay="7d",
+                name="lost",
+                transform="log1p",
+                center="mean",
+                null=0.0,
+                on_stale="review",
+            ),
+            c.stored("card.mean_amount", max_age="30d", unknown=0.0, null=0.0),
+        ],
+        windows=[
+            c.window(
+                *("card", "count"),
+                on="payment",
+                over="1h",
+                where="amount > 100",
+                current="exclude",
+                name="before",
+            )
+        ],
+    ).fit(window_payments())
+
+
+def pack_windows(folder: Path, **options: Any) -> Path:
+    """A release that scores payments by windows; needs a table `card` and windows."""
+    spec = window_spec()
+    given = {
+        "features": spec,
+        "model": logistic(len(spec.names)),
+        "policy": ri.Policy(BANDS, review="review"),
+        "golden": window_payments(),
+    }
+    ri.pack("windows", out=folder / "windows", **(given | options))
+    return folder / "windows"
+
+
 def card_table() -> Any:
     """The table `card` as a person would have it in a file."""
     import pyarrow as pa

@@ -21,6 +21,7 @@ from small_releases import (
     pack_arrays,
     pack_payments,
     pack_ranking,
+    pack_windows,
     payment_spec,
     payment_store,
     payments,
@@ -44,6 +45,12 @@ def releases(tmp_path_factory) -> dict[str, Path]:
         "ranking": pack_ranking(folder),
         "arrays": pack_arrays(folder),
     }
+
+
+@pytest.fixture(scope="module")
+def windows_release(tmp_path_factory) -> Path:
+    """A release that reads windows."""
+    return pack_windows(tmp_path_factory.mktemp("windows"))
 
 
 @pytest.fixture
@@ -131,6 +138,36 @@ def test_inspect_shows_what_a_release_holds_and_needs(releases, run):
         "p99_ms",
     ):
         assert text in out, text
+
+
+def test_inspect_shows_windows_and_what_they_cost(windows_release, run, run_json):
+    """Streams, definitions, panes, state and the bytes that an entity takes at most; the age that tables may have."""
+    code, out, err = run("inspect", windows_release)
+    assert code == 0, err
+    for text in (
+        "payment: the requests, dated by at",
+        "chargeback: card_id, loss, dated when they arrive",
+        "count on payment where amount > 100.0, over 1h",
+        "30 x 2m",
+        "528 bytes",
+        "sum of loss on chargeback, over 28d up to 7d ago",
+        "each card takes at most 1.2 kB beside its key: 3 window(s) over 2 state(s)",
+        "mean_amount float (max_age 30d)",
+    ):
+        assert text in out, text
+    _, found = run_json("inspect", windows_release)
+    features = found["features"]
+    assert [stream["name"] for stream in features["streams"]] == ["chargeback", "payment"]
+    second, first, late = features["windows"]
+    assert (first["name"], first["panes"], first["max_bytes"]) == ("card_count_1h_payment", 30, 528)
+    assert first["state"] == second["state"] != late["state"]
+    assert features["window_state"] == [
+        {"entity": "card", "windows": 3, "accumulators": 2, "max_bytes": 528 + late["max_bytes"]}
+    ]
+    assert features["tables"][0]["max_age_ns"] == {"mean_amount": 30 * 86400 * 10**9}
+    reads = {(read["kind"], read["name"]): read for read in found["manifest"]["reads"]}
+    assert reads["window", "lost"]["digest"] == late["state"]
+    assert reads["stream", "chargeback"]["columns"] == ["card_id", "loss"]
 
 
 def test_inspect_json_has_the_manifest_and_the_measurement(releases, run_json):

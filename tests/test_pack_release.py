@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_releases import pack_windows
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -175,6 +177,38 @@ def test_nothing_is_written_when_anything_fails(tmp_path):
     with pytest.raises(SchemaMismatchError):
         pack(tmp_path / "deep" / "r", model=linear(3))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_golden_rows_hold_windows_and_the_states_of_what_is_looked_up(tmp_path):
+    """Their values as the table had them, and rows in which everything looked up is unknown, stale, unavailable."""
+    golden = golden_of(pack_windows(tmp_path))
+    assert {"card_count_1h_payment", "before", "lost", "card.mean_amount"} <= set(golden.columns)
+    assert set(golden.states) == {"card_count_1h_payment", "before", "lost", "card.mean_amount"}
+    by_row = np.stack([np.frombuffer(one, np.uint8) for one in golden.states.values()], axis=1)
+    assert {tuple(row) for row in by_row.tolist()} == {(state,) * 4 for state in (0, 2, 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "error"),
+    [
+        ("amount", b"\x03", "'amount', which the feature spec does not look up"),
+        ("card.mean", b"\x04", "golden rows have SHA-256"),
+    ],
+)
+def test_golden_states_of_another_release_do_not_load(tmp_path, name, states, error):
+    """States of a field that requests bring, and states that lead to other features."""
+    features = spec(columns=[c.numeric("amount"), c.stored("card.mean", null=0.0, on_unavailable=9.0)])
+    pack(tmp_path / "r", features=features)
+    bundle = read_bundle(tmp_path / "r")
+    golden = golden_of(tmp_path / "r")
+    changed = msgspec.structs.replace(golden, states={name: states * golden.n_rows})
+    roles = {entry.file: entry.role for entry in bundle.manifest.files}
+    files = {file: (roles[file], data) for file, data in bundle.files.items()}
+    files["golden.msgpack"] = ("golden", encode_golden(changed))
+    write_bundle(tmp_path / "changed", files, bundle.manifest)
+    ri.Scorer.load(tmp_path / "r", store=store(), trust="unsigned").close()
+    with pytest.raises(GoldenMismatchError, match=error):
+        ri.Scorer.load(tmp_path / "changed", store=store(), trust="unsigned")
 
 
 def test_progress_is_told_in_words(tmp_path):

@@ -53,6 +53,25 @@ def golden(**changes) -> Golden:
     return Golden(**{**given, **changes})
 
 
+def test_golden_states_survive_their_file():
+    """What was unknown, stale or unavailable is so again; only what is looked up has such states."""
+    back = decode_golden(encode_golden(golden(states={"n": b"\x00\x03", "card.v": b"\x02\x04"})))
+    assert {name: list(states) for name, states in back.state_arrays(["n", "card.v"]).items()} == {
+        "n": [0, 3],
+        "card.v": [2, 4],
+    }
+    assert golden().state_arrays(()) == {}
+    with pytest.raises(GoldenMismatchError, match=r"'card\.v'.*does not look up"):
+        back.state_arrays(["n"])
+
+
+@pytest.mark.parametrize("states", [b"", b"\x00", b"\x00\x00\x00", b"\x00\x05", b"\xff\x00"])
+def test_golden_states_that_there_are_not_are_refused(states):
+    """One byte a row, each the place of a state."""
+    with pytest.raises(ManifestError, match="states of 'n'"):
+        decode_golden(encode_golden(golden(states={"n": states})))
+
+
 def test_golden_rows_survive_their_file():
     """Encoding and decoding gives the same columns, arrays and scores, bit for bit."""
     back = decode_golden(encode_golden(golden()))

@@ -3,8 +3,9 @@
 Rules:
   * Fields to redact are replaced before anything else is computed, so that no digest or score depends on them.
   * Real rows come first: evenly spread, and those with the smallest, the largest and missing values. Then edge rows, each
-    made of a real one: everything missing that may be, unknown categories, denormal numbers, half a unit in the last
-    place. Rows that the spec refuses are left out: they never reach a model.
+    made of a real one: everything missing that may be; whatever is looked up unknown, stale, unavailable; unknown
+    categories, denormal numbers, half a unit in the last place. Rows that the spec refuses are left out: they never reach
+    a model.
   * Without a table, rows are drawn from what the spec knows: its vocabularies and the ranges that it was fitted on.
 What is written is release/golden.py; how it is replayed is pipeline.py.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retailinfer._native.program import STATE_NAMES
 from retailinfer.errors import ConfigError, FeatureError, SchemaMismatchError, clip
 from retailinfer.features.arrow import Canonical, Columns
 from retailinfer.features.program import compile_program, slot_types
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 MAX_REAL_ROWS = 48
+UNKNOWN, STALE, UNAVAILABLE = (STATE_NAMES.index(name) for name in ("unknown", "stale", "unavailable"))
 REDACTED_TEXT = b"(redacted)"
 
 
@@ -65,7 +68,7 @@ def redact(columns: Columns, spec: FeatureSpec, names: Sequence[str]) -> Columns
             raise ConfigError("the event time cannot be redacted: features are computed from it")
         if found.get(name) is not None:
             found[name] = _constant(kinds[name], columns.n_rows, found[name])
-    return Columns(columns.n_rows, found)
+    return columns._replace(by_name=found)
 
 
 def choose_rows(columns: Columns, spec: FeatureSpec, program: Program) -> tuple[Columns, list[Columns]]:
@@ -157,7 +160,12 @@ def segments_of(policy: Policy, columns: Columns) -> list[str | None]:
 def take(columns: Columns, rows: Sequence[int] | NDArray[np.int64]) -> Columns:
     """Some rows, in the given order."""
     at = np.asarray(rows, dtype=np.int64)
-    return Columns(len(at), {n: None if c is None else _take(c, at) for n, c in columns.by_name.items()})
+    states = None
+    if columns.states is not None:
+        states = {n: np.ascontiguousarray(s[at]) for n, s in columns.states.items()}
+    return Columns(
+        len(at), {n: None if c is None else _take(c, at) for n, c in columns.by_name.items()}, states
+    )
 
 
 def _take(c: Canonical, rows: NDArray[np.int64]) -> Canonical:
@@ -186,7 +194,16 @@ def join(parts: Sequence[Columns]) -> Columns:
     for name in names:
         cells = [(p.n_rows, p.by_name.get(name)) for p in parts]
         found[name] = None if all(c is None for _, c in cells) else _join_cells(cells)
-    return Columns(n, found)
+    return Columns(n, found, _join_states(parts))
+
+
+def _join_states(parts: Sequence[Columns]) -> dict[str, NDArray[np.uint8]] | None:
+    names = sorted({name for p in parts for name in p.states or {}})
+    nothing: dict[str, NDArray[np.uint8]] = {}
+    return {
+        name: np.concatenate([(p.states or nothing).get(name, np.zeros(p.n_rows, np.uint8)) for p in parts])
+        for name in names
+    } or None
 
 
 def _join_cells(cells: Sequence[tuple[int, Canonical | None]]) -> Canonical:
@@ -281,6 +298,9 @@ def _edges(spec: FeatureSpec, real: Columns) -> Iterable[Columns]:
     optional = {f.name for f in spec.fields if f.optional} | {*spec.body.stored, *spec.body.windows}
     base = take(real, [0])
     yield _changed(base, dict.fromkeys(optional))
+    looked_up = [*spec.body.stored, *spec.body.windows]
+    for state in (UNKNOWN, STALE, UNAVAILABLE) if looked_up else ():
+        yield base._replace(states={name: np.full(1, state, np.uint8) for name in looked_up})
     for name in sorted(optional):
         yield _changed(base, {name: None})
     for number in (1e-40, 1.0 + 2.0**-24, -0.0, 0.0, -1e-310, 3.0e38):
@@ -300,7 +320,7 @@ def _fields_of(kinds: Mapping[str, str], kind: str, value: NDArray[Any]) -> dict
 
 
 def _changed(base: Columns, changes: Mapping[str, Canonical | None]) -> Columns:
-    return Columns(base.n_rows, {**base.by_name, **changes})
+    return base._replace(by_name={**base.by_name, **changes})
 
 
 def _constant(kind: str, n: int, like: Canonical | None) -> Canonical:

@@ -109,7 +109,7 @@ def pack(
         features: the fitted spec. None: the release takes arrays (`score_arrays`).
         score: "auto", "output", "output[class or column]", "role.output[...]". With more than two classes it must be said.
         task: taken from the model where it is None.
-        golden: table (anything with the Arrow stream interface) with the request's fields and the stored columns; at most
+        golden: table (anything with the Arrow stream interface) with the request's fields, stored columns and windows; at most
             64 rows of it are kept. None: rows are drawn from what the spec knows. For arrays: {input: array}.
         calibration: table whose rows fix the ranges of int8; None: rows of `golden`, others than those compared.
         redact: fields whose values are replaced in the golden rows before anything else is computed.
@@ -434,6 +434,7 @@ class _Packing:
             n_rows=rows.n_rows,
             rows_per_run=per_run,
             columns=by_slot({n: c for n, c in rows.by_name.items() if c is not None}, types_of(spec)),
+            states={name: states.tobytes() for name, states in (rows.states or {}).items() if states.any()},
             tensors_sha256=filled.sha256,
             scores=scores.astype("<f4").tobytes(),
             actions=actions,

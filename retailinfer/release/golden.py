@@ -1,8 +1,9 @@
 """Golden rows: inputs with everything already looked up, and the answers they gave where the release was packed.
 
 Rules:
-  * Rows are canonical columns (what `Program.fill_table` reads), so that they can be replayed anywhere without a store.
-    A service that brings its own arrays has arrays instead.
+  * Rows are canonical columns (what `Program.fill_table` reads), so that they can be replayed anywhere without a store:
+    stored values and windows are there as they were read, with the state that they were in. A service that brings its own
+    arrays has arrays instead.
   * On the CPU class and ONNX Runtime that the manifest records, tensors and scores must be bit-equal. Elsewhere tensors
     are still bit-equal (our own arithmetic), scores are within the tolerance and no action changes.
   * Plain MessagePack, decoded strictly; sizes are checked before anything points into the bytes. No pickle.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 MAX_ROWS = 64
+N_STATES = 5  # present, null, unknown, stale, unavailable
 # What `Program.fill_table` takes for one slot: values, valid, offsets, children.
 Canonical = tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64] | None, NDArray[np.int64] | None]
 
@@ -102,6 +104,8 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         now_ns: the clock of these rows. n_rows: how many, at most 64.
         rows_per_run: how many rows went into the model at once: `n_rows`, or 1.
         columns: reference -> column; every slot of the feature program that a row has a value for.
+        states: stored reference or window -> one byte a row, where some of its values were unknown, stale or unavailable
+            (places in `_native.program.STATE_NAMES`); 0 is what the column itself says.
         arrays: input -> array, instead of columns, for releases without feature columns.
         tensors_sha256: `hash_tensors` of what the program made of the columns, masks after their tensors.
         scores: float32, little-endian, one a row; empty for a release without a score.
@@ -113,6 +117,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     n_rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
     rows_per_run: Annotated[int, Meta(ge=1, le=MAX_ROWS)]
     columns: dict[str, GoldenColumn] = {}
+    states: dict[str, bytes] = {}
     arrays: dict[str, GoldenArray] = {}
     tensors_sha256: str
     scores: bytes = b""
@@ -135,6 +140,19 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 hint="golden.msgpack and features.json are of two releases; pack again",
             )
         return [_views(self.columns[slot]) if slot in self.columns else None for slot in slots]
+
+    def state_arrays(self, looked_up: Collection[str]) -> dict[str, NDArray[np.uint8]]:
+        """The recorded states by stored reference or window, as `fill_table` takes them.
+
+        Raises: GoldenMismatchError for one that is not in `looked_up`: fields of a request are there, or they are null.
+        """
+        unknown = self.states.keys() - set(looked_up)
+        if unknown:
+            raise GoldenMismatchError(
+                f"the golden rows have states of {clip(min(unknown))}, which the feature spec does not look up",
+                hint="golden.msgpack and features.json are of two releases; pack again",
+            )
+        return {name: np.frombuffer(one, dtype=np.uint8) for name, one in self.states.items()}
 
     def feeds(self) -> dict[str, NDArray[Any]]:
         """The recorded arrays by input."""
@@ -342,6 +360,9 @@ def _problem(golden: Golden) -> str | None:
         return f"{golden.rows_per_run} rows per run"
     if bool(golden.columns) and bool(golden.arrays):
         return "both columns and arrays"
+    for name, states in golden.states.items():
+        if len(states) != n or max(states) >= N_STATES:
+            return f"{len(states)} states of {clip(name)} for {n} rows, or some that there are not"
     for name, column in golden.columns.items():
         problem = _column_problem(column, n)
         if problem is not None:
