@@ -1,4 +1,4 @@
-"""Gathering rows of the item table: 500 keys that were never hashed, 100,000 rows."""
+"""Gathering rows of the item table, whole and mutable: 500 keys that were never hashed, 100,000 rows."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def test_gather_columns_of_records(snapshot: ri.Snapshot, rotate: Rotate) -> Non
     want = workloads.item_values()[workloads.rank_requests().candidates[3], :WIDTH]
     np.testing.assert_array_equal(snapshot.gather(fresh([3])[0], names)[0], want)
     rotate(lambda keys: snapshot.gather(keys, names), fresh, block=20)
+
+
+def test_gather_of_a_mutable_table(rotate: Rotate) -> None:
+    """The same with exact LRU: every look-up moves its row to the front."""
+    table = tables.item_feature_table(WIDTH)
+    names = [f"x{i:02d}" for i in range(WIDTH)]
+    out = np.empty((workloads.N_CANDIDATES, WIDTH), np.float32)
+    want = workloads.item_values()[workloads.rank_requests().candidates[3], :WIDTH]
+    np.testing.assert_array_equal(table.gather(fresh([3])[0], names, out=out).values, want)
+    rotate(lambda keys: table.gather(keys, names, out=out), fresh, block=20)

@@ -59,7 +59,8 @@ class Kernel:
             for a in layout.accumulators
         ]
         self.n_accumulators = len(numbers)
-        self._slots = tuple(read.slot for read in layout.reads)
+        slots = dict(zip(layout.names, (read.slot for read in layout.reads), strict=True))
+        self._slots = tuple(slots[name] for name in self.spec.names)
         self._plan = WindowPlan(
             self.group,
             self.spec.program,
@@ -80,7 +81,6 @@ class Kernel:
                 for r in layout.reads
             ),
         )
-        self.names = layout.names
         self._words = pa.array([workloads.word("card_id", i) for i in range(n_entities)])
 
     def events(
