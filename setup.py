@@ -29,6 +29,7 @@ DEBUG = os.environ.get("RETAILINFER_DEBUG", "") not in ("", "0")
 C_SOURCES: dict[str, tuple[str, ...]] = {
     "aliases": ("alias_graph.c",),
     "program": ("feature_ops.c",),
+    "feature_table": ("lru_table.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
     "windows": ("panes.c",),

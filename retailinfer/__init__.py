@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retailinfer import columns
     from retailinfer.authoring.pack import pack
+    from retailinfer.authoring.replay import replay
     from retailinfer.contracts import Contract, Decision, Ranking, Reason, Rung
     from retailinfer.errors import (
         BundleError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from retailinfer.policy import Policy
     from retailinfer.ranker import Ranker
     from retailinfer.scorer import Scorer
+    from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
     from retailinfer.store.table import Snapshot
 
@@ -61,6 +63,7 @@ __all__ = [
     "FeatureMissingError",
     "FeatureRangeError",
     "FeatureSpec",
+    "FeatureTable",
     "FeatureTypeError",
     "GoldenMismatchError",
     "IntegrityError",
@@ -90,15 +93,18 @@ __all__ = [
     "Vocabulary",
     "columns",
     "pack",
+    "replay",
 ]
 
 _HOMES = {
     "retailinfer.authoring.pack": ("pack",),
+    "retailinfer.authoring.replay": ("replay",),
     "retailinfer.contracts": ("Contract", "Decision", "Ranking", "Reason", "Rung"),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
     "retailinfer.policy": ("Policy",),
     "retailinfer.ranker": ("Ranker",),
     "retailinfer.scorer": ("Scorer",),
+    "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),
     "retailinfer.store.table": ("Snapshot",),
 }

@@ -26,6 +26,7 @@ PUBLIC = [
     "FeatureMissingError",
     "FeatureRangeError",
     "FeatureSpec",
+    "FeatureTable",
     "FeatureTypeError",
     "GoldenMismatchError",
     "IntegrityError",
@@ -55,6 +56,7 @@ PUBLIC = [
     "Vocabulary",
     "columns",
     "pack",
+    "replay",
 ]
 
 COLUMNS = [

@@ -24,7 +24,7 @@ from retailinfer.errors import (
     ShapeError,
     SpecError,
 )
-from retailinfer.store.table import Snapshot
+from retailinfer.store.table import Outcome, Snapshot
 
 pa = pytest.importorskip("pyarrow")
 
@@ -350,8 +350,26 @@ def test_snapshot_says_what_it_is():
     assert "a" in snapshot
     assert snapshot.nbytes > 0
     assert repr(snapshot).startswith("<Snapshot item: 1 rows by str, 1 columns, ")
-    matrix, found = snapshot.gather(["a", "b"], ["x"])
-    assert matrix[0, 0] == 1.0
-    assert found.tolist() == [True, False]
+    assert snapshot.gather(["a", "b"], ["x"]).values[0, 0] == 1.0
     snapshot.table.make_block("b", ["x"])
     assert snapshot.gather_block(["b", "a"], "b")[1].tolist() == [False, True]
+
+
+def test_gather_gives_ages_and_outcomes():
+    """Each row has its age at the moment given, never a negative one, and says whether it is there, null or unknown."""
+    snapshot = Snapshot.from_rows(
+        {
+            "old": {"x": 1.0, "y": 2.0, "at": 1_000.0},
+            "future": {"x": 1.0, "y": None, "at": 9_000.0},
+            "null": {"x": None, "y": 3.0, "at": None},
+        },
+        updated_at="at",
+    )
+    keys = ["null", "old", "-", "future"]
+    found = snapshot.gather(keys, ["x"], wall_ns=1_060_000_000_000)
+    np.testing.assert_array_equal(found.values[:, 0], np.array([np.nan, 1.0, np.nan, 1.0], np.float32))
+    np.testing.assert_array_equal(found.age_s, [np.nan, 60.0, np.nan, 0.0])
+    assert [Outcome(one).name for one in found.outcome] == ["NULL", "PRESENT", "UNKNOWN", "PRESENT"]
+    both = snapshot.gather(keys, ["x", "y"])
+    assert [Outcome(one).name for one in both.outcome] == ["PRESENT", "PRESENT", "UNKNOWN", "PRESENT"]
+    assert snapshot.gather([], ["x"]).outcome.shape == (0,)

@@ -182,6 +182,14 @@ RI_INLINE const ri_row_head *ri_lru_live_row(const ri_lru *lru, uint32_t row) {
     return row < 2 || row >= lru->fresh_rows || lru->rows[row].segment == RI_SEGMENT_NONE ? NULL : ri_lru_block(lru, lru->rows[row].block);
 }
 
+RI_INLINE int ri_lru_segment(const ri_lru *lru, const ri_row_head *head) { return (int)lru->rows[head->row].segment; }
+RI_INLINE void ri_lru_ahead(const ri_lru *lru, uint64_t hash) { RI_PREFETCH(&lru->slots[ri_lru_hash32(hash) >> lru->slot_shift]); }
+/* Whether a row could be stored if it were alone. */
+RI_INLINE int ri_lru_fits(const ri_lru *lru, size_t key_size, size_t text_bytes) {
+    const size_t units = key_size > RI_LRU_MAX_KEY ? 0 : ri_lru_row_units(lru->record_size, key_size, text_bytes);
+    return units > 0 && lru->fixed_bytes + units * RI_LRU_UNIT <= lru->max_bytes;
+}
+
 /* The record of a key, or NULL; nothing is counted or touched. */
 const uint8_t *ri_lru_find(const ri_lru *lru, uint64_t hash, const char *key, int64_t size, int64_t now_ns);
 /* The same as one use of it. NULL with *outcome RI_ROW_UNKNOWN (`unknown`, which may be NULL, has the key) or RI_ROW_ABSENT. */
@@ -198,8 +206,8 @@ int64_t ri_lru_sweep(ri_lru *lru, int64_t n, int64_t now_ns);
 void ri_lru_clear(ri_lru *lru);
 /* Row numbers from the one that goes first to the newest; `out` has room for n_rows. */
 void ri_lru_order(const ri_lru *lru, uint32_t *out);
-/* Put a restored row where it was: at the newest end of its segment. */
-void ri_lru_place(ri_lru *lru, const uint8_t *record, int segment);
+/* Put a restored row where it was: at the newest end of its segment, used before or not. */
+void ri_lru_place(ri_lru *lru, const uint8_t *record, int segment, int hit);
 
 /* ---- gathering ---------------------------------------------------------------------------------------------------- */
 

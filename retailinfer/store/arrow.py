@@ -9,7 +9,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from retailinfer.errors import (
     clip,
 )
 
-__all__ = ["ArrowColumns", "read_columns"]
+__all__ = ["ArrowColumns", "is_arrow", "read_batches", "read_columns"]
 
 MAX_TIME_NS = 1 << 62  # so that the difference of two moments fits 64 bits
 _MAX_SECONDS = MAX_TIME_NS // 1_000_000_000
@@ -57,6 +58,36 @@ def read_columns(
         if updated_at is None
         else reader.times(table.column(updated_at), f"{name}.{updated_at}"),
     )
+
+
+def is_arrow(data: Any) -> bool:
+    """Whether the data has the Arrow stream interface; says so without pyarrow."""
+    return hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+
+
+def read_batches(data: Any, *, name: str, rows: int = 65_536) -> Iterator[Any]:
+    """Pieces of Arrow data, or of a Parquet file given by its path: a stream or a file is never in memory whole."""
+    reader = _Reader(name)
+    pa = reader.pa
+    if isinstance(data, (str, os.PathLike)):
+        import pyarrow.parquet  # noqa: PLC0415 - an optional extra, and slow to load
+
+        with pyarrow.parquet.ParquetFile(os.fspath(data), memory_map=False) as file:
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                yield pa.Table.from_batches([batch])
+        return
+    if isinstance(data, (pa.RecordBatchReader, pa.Table)) or not hasattr(data, "__arrow_c_stream__"):
+        stream = data
+    else:
+        stream = pa.RecordBatchReader.from_stream(data)
+    if isinstance(stream, pa.RecordBatchReader):
+        for batch in stream:
+            for start in range(0, batch.num_rows, rows):
+                yield pa.Table.from_batches([batch.slice(start, rows)])
+        return
+    table = reader.table_of(stream)
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows)
 
 
 class _Reader:

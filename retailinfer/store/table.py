@@ -12,21 +12,23 @@ Arrow columns come through arrow.py; the memory is `_native/table.pyx`; who read
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from msgspec import UNSET
 from numpy.typing import DTypeLike, NDArray
 
 from retailinfer._native.table import KEY_KINDS, SnapshotTable, compose_keys
+from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError, SpecError, clip
 from retailinfer.store.arrow import MAX_TIME_NS, read_columns
 
-__all__ = ["Snapshot"]
+__all__ = ["Gathered", "Outcome", "Snapshot", "plain_cell", "single_keys", "time_ns"]
 
 Key: TypeAlias = str | int | bytes | tuple[str | int | bytes, ...]
 Texts: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -34,6 +36,24 @@ Texts: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INT64 = np.iinfo(np.int64)
 _EXACT_IN_DOUBLE = 2**53
+
+
+class Outcome(enum.IntEnum):
+    """What a look-up found: the numbers in `Gathered.outcome`."""
+
+    PRESENT = 0
+    NULL = 1  # the row is there, and has none of the columns that were asked for
+    UNKNOWN = 2  # there is no such entity
+    STALE = 3  # the values are there, and past their time to live
+    UNAVAILABLE = 4  # there may be one: nothing is in memory, and the source did not say in time
+
+
+class Gathered(NamedTuple):
+    """Rows of many keys, in the order of the keys."""
+
+    values: NDArray[np.float32]  # (n, widths of the columns), NaN where there is nothing
+    age_s: NDArray[np.float64]  # (n,) seconds since the row was true, never negative; NaN where nobody knows
+    outcome: NDArray[np.uint8]  # (n,) one of `Outcome`
 
 
 class Snapshot:
@@ -78,7 +98,7 @@ class Snapshot:
             SnapshotTable(
                 name,
                 kinds[0] if single else kinds,
-                _single_keys(parts[0]) if single else compose_keys(parts, source.n_rows),
+                single_keys(parts[0]) if single else compose_keys(parts, source.n_rows),
                 source.columns,
                 source.updated_at,
             )
@@ -111,7 +131,7 @@ class Snapshot:
             names.remove(updated_at)
             cells = [row.get(updated_at) for row in rows.values()]
             times = np.array(
-                [_time_ns(cell, f"$.{name}.{updated_at}[{i}]") for i, cell in enumerate(cells)], np.int64
+                [time_ns(cell, f"$.{name}.{updated_at}[{i}]") for i, cell in enumerate(cells)], np.int64
             )
         key_kind, keys = _keys_of(list(rows), name)
         columns = []
@@ -129,11 +149,16 @@ class Snapshot:
         return self.table.updated_at_ns(key)
 
     def gather(
-        self, keys: list[Any], columns: Sequence[str], *, out: NDArray[np.float32] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Numeric columns of many keys: float32 (n, widths), NaN where there is nothing; and which keys were found."""
-        matrix, rows = self.table.gather(keys, columns, out=out)
-        return matrix, rows >= 0
+        self,
+        keys: list[Any],
+        columns: Sequence[str],
+        *,
+        out: NDArray[np.float32] | None = None,
+        wall_ns: int | None = None,
+    ) -> Gathered:
+        """Numeric columns of many keys, with the age of each row (at `wall_ns`, else now) and an outcome."""
+        now_ns = SystemClock.wall_ns() if wall_ns is None else wall_ns
+        return Gathered(*self.table.gather_aged(keys, columns, now_ns, out=out))
 
     def gather_block(
         self, keys: list[Any], block: str, dtype: DTypeLike = np.float32, *, out: NDArray[Any] | None = None
@@ -174,7 +199,7 @@ class Snapshot:
         )
 
 
-def _single_keys(values: Any) -> Texts:
+def single_keys(values: Any) -> Texts:
     """The canonical bytes of keys of one part."""
     if isinstance(values, tuple):
         return values
@@ -197,7 +222,7 @@ def _keys_of(keys: list[Any], name: str) -> tuple[str | tuple[str, ...], Texts]:
     first = keys[0]
     if not isinstance(first, tuple):
         kind = _key_kind(first, name)
-        return kind, _single_keys(_key_part(keys, kind, name))
+        return kind, single_keys(_key_part(keys, kind, name))
     kinds = tuple(_key_kind(part, name) for part in first)
     for key in keys:
         if not isinstance(key, tuple) or len(key) != len(kinds):
@@ -290,7 +315,7 @@ def _integer(value: Any, path: str) -> int:
     if value is None:
         return 0
     if isinstance(value, datetime):
-        return _time_ns(value, path)
+        return time_ns(value, path)
     if not isinstance(value, (int, np.integer, np.bool_)):
         raise _wrong_cell("an integer", value, path)
     return _int64(int(value), path)
@@ -308,6 +333,28 @@ def _double(value: Any, path: str) -> float:
             hint="use a str column",
         )
     return float(value)
+
+
+def plain_cell(kind: str, width: int, value: Any, path: str) -> Any:
+    """One value of any type in the form that a mutable table stores, or None where it means null: what `from_rows` does."""
+    if value is None or value is UNSET or _is_not_a_time(value):
+        return None
+    if kind == "f64":
+        number = _double(value, path)
+        return None if number != number else number  # noqa: PLR0124 - NaN
+    if kind == "i64":
+        return _integer(value, path)
+    if kind == "vec":
+        if not _is_flat(value):
+            raise _wrong_cell("a flat list of numbers", value, path)
+        vector = np.asarray(value)
+        if vector.shape != (width,) or vector.dtype.kind not in "fiub":
+            raise FeatureTypeError(f"Expected {width} numbers, got {clip(value)}", path=path)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused by name
+            return vector.astype(np.float32)
+    if not isinstance(value, str if kind == "str" else bytes):
+        raise _wrong_cell(kind, value, path)
+    return "".join((value,)) if isinstance(value, str) else bytes(value)
 
 
 def _vectors(values: list[Any], path: str) -> NDArray[np.float32]:
@@ -341,7 +388,7 @@ def _is_not_a_time(value: Any) -> bool:
     return isinstance(value, datetime) and value != value  # noqa: PLR0124 - pandas' NaT is a datetime unequal to itself
 
 
-def _time_ns(value: Any, path: str) -> int:
+def time_ns(value: Any, path: str) -> int:
     """Nanoseconds since the epoch of an aware datetime or of seconds; 0 = not known."""
     if value is None or _is_not_a_time(value) or (isinstance(value, float) and value != value):  # noqa: PLR0124 - NaN
         return 0
