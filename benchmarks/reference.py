@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.workloads import FRAUD_FULL, ColumnDef, Values, entity_table, key_index
 
 __all__ = [
+    "SECONDS",
     "bucket",
     "cyclic",
     "day_of_week",
@@ -116,13 +117,13 @@ def matrix(
 
 # ------------------------------------------------------------------------------------------------------ fraud-full
 
-_SECONDS = {"1h": 3_600, "24h": 86_400, "7d": 7 * 86_400}
+SECONDS = {"1h": 3_600, "24h": 86_400, "7d": 7 * 86_400}
 _PANES = 30  # the default where it gives whole seconds, as it does for these three
 
 
 def pane_seconds(over: str) -> int:
     """Width of the panes that a window of this length is cut into."""
-    seconds, rest = divmod(_SECONDS[over], _PANES)
+    seconds, rest = divmod(SECONDS[over], _PANES)
     if rest:
         raise ValueError(f"a window of {over} has no default of {_PANES} panes: say here which it has")
     return seconds
