@@ -14,7 +14,7 @@
 #define UNIT 16u
 #define CHUNK_UNITS 2048u
 #define CHUNK_BYTES (CHUNK_UNITS * UNIT)
-#define REGION_CHUNKS 64u   /* one piece of memory from the system: 2 MiB */
+#define REGION_CHUNKS 1024u /* the largest piece of memory that is asked of the system: 32 MiB; untouched pages cost nothing */
 #define MAX_UNITS 1024u     /* larger blocks have memory of their own */
 #define FINE 64u            /* up to here one size class a unit */
 #define N_CLASSES (FINE + 30u)
@@ -76,7 +76,6 @@ struct ri_windows {
     ri_accumulator *accs;
     int32_t n_accs, acc_room;
     int64_t horizon_s;
-    int64_t max_since_ns;
     uint32_t evicted_until_s;
 
     int64_t max_entities, max_bytes, max_ahead_ns;
@@ -157,7 +156,8 @@ static uint32_t take_chunk(ri_windows *w) {
     if (w->n_chunks >= LARGE / CHUNK_UNITS)
         return RI_NOWHERE;
     if (w->region_used == w->region_chunks) {
-        uint32_t more = w->n_chunks < REGION_CHUNKS ? (w->n_chunks ? w->n_chunks : 1) : REGION_CHUNKS;
+        uint32_t more = w->n_chunks ? w->n_chunks / 2 + 1 : 1; /* grows with the state; huge pages need large pieces */
+        more = more < REGION_CHUNKS ? more : REGION_CHUNKS;
         size_t size = (size_t)more * CHUNK_BYTES;
         if (grow((void **)&w->regions, &w->region_room, w->n_regions + 1, sizeof(region)))
             return RI_NOWHERE;
@@ -424,7 +424,6 @@ ri_windows *ri_windows_new(int64_t max_entities, int64_t max_bytes, int64_t max_
     w->max_ahead_ns = max_ahead_ns;
     w->key = key;
     w->memory = (int64_t)index_bytes(w);
-    w->max_since_ns = INT64_MIN;
     return w;
 }
 
@@ -476,7 +475,8 @@ int ri_windows_register(ri_windows *w, const ri_accumulator *acc) {
         return -1;
     w->acc_room = (int32_t)room;
     w->accs[w->n_accs] = *acc;
-    w->accs[w->n_accs].base = floor_div(RI_EPOCH_S * SECOND, acc->pane_ns);
+    w->accs[w->n_accs].pane_s = (uint32_t)(acc->pane_ns / SECOND);
+    w->accs[w->n_accs].phase_s = RI_EPOCH_S - floor_div(RI_EPOCH_S, acc->pane_ns / SECOND) * (acc->pane_ns / SECOND);
     ++w->n_accs;
     ri_windows_retimed(w);
     return w->n_accs - 1;
@@ -484,15 +484,12 @@ int ri_windows_register(ri_windows *w, const ri_accumulator *acc) {
 
 void ri_windows_retimed(ri_windows *w) {
     w->horizon_s = 0;
-    w->max_since_ns = INT64_MIN;
     for (int32_t i = 0; i < w->n_accs; ++i) {
         const ri_accumulator *a = &w->accs[i];
         if (a->kind == RI_ACC_IDS)
             continue;
         int64_t reach = a->pane_ns / SECOND * (a->keep + 2) + 2 * (a->calendar ? MARGIN_S : 1);
         w->horizon_s = reach > w->horizon_s ? reach : w->horizon_s;
-        if (a->since_ns != INT64_MAX && a->since_ns > w->max_since_ns) /* INT64_MAX: nobody knows */
-            w->max_since_ns = a->since_ns;
     }
 }
 
@@ -523,20 +520,29 @@ static int64_t zone_offset_s(const ri_zone *zone, int64_t seconds) {
     return zone->offset_s[lo];
 }
 
-RI_INLINE int64_t pane_of(const ri_accumulator *a, const ri_zone *zone, int64_t time_ns) {
+/* Pane of a moment in seconds since 1950 (panes are whole seconds, so parts of one do not matter). Divisions of 64 bits cost
+ * several times those of 32, and every event has one for each accumulator. */
+RI_INLINE int64_t pane_at(const ri_accumulator *a, const ri_zone *zone, int64_t at_s) {
     if (RI_UNLIKELY(a->calendar))
-        time_ns += zone_offset_s(zone, floor_div(time_ns, SECOND)) * SECOND;
-    return floor_div(time_ns, a->pane_ns) - a->base;
+        at_s += zone_offset_s(zone, at_s + RI_EPOCH_S);
+    at_s += a->phase_s;
+    if (RI_LIKELY(at_s >= 0 && at_s <= (int64_t)UINT32_MAX))
+        return (int64_t)((uint32_t)at_s / a->pane_s);
+    return floor_div(at_s, (int64_t)a->pane_s);
+}
+RI_INLINE int64_t seconds_of(int64_t time_ns) { return floor_div(time_ns, SECOND) - RI_EPOCH_S; }
+RI_INLINE int64_t pane_of(const ri_accumulator *a, const ri_zone *zone, int64_t time_ns) {
+    return pane_at(a, zone, seconds_of(time_ns));
 }
 
 /* Start of a pane on the clock of the world. */
 RI_INLINE int64_t pane_start_ns(const ri_accumulator *a, const ri_zone *zone, int64_t pane) {
-    int64_t start = (pane + a->base) * a->pane_ns;
+    int64_t start = pane * (int64_t)a->pane_s - a->phase_s + RI_EPOCH_S;
     if (RI_UNLIKELY(a->calendar)) {
-        int64_t guess = start - zone_offset_s(zone, floor_div(start, SECOND)) * SECOND;
-        start -= zone_offset_s(zone, floor_div(guess, SECOND)) * SECOND;
+        int64_t guess = start - zone_offset_s(zone, start);
+        start -= zone_offset_s(zone, guess);
     }
-    return start;
+    return start * SECOND;
 }
 
 static int compare(const ri_term *t, const ri_slot *s) {
@@ -629,13 +635,14 @@ RI_INLINE uint32_t entries_before(const uint8_t *base, const ri_section *s, size
     return i;
 }
 
-/* An event far ahead of today's clock was recorded while the clock was wrong: take out what lies in a future that cannot be.
- * The panes that it had pushed out are gone, so the entity is known from now on only. */
-static void repair_future(ri_windows *w, uint32_t place, const ri_window_plan *plan, int64_t now_ns) {
+/* The panes that wrong events had pushed out are gone, so the entity is known from now on only. */
+int ri_windows_repair(ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, int64_t now_ns) {
+    const int64_t limit_ns = now_ns + w->max_ahead_ns, now_s = seconds_of(now_ns);
+    const uint32_t place = find(w, call->key.data, (size_t)call->key.size, call->hash);
+    if (place == RI_NOWHERE || (int64_t)at_place(w, place)->last_s <= seconds_of(limit_ns) + 1)
+        return 0;
     block *b = at_place(w, place);
     entry_of_directory *d = directory(b);
-    const int64_t limit_ns = now_ns + w->max_ahead_ns;
-    const int64_t now_s = floor_div(now_ns, SECOND) - RI_EPOCH_S;
     uint8_t *from = key_of(b) + b->key_size, *to = from;
     for (uint32_t i = 0; i < b->n_sections; ++i) {
         const ri_accumulator *a = &w->accs[d[i].acc];
@@ -656,6 +663,7 @@ static void repair_future(ri_windows *w, uint32_t place, const ri_window_plan *p
     b->known_s = (uint32_t)(now_s + 1);
     ++w->counts.stepped;
     ++w->counts.version;
+    return 1;
 }
 
 static int refuse(ri_windows *w, ri_window_call *call, int error, int slot, double value) {
@@ -712,10 +720,7 @@ static int compose_key(const ri_window_plan *plan, ri_window_call *call, const r
 static void locate(ri_windows *w, const ri_window_plan *plan, ri_window_call *call) {
     call->place = find(w, call->key.data, (size_t)call->key.size, call->hash);
     if (call->place != RI_NOWHERE) {
-        const block *b = at_place(w, call->place);
-        if (RI_UNLIKELY(call->now_ns > 0 && (int64_t)b->last_s > floor_div(call->now_ns + w->max_ahead_ns, SECOND) - RI_EPOCH_S + 1))
-            repair_future(w, call->place, plan, call->now_ns);
-        find_sections(w, plan, call, b);
+        find_sections(w, plan, call, at_place(w, call->place));
     } else {
         memset(call->sections, 0, (size_t)plan->n_accs * sizeof(ri_section));
         call->ring.count = 0;
@@ -726,7 +731,7 @@ static void locate(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
 int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const ri_state *st, int64_t at_ns,
                        int64_t now_ns, uint64_t event_hash, int before_since) {
     call->error = RI_WINDOW_OK;
-    call->known = call->duplicate = call->ahead = call->ready = 0;
+    call->known = call->duplicate = call->ahead = call->ready = call->suspect = 0;
     call->event_hash = event_hash;
     call->now_ns = now_ns;
     call->place = RI_NOWHERE;
@@ -735,15 +740,9 @@ int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call
             at_ns = now_ns;
             call->ahead = 1;
         }
-        if (RI_UNLIKELY(w->max_since_ns > now_ns + w->max_ahead_ns)) { /* registered under a clock that was wrong */
-            for (int32_t i = 0; i < w->n_accs; ++i)
-                if (w->accs[i].since_ns > now_ns + w->max_ahead_ns && w->accs[i].since_ns != INT64_MAX)
-                    w->accs[i].since_ns = w->accs[i].deep_since_ns = now_ns;
-            ri_windows_retimed(w);
-        }
     }
     call->at_ns = at_ns;
-    const int64_t at_s = floor_div(at_ns, SECOND) - RI_EPOCH_S;
+    const int64_t at_s = seconds_of(at_ns);
     if (RI_UNLIKELY(at_s < MARGIN_S || at_s > (int64_t)UINT32_MAX - MARGIN_S))
         return refuse(w, call, RI_WINDOW_TIME, -1, (double)at_ns / 1e9);
     const int key = compose_key(plan, call, st);
@@ -754,7 +753,7 @@ int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call
     call->hash = hash_key(w, call->key.data, (size_t)call->key.size);
     RI_PREFETCH(&w->slots[call->hash >> w->shift]);
     for (int32_t i = 0; i < plan->n_accs; ++i)
-        call->panes[i] = pane_of(&w->accs[plan->accs[i]], &plan->zone, at_ns);
+        call->panes[i] = pane_at(&w->accs[plan->accs[i]], &plan->zone, at_s);
     for (int32_t i = 0; i < plan->n_adds; ++i) {
         const ri_window_add *add = &plan->adds[i];
         const ri_accumulator *a = &w->accs[plan->accs[add->acc]];
@@ -779,6 +778,7 @@ int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call
         return RI_WINDOW_OK;
     }
     const uint8_t *base = (const uint8_t *)at_place(w, call->place);
+    call->suspect = now_ns > 0 && (int64_t)((const block *)(const void *)base)->last_s > seconds_of(now_ns + w->max_ahead_ns) + 1;
     if (event_hash)
         for (uint32_t i = 0; i < call->ring.count; ++i)
             call->duplicate |= ri_load64(base + call->ring.offset + 8 * (size_t)i) == event_hash;
@@ -1230,7 +1230,7 @@ int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
         store64(one.bytes, call->event_hash);
         put_edit(edits, &n_edits, &one);
     }
-    const uint32_t at_s = (uint32_t)(floor_div(call->at_ns, SECOND) - RI_EPOCH_S);
+    const uint32_t at_s = (uint32_t)(seconds_of(call->at_ns));
     const int is_new = call->place == RI_NOWHERE;
     shape to = {0, 0, call->place, 0};
     if (n_edits && reserve_shape(w, call, edits, n_edits, &to)) {
@@ -1274,7 +1274,7 @@ int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
     b->last_s = at_s > b->last_s ? at_s : b->last_s;
     ++w->counts.events;
     if (is_new && call->now_ns > 0) {
-        const int64_t now_s = floor_div(call->now_ns, SECOND) - RI_EPOCH_S;
+        const int64_t now_s = seconds_of(call->now_ns);
         for (int i = 0; i < 2 && w->oldest != w->newest; ++i) {
             if ((int64_t)at_place(w, w->oldest)->last_s + w->horizon_s >= now_s)
                 break;
@@ -1291,71 +1291,32 @@ int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
 
 /* ---- state that is kept elsewhere ---------------------------------------------------------------------------------------- */
 
-static int compare_entries(const void *x, const void *y) {
-    const ri_remote_entry *a = (const ri_remote_entry *)x, *b = (const ri_remote_entry *)y;
-    if (a->acc != b->acc)
-        return a->acc < b->acc ? -1 : 1;
-    if (a->pane != b->pane)
-        return a->pane < b->pane ? -1 : 1;
-    return (a->hash > b->hash) - (a->hash < b->hash);
+int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const ri_accumulator *a) {
+    return call->now_ns > 0 ? pane_of(a, &plan->zone, call->now_ns + w->max_ahead_ns) : (int64_t)UINT32_MAX;
 }
 
-int ri_windows_read_remote(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, ri_remote_entry *entries, size_t n,
-                           uint8_t *scratch, ri_state *st) {
-    uint8_t *out = scratch;
-    int64_t known_ns = INT64_MIN;
-    size_t i = 0;
-    int late = 0;
-    qsort(entries, n, sizeof *entries, compare_entries);
-    for (int32_t acc = 0; acc < plan->n_accs; ++acc) {
-        const ri_accumulator *a = &w->accs[plan->accs[acc]];
-        const int64_t limit = call->now_ns > 0 ? pane_of(a, &plan->zone, call->now_ns + w->max_ahead_ns) : INT64_MAX;
-        ri_section *s = &call->sections[acc];
-        s->offset = (uint32_t)(out - scratch);
-        s->count = 0;
-        while (i < n && entries[i].acc == (uint32_t)acc) {
-            ri_remote_entry one = entries[i++];
-            if (a->kind <= RI_ACC_SUM) { /* count and sum of a pane are fields of their own */
-                for (; i < n && entries[i].acc == one.acc && entries[i].pane == one.pane; ++i) {
-                    one.count += entries[i].count;
-                    one.value += entries[i].value;
-                }
-                if (one.count == 0)
-                    return -1;
-            }
-            if ((int64_t)one.pane > limit) { /* see repair_future */
-                known_ns = call->now_ns;
-                continue;
-            }
-            store32(out, one.pane);
-            if (a->kind <= RI_ACC_SUM)
-                store32(out + 4, one.count);
-            if (a->kind == RI_ACC_SUM)
-                store64(out + 8, (uint64_t)one.value);
-            else if (a->kind == RI_ACC_DISTINCT)
-                store32(out + 4, one.hash);
-            else if (a->kind != RI_ACC_COUNT)
-                store64(out + 4, (uint64_t)one.value);
-            out += ENTRY_BYTES[a->kind];
-            ++s->count;
-        }
+void ri_windows_count(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint8_t *base) {
+    int taken = 0, late = 0;
+    if (!call->ready)
+        return;
+    call->ready = 0; /* once */
+    w->counts.ahead += call->ahead;
+    if (call->duplicate) {
+        ++w->counts.duplicates;
+        return;
     }
-    for (int32_t k = 0; k < plan->n_adds && call->ready; ++k) {
-        const int32_t acc = plan->adds[k].acc;
-        const ri_accumulator *a = &w->accs[plan->accs[acc]];
-        const ri_section *s = &call->sections[acc];
-        late |= call->inputs[k].applies && s->count &&
-                call->panes[acc] <= newest_pane(scratch, s, ENTRY_BYTES[a->kind]) - a->keep;
+    for (int32_t i = 0; i < plan->n_adds; ++i) {
+        const ri_accumulator *a = &w->accs[plan->accs[plan->adds[i].acc]];
+        const ri_section *s = &call->sections[plan->adds[i].acc];
+        if (!call->inputs[i].applies)
+            continue;
+        if (s->count && call->panes[plan->adds[i].acc] <= newest_pane(base, s, ENTRY_BYTES[a->kind]) - a->keep)
+            late = 1;
+        else
+            taken = 1;
     }
-    ri_windows_read_block(w, plan, call, scratch, known_ns, st);
-    if (call->ready) {
-        w->counts.late += late;
-        w->counts.duplicates += call->duplicate;
-        w->counts.ahead += call->ahead;
-        w->counts.events += !call->duplicate;
-        call->ready = 0;
-    }
-    return 0;
+    w->counts.late += late;
+    w->counts.events += taken;
 }
 
 /* ---- saving ------------------------------------------------------------------------------------------------------------- */
@@ -1414,7 +1375,7 @@ static int64_t take_saved(ri_windows *w, const uint8_t *data, int64_t size, cons
         if (one.count * entry > (size_t)size - at)
             return 0;
         if (one.count == 0)
-            continue; /* emptied by repair_future */
+            continue; /* emptied by ri_windows_repair */
         if (a->kind == RI_ACC_IDS) {
             if (one.count > RI_RING)
                 return 0;

@@ -56,11 +56,12 @@ enum { /* what `prepare` may find wrong with an event */
 
 typedef struct ri_accumulator {
     int64_t pane_ns;
-    int64_t base;     /* floor(1950 / pane): subtracted from pane ids */
     int64_t since_ns; /* everything from here on is in it */
     int64_t deep_since_ns; /* the same for windows that need more than `first_keep` panes */
     int32_t keep, first_keep;
     uint8_t kind, calendar, used;
+    uint32_t pane_s; /* these two are made by ri_windows_register */
+    int64_t phase_s; /* seconds from the start of the pane that holds 1950 to 1950 */
 } ri_accumulator;
 
 typedef struct ri_windows ri_windows;
@@ -139,6 +140,7 @@ typedef struct ri_window_call {
     int32_t error, error_slot;
     double error_value;
     uint8_t known, duplicate, ahead, ready;
+    uint8_t suspect;         /* the entity has events from after now_ns: see ri_windows_repair */
     ri_section *sections;    /* (n_accs) */
     int64_t *panes;          /* (n_accs) id of the event's pane, relative */
     ri_window_input *inputs; /* (n_adds) */
@@ -166,6 +168,11 @@ int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call
 void ri_windows_read(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, ri_state *st);
 int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *call);
 
+/* After a prepare that found the entity `suspect`, with the time of the true clock (a caller's "now" may be any moment of the
+ * past): events far ahead of it were recorded while the clock was wrong. Takes out what lies in a future that cannot be, so that
+ * it does not make all later events late. 1: prepare again. */
+int ri_windows_repair(ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, int64_t now_ns);
+
 /* All windows of a plan out of `base`, in which call->sections are. known_ns: what happened before is not known. */
 void ri_windows_read_block(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const uint8_t *base,
                            int64_t known_ns, ri_state *st);
@@ -173,21 +180,12 @@ void ri_windows_read_block(const ri_windows *w, const ri_window_plan *plan, cons
 /* 1: it was there. */
 int ri_windows_erase(ri_windows *w, const char *key, int64_t size);
 
-/* ---- state that is kept elsewhere ---------------------------------------------------------------------------------- */
+/* ---- state that is kept elsewhere: windows_wire.h ------------------------------------------------------------------ */
 
-/* One entry of an entity, as the transport found it. `hash` for distinct, `count` for count and sum, `value` else. */
-typedef struct ri_remote_entry {
-    uint32_t acc; /* in plan.accs */
-    uint32_t pane;
-    uint32_t count, hash;
-    int64_t value;
-} ri_remote_entry;
-
-/* The same read, from entries in any order, and the counting of the event if call->ready. Sorts them in place; `scratch` has
- * room for RI_REMOTE_BYTES of each and as much again. -1: they contradict each other; no slot has changed then. */
-#define RI_REMOTE_BYTES 16
-int ri_windows_read_remote(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, ri_remote_entry *entries, size_t n,
-                           uint8_t *scratch, ri_state *st);
+/* The last pane that an event may have by the clock of the call. */
+int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const ri_accumulator *a);
+/* Count an event that was added elsewhere, by the sections found in `base`, if call->ready. */
+void ri_windows_count(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint8_t *base);
 
 /* ---- saving ---------------------------------------------------------------------------------------------------------- */
 

@@ -16,7 +16,6 @@ from retailinfer._native.program cimport Program, RowState, ri_state, ri_text, r
 cdef extern from "panes.h" nogil:
     ctypedef struct ri_accumulator:
         int64_t pane_ns
-        int64_t base
         int64_t since_ns
         int64_t deep_since_ns
         int32_t keep
@@ -77,13 +76,6 @@ cdef extern from "panes.h" nogil:
         uint32_t hash
         uint8_t applies
 
-    ctypedef struct ri_remote_entry:
-        uint32_t acc
-        uint32_t pane
-        uint32_t count
-        uint32_t hash
-        int64_t value
-
     ctypedef struct ri_window_call:
         ri_text key
         char* scratch
@@ -102,6 +94,7 @@ cdef extern from "panes.h" nogil:
         uint8_t duplicate
         uint8_t ahead
         uint8_t ready
+        uint8_t suspect
         ri_section* sections
         int64_t* panes
         ri_window_input* inputs
@@ -145,8 +138,7 @@ cdef class WindowPlan:
         readonly tuple slots              # that `read` fills
         tuple owned                       # texts that `c` points into
         void* memory                      # what `c` points into
-        tuple prefixes                    # of the fields of shared state, one an accumulator
-        object ids_field
+        uint64_t* digests                 # first bytes of the accumulators' digests, then of the ring's; for shared state
         RowState spare_state              # for `run`
         WindowCall spare_call
 
@@ -161,10 +153,11 @@ cdef class WindowPlan:
     cdef void add(self, WindowCall call) noexcept
     # Raise what `prepare` found (FeatureRangeError at the slot's path; row >= 0 goes into it).
     cdef int fail(self, WindowCall call, int64_t row) except -1
-    # Shared state: what the transport has to do, see windows.pyi; None where there is no key (then call `read`).
+    # Shared state: (entity, canonical key, operations) for the transport; None where there is no key (then call `read`).
     cdef object remote_call(self, WindowCall call, bint add)
-    # Window slots from the transport's reply. A reply that is not one raises ValueError and leaves no slot half filled.
-    cdef int remote_read(self, WindowCall call, ri_state* st, object reply) except -1
+    # Window slots from the entity's value as it was before the add: bytes, or None if there was none. Raises ValueError for
+    # what is no value, FeatureRangeError for a sum that overflows (nothing of the request was added then); no slot has changed.
+    cdef int remote_read(self, WindowCall call, ri_state* st, object value) except -1
     # All window slots UNAVAILABLE.
     cdef void unavailable(self, ri_state* st) noexcept
 
@@ -172,7 +165,6 @@ cdef class WindowPlan:
     cdef RowState _fill(self, dict values)
     cdef list _out(self, ri_state* st)
     cdef int _term(self, Program program, ri_term* term, object slot, object op, object constant, list owned) except -1
-    cdef int _entry(self, object field, object value, ri_remote_entry* out) noexcept
 
 
 # xxh64 of an event id's canonical bytes, never 0. str, bytes or int; else FeatureTypeError.

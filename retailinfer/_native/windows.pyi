@@ -1,7 +1,7 @@
 """Velocity windows: state by entity, plans, one call, replay. Layout and arithmetic: panes.h; steps of a call: windows.pxd."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,13 @@ class WindowGroup:
     def since(self, digest: bytes) -> int:
         """Nanoseconds since the epoch from which the accumulator is complete. Raises: KeyError."""
 
-    def set_since(self, digest: bytes, since_ns: int) -> None:
-        """Say from when on the accumulator is complete: after a backfill, or as other processes know it. Raises: KeyError."""
+    def set_since(
+        self, digest: bytes, since_ns: int, *, first_keep: int | None = None, deep_since_ns: int | None = None
+    ) -> None:
+        """Say from when on the accumulator is complete: after a backfill, or as other processes know it. Raises: KeyError.
+
+        first_keep, deep_since_ns: windows that need more than the former panes are complete from the latter on.
+        """
 
     @property
     def accumulators(self) -> tuple[dict[str, Any], ...]:
@@ -144,23 +149,23 @@ class WindowPlan:
 
     def remote(
         self, values: Mapping[int, Any], at_ns: int, *, now_ns: int = 0, event_hash: int = 0, add: bool = True
-    ) -> Any:
-        """What `remote_call` gives, by hand: None without a key, else (key, ids field | None, id | None, operations, keep_ms).
-
-        key: canonical bytes. Operations: flat triples of bytes (code, field, argument):
-            b"+" field delta      add an integer; |result| <= 2**53, else nothing of the request is added (status 2)
-            b"<" field value      keep the smaller integer;    b">" the larger
-            b"d" field counter    set `field` to 1 unless it is there or `counter` has reached 64; then add 1 to `counter`
-        ids field: 8-byte ids of the last 8 events, oldest first, as one text; if the id is in it: status 1, nothing is added.
-        keep_ms: how long any window may need what is written now.
-        """
+    ) -> tuple[str, bytes, bytes] | None:
+        """What `remote_call` gives, by hand: entity, canonical key, operations (windows_wire.h); None without a key."""
 
     def remote_result(
-        self, values: Mapping[int, Any], at_ns: int, reply: Any, *, now_ns: int = 0, event_hash: int = 0
+        self,
+        values: Mapping[int, Any],
+        at_ns: int,
+        value: bytes | Literal[False] | None,
+        *,
+        now_ns: int = 0,
+        event_hash: int = 0,
+        add: bool = True,
     ) -> list[tuple[float, int]]:
-        """What `remote_read` makes of `reply` = (status, [field, value, ...] as they were before the add), by hand.
+        """What `remote_read` makes of an entity's value as it was before the event, by hand: (value, state) of each read.
 
-        Raises: ValueError for a reply that is not one; FeatureRangeError for status 2.
+        value: None if there was none, False if it could not be had. add: the event was added.
+        Raises: ValueError for bytes that are no value; FeatureRangeError for a sum that overflows.
         """
 
 class WindowReplay:

@@ -34,12 +34,21 @@ import numpy as np
 
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError, IntegrityError, clip
 
+cdef extern from "windows_wire.h" nogil:
+    enum:
+        RI_WIRE_HEADER, RI_WIRE_STEP
+
+    void ri_wire_operations(ri_windows* w, const ri_window_plan* plan, const ri_window_call* call, const uint64_t* digests,
+                            int add, uint8_t* out)
+    int ri_wire_open(ri_windows* w, const ri_window_plan* plan, ri_window_call* call, const uint64_t* digests,
+                     const uint8_t* value, int64_t size, int64_t* known_ns)
+
 cdef extern from "panes.h" nogil:
     enum:
         RI_ACC_COUNT, RI_ACC_SUM, RI_ACC_MIN, RI_ACC_MAX, RI_ACC_DISTINCT, RI_ACC_IDS
         RI_WHAT_COUNT, RI_WHAT_SUM, RI_WHAT_MEAN, RI_WHAT_MIN, RI_WHAT_MAX, RI_WHAT_DISTINCT, RI_WHAT_LAG
         RI_WINDOW_VALUE, RI_WINDOW_SUM, RI_WINDOW_TIME, RI_WINDOW_MEMORY
-        RI_MAX_KEEP, RI_MAX_ACCUMULATORS, RI_MAX_DISTINCT, RI_MAX_WINDOW_KEY, RI_REMOTE_BYTES
+        RI_MAX_KEEP, RI_MAX_ACCUMULATORS, RI_MAX_DISTINCT, RI_MAX_WINDOW_KEY
         RI_DUMP_STALE, RI_DUMP_ROOM
 
     ctypedef struct ri_window_counts:
@@ -61,9 +70,11 @@ cdef extern from "panes.h" nogil:
                            int64_t now_ns, uint64_t event_hash, int before_since)
     void ri_windows_read(const ri_windows* w, const ri_window_plan* plan, const ri_window_call* call, ri_state* st)
     int ri_windows_add(ri_windows* w, const ri_window_plan* plan, ri_window_call* call)
+    int ri_windows_repair(ri_windows* w, const ri_window_plan* plan, const ri_window_call* call, int64_t now_ns)
     int ri_windows_erase(ri_windows* w, const char* key, int64_t size)
-    int ri_windows_read_remote(ri_windows* w, const ri_window_plan* plan, ri_window_call* call, ri_remote_entry* entries,
-                               size_t n, uint8_t* scratch, ri_state* st)
+    void ri_windows_read_block(const ri_windows* w, const ri_window_plan* plan, const ri_window_call* call, const uint8_t* base,
+                               int64_t known_ns, ri_state* st)
+    void ri_windows_count(ri_windows* w, const ri_window_plan* plan, ri_window_call* call, const uint8_t* base)
     int64_t ri_windows_dump_begin(ri_windows* w)
     int64_t ri_windows_dump(ri_windows* w, int64_t token, uint8_t* out, int64_t room, int64_t* needed)
     int ri_windows_load(ri_windows* w, const uint8_t* data, int64_t size, const int32_t* map, int32_t n_map)
@@ -225,6 +236,8 @@ cdef class WindowGroup:
                                   hint="a digest must be of everything that an accumulator is keyed by")
             if acc.keep > old.keep:
                 extend(old, acc.keep, now, self.max_ahead_ns)
+            if now != INT64_MIN and old.since_ns != INT64_MAX and old.since_ns > now + self.max_ahead_ns:
+                old.since_ns = old.deep_since_ns = now  # the clock was wrong when this was made
             if since_ns is not None:
                 self.set_since(digest, since_ns)
             ri_windows_retimed(self.w)
@@ -242,11 +255,13 @@ cdef class WindowGroup:
     def since(self, digest):
         return self._accumulator(digest).since_ns
 
-    def set_since(self, digest, since_ns):
+    def set_since(self, digest, since_ns, *, first_keep=None, deep_since_ns=None):
         cdef ri_accumulator* acc = self._accumulator(digest)
-        cdef int64_t since = since_ns
-        acc.since_ns = acc.deep_since_ns = since
-        acc.first_keep = acc.keep
+        cdef int64_t since = since_ns, deep = since_ns if deep_since_ns is None else deep_since_ns
+        cdef int first = acc.keep if first_keep is None else <int>whole(first_keep, "first_keep", 1, acc.keep)
+        acc.since_ns = since
+        acc.deep_since_ns = deep
+        acc.first_keep = first
         ri_windows_retimed(self.w)
 
     @property
@@ -531,11 +546,17 @@ cdef class WindowPlan:
         self.stream = stream
         self.slots = tuple([read[0] for read in reads])
         self.owned = tuple(owned)
-        self.prefixes = tuple([(<bytes>group.digests[number])[:8] for number in numbers])
-        self.ids_field = (<bytes>group.digests[self.c.ids])[:8] + b"r" if adds else None
+        self.digests = <uint64_t*>calloc(len(numbers) + 1, sizeof(uint64_t))
+        if self.digests == NULL:
+            raise MemoryError()
+        for i, number in enumerate(numbers):
+            memcpy(self.digests + i, PyBytes_AS_STRING(group.digests[number]), 8)
+        if adds:
+            memcpy(self.digests + len(numbers), PyBytes_AS_STRING(group.digests[self.c.ids]), 8)
 
     def __dealloc__(self):
         free(self.memory)
+        free(self.digests)
 
     def _slot(self, Program program not None, slot, kinds, use):
         if type(slot) is not int or not 0 <= slot < 65536:
@@ -575,7 +596,11 @@ cdef class WindowPlan:
         return call
 
     cdef int prepare(self, WindowCall call, ri_state* st, int64_t at_ns, int64_t now_ns, uint64_t event_hash) noexcept:
-        return ri_windows_prepare(self.group.w, &self.c, &call.c, st, at_ns, now_ns, event_hash, 0)
+        cdef int code = ri_windows_prepare(self.group.w, &self.c, &call.c, st, at_ns, now_ns, event_hash, 0)
+        if call.c.suspect and self.group.clock is not None and ri_windows_repair(self.group.w, &self.c, &call.c,
+                                                                                 wall_ns(self.group.clock)):
+            code = ri_windows_prepare(self.group.w, &self.c, &call.c, st, at_ns, now_ns, event_hash, 0)
+        return code
 
     cdef void read(self, WindowCall call, ri_state* st) noexcept:
         ri_windows_read(self.group.w, &self.c, &call.c, st)
@@ -670,133 +695,62 @@ cdef class WindowPlan:
             self.fail(call, -1)
         return self.remote_call(call, add)
 
-    def remote_result(self, dict values not None, int64_t at_ns, reply, *, int64_t now_ns=0, uint64_t event_hash=0):
+    def remote_result(self, dict values not None, int64_t at_ns, value, *, int64_t now_ns=0, uint64_t event_hash=0, bint add=True):
         cdef RowState state = self._fill(values)
         cdef WindowCall call = self.new_call()
         if self.prepare(call, &state.st, at_ns, now_ns, event_hash):
             self.fail(call, -1)
-        self.remote_call(call, True)
-        self.remote_read(call, &state.st, reply)
+        if self.remote_call(call, add) is None:
+            self.read(call, &state.st)
+        elif value is False:
+            self.unavailable(&state.st)
+        else:
+            self.remote_read(call, &state.st, value)
         return self._out(&state.st)
 
     # ---- shared state --------------------------------------------------------------------------------------------------
 
     cdef object remote_call(self, WindowCall call, bint add):
-        cdef int i, kind
-        cdef int64_t reach, keep_ns = 0
-        cdef ri_accumulator* accs = ri_windows_accumulators(self.group.w)
-        cdef ri_window_input* given
-        cdef list ops = []
-        cdef bytes prefix
-        cdef int64_t pane
+        cdef bytes operations
         if not call.c.known:
             return None
-        call.c.ready = add
-        for i in range(self.c.n_accs):
-            reach = (accs[self.c.accs[i]].keep + 2) * accs[self.c.accs[i]].pane_ns
-            keep_ns = max(keep_ns, reach)
-        for i in range(self.c.n_adds if add else 0):
-            given = call.c.inputs + i
-            if not given.applies:
-                continue
-            kind = accs[self.c.accs[self.c.adds[i].acc]].kind
-            prefix = self.prefixes[self.c.adds[i].acc]
-            pane = call.c.panes[self.c.adds[i].acc]
-            if kind == RI_ACC_COUNT or kind == RI_ACC_SUM:
-                ops += (b"+", field_name(prefix, c"c", pane), b"1")
-                if kind == RI_ACC_SUM:
-                    ops += (b"+", field_name(prefix, c"s", pane), decimal(given.value))
-            elif kind == RI_ACC_DISTINCT:
-                ops += (b"d", field_name(prefix, c"d", pane) + b":%08x" % given.hash, field_name(prefix, c"n", pane))
-            else:
-                ops += (b"<" if kind == RI_ACC_MIN else b">", field_name(prefix, c"v", pane), decimal(given.value))
-        has_id = add and call.c.event_hash != 0 and len(ops) > 0
-        return (
-            PyBytes_FromStringAndSize(call.c.key.data, call.c.key.size),
-            self.ids_field if has_id else None,
-            (<object>call.c.event_hash).to_bytes(8, "little") if has_id else None,
-            ops,
-            keep_ns // 1_000_000,
-        )
+        call.c.ready = add and self.c.n_adds > 0
+        operations = PyBytes_FromStringAndSize(NULL, RI_WIRE_HEADER + RI_WIRE_STEP * <Py_ssize_t>self.c.n_accs)
+        ri_wire_operations(self.group.w, &self.c, &call.c, self.digests, call.c.ready, <uint8_t*>PyBytes_AS_STRING(operations))
+        return self.group.name, PyBytes_FromStringAndSize(call.c.key.data, call.c.key.size), operations
 
-    cdef int remote_read(self, WindowCall call, ri_state* st, object reply) except -1:
-        cdef ri_remote_entry* entries
-        cdef uint8_t* scratch
-        cdef Py_ssize_t i, n, used = 0
-        cdef int code, status
-        cdef list flat
+    cdef int remote_read(self, WindowCall call, ri_state* st, object value) except -1:
+        cdef const uint8_t* data = NO_VALUE
+        cdef int64_t size = 0, known_ns = 0
+        cdef int code
         if not call.c.known:
             raise ValueError("no call was made: the entity has no key")
-        if type(reply) not in (tuple, list) or len(reply) != 2 or type(reply[0]) is not int or type(reply[1]) is not list:
-            raise ValueError("expected (status, [field, value, ...])")
-        status = reply[0] if 0 <= reply[0] <= 2 else -1
-        flat = reply[1]
-        n = len(flat)
-        if status < 0 or n % 2:
-            raise ValueError("expected status 0, 1 or 2 and pairs of field and value")
-        if status == 2:
-            call.c.error = RI_WINDOW_SUM
-            call.c.error_slot = -1
-            call.c.error_value = NAN
+        if value is not None:
+            if not PyBytes_CheckExact(value):
+                raise ValueError(f"expected the bytes of an entity, got {clip(value)}")
+            data = <const uint8_t*>PyBytes_AS_STRING(value)
+            size = PyBytes_GET_SIZE(value)
+            if size == 0:
+                raise ValueError("expected the bytes of an entity, got none")
+        code = ri_wire_open(self.group.w, &self.c, &call.c, self.digests, data, size, &known_ns)
+        if code < 0:
+            raise ValueError(f"expected the value of an entity, got {size} other bytes")
+        if code > 0:
             self.fail(call, -1)
-        entries = <ri_remote_entry*>malloc(sizeof(ri_remote_entry) * <size_t>(n // 2 + 1))
-        scratch = <uint8_t*>malloc(RI_REMOTE_BYTES * <size_t>(n // 2 + 2))
-        try:
-            if entries == NULL or scratch == NULL:
-                raise MemoryError()
-            memset(scratch, 0, RI_REMOTE_BYTES * <size_t>(n // 2 + 2))
-            for i in range(0, n, 2):
-                code = self._entry(flat[i], flat[i + 1], entries + used)
-                if code < 0:
-                    raise ValueError(f"field {clip(flat[i])} holds {clip(flat[i + 1])}")
-                used += code
-            call.c.duplicate = status == 1
-            if ri_windows_read_remote(self.group.w, &self.c, &call.c, entries, <size_t>used, scratch, st):
-                raise ValueError("a sum without its count")
-            return 0
-        finally:
-            free(entries)
-            free(scratch)
+        ri_windows_read_block(self.group.w, &self.c, &call.c, data, known_ns, st)
+        ri_windows_count(self.group.w, &self.c, &call.c, data)
+        return 0
 
-    cdef int _entry(self, object field, object value, ri_remote_entry* out) noexcept:
-        """One field of an entity's hash: 1 = ours, 0 = of another plan, -1 = damaged."""
-        cdef const char* f
-        cdef Py_ssize_t size
-        cdef int i, kind
-        cdef int64_t number = 0
-        if not PyBytes_CheckExact(field) or not PyBytes_CheckExact(value):
-            return -1
-        f = PyBytes_AS_STRING(field)
-        size = PyBytes_GET_SIZE(field)
-        if size < 10 or f[8] == c"n":
-            return 0
-        for i in range(self.c.n_accs):
-            if memcmp(f, PyBytes_AS_STRING(self.prefixes[i]), 8) == 0:
-                break
-        else:
-            return 0
-        memset(out, 0, sizeof(ri_remote_entry))
-        kind = ri_windows_accumulators(self.group.w)[self.c.accs[i]].kind
-        out.acc = <uint32_t>i
-        if kind == RI_ACC_DISTINCT:
-            if f[8] != c"d" or size < 19 or f[size - 9] != c":" or not hex_number(f + size - 8, &out.hash):
-                return -1
-            size -= 9
-        if not whole_number(f + 9, size - 9, &number) or not 0 <= number <= 0xFFFFFFFF:
-            return -1
-        out.pane = <uint32_t>number
-        if not whole_number(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &number):
-            return -1
-        if kind == RI_ACC_DISTINCT:
-            return 1
-        if f[8] == c"c" and kind <= RI_ACC_SUM and 0 < number <= 0xFFFFFFFF:
-            out.count = <uint32_t>number
-        elif ((f[8] == c"s" and kind == RI_ACC_SUM) or (f[8] == c"v" and kind in (RI_ACC_MIN, RI_ACC_MAX))) \
-                and -(1LL << 53) <= number <= 1LL << 53:
-            out.value = number
-        else:
-            return -1
-        return 1
+
+cdef const uint8_t* NO_VALUE = b"\0" * 32  # no section points into it
+
+
+cdef int64_t wall_ns(object clock) noexcept:
+    """Of a clock that may be anybody's; one that fails says nothing."""
+    try:
+        return clock.wall_ns()
+    except Exception:
+        return INT64_MAX // 2
 
 
 cdef double checked_scale(object scale) except? -1.0:
@@ -812,53 +766,6 @@ cdef bytes ids_digest(object stream):
     if type(stream) is not str:
         raise ConfigError(f"Expected the name of the stream that adds, got {clip(stream)}")
     return hashlib.sha256(b"retailinfer ids of stream " + (<str>stream).encode()).digest()
-
-
-cdef inline bytes field_name(bytes prefix, char letter, int64_t pane):
-    cdef char text[40]
-    cdef int n
-    memcpy(text, PyBytes_AS_STRING(prefix), 8)
-    text[8] = letter
-    n = snprintf(text + 9, 31, b"%lld", <long long>pane)
-    return PyBytes_FromStringAndSize(text, 9 + n)
-
-
-cdef inline bytes decimal(int64_t value):
-    cdef char text[24]
-    cdef int n = snprintf(text, 24, b"%lld", <long long>value)
-    return PyBytes_FromStringAndSize(text, n)
-
-
-cdef bint whole_number(const char* text, Py_ssize_t size, int64_t* out) noexcept nogil:
-    """Plain decimal digits with an optional sign, at most 18 of them."""
-    cdef Py_ssize_t i = 0
-    cdef bint negative = size > 0 and text[0] == c"-"
-    cdef int64_t value = 0
-    if negative:
-        i = 1
-    if size - i < 1 or size - i > 18:
-        return False
-    while i < size:
-        if text[i] < c"0" or text[i] > c"9":
-            return False
-        value = value * 10 + (text[i] - c"0")
-        i += 1
-    out[0] = -value if negative else value
-    return True
-
-
-cdef bint hex_number(const char* text, uint32_t* out) noexcept nogil:
-    cdef int i
-    cdef uint32_t value = 0
-    for i in range(8):
-        if c"0" <= text[i] <= c"9":
-            value = value << 4 | <uint32_t>(text[i] - c"0")
-        elif c"a" <= text[i] <= c"f":
-            value = value << 4 | <uint32_t>(text[i] - c"a" + 10)
-        else:
-            return False
-    out[0] = value
-    return True
 
 
 # ---- history -----------------------------------------------------------------------------------------------------------
