@@ -81,13 +81,12 @@ def test_missing_rows_are_fetched_into_the_table():
 
 
 def test_rows_that_say_their_time_are_not_given_another():
-    """With `updated_at` the row's own time stands, and must be there."""
-    table, through = bound(
-        Says(lambda keys: {"a": {"x": 1, "at": 5.0}, "b": {"x": 2}}), updated_at="at", clock=ManualClock()
-    )
-    through.fetch(["a", "b"], WAIT_S)
-    assert table.rows == {"a": {"x": 1, "at": 5.0}}
-    assert table.times == {"a": None}
+    """With `updated_at` the row's own time stands, and must be there; null is the time of the question."""
+    rows = {"a": {"x": 1, "at": 5.0}, "b": {"x": 2}, "c": {"x": 3, "at": None}}
+    table, through = bound(Says(lambda keys: rows), updated_at="at", clock=ManualClock(wall_ns=7 * 10**9))
+    through.fetch(["a", "b", "c"], WAIT_S)
+    assert table.rows == {"a": {"x": 1, "at": 5.0}, "c": {"x": 3, "at": None}}
+    assert table.times == {"a": None, "c": 7.0}
     assert through.stats().last_error == "row without column `at`"
 
 

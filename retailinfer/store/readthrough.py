@@ -534,8 +534,7 @@ class ReadThrough:
 
     def _fill(self, call: _Call, answer: Mapping[Any, Any], life: int) -> None:
         """Put every usable row into the table."""
-        # In seconds, as tables take it; only where rows do not say it themselves.
-        asked_s = None if self._updated_at is not None else call.asked_ns * 1e-9
+        asked_s = call.asked_ns * 1e-9  # as tables take it; for rows that do not say themselves when they were true
         for flight in call.flights:
             for key in flight.keys:
                 row: dict[str, Any] | None
@@ -557,7 +556,8 @@ class ReadThrough:
                             self._table.mark_unknown((key,))
                             self._counts["unknown"] += 1
                         else:
-                            self._table.put(key, row, updated_at=asked_s)
+                            own = self._updated_at is not None and row[self._updated_at] is not None
+                            self._table.put(key, row, updated_at=None if own else asked_s)
                             self._counts["rows"] += 1
                             self._counts["late"] += flight.gave_up
                     except Exception as exc:  # noqa: BLE001 - the row does not fit the table
