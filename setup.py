@@ -32,7 +32,7 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "feature_table": ("lru_table.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
-    "windows": ("panes.c",),
+    "windows": ("panes.c", "windows_wire.c"),
 }
 
 DIRECTIVES: dict[str, Any] = {
