@@ -23,11 +23,11 @@ from retailinfer._native.table import TableSlot, swap
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, SchemaMismatchError, clip
 from retailinfer.store.aliases import Aliases
+from retailinfer.store.feature_table import FeatureTable
 from retailinfer.store.table import Snapshot
 
 if TYPE_CHECKING:
     from retailinfer.store.archive import Restored
-    from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.report import StoreReport
     from retailinfer.store.windows import Windows
 
@@ -67,7 +67,7 @@ class Store:
                 raise ConfigError(
                     f"Expected a table name that is an identifier, as in `item.price`, got {clip(name)}"
                 )
-            if hasattr(type(table), "core"):
+            if isinstance(table, FeatureTable):
                 self._live[name] = table
             else:
                 self._slots[name] = TableSlot(name, _checked(name, table))
