@@ -1291,8 +1291,8 @@ int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
 
 /* ---- state that is kept elsewhere ---------------------------------------------------------------------------------------- */
 
-int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const ri_accumulator *a) {
-    return call->now_ns > 0 ? pane_of(a, &plan->zone, call->now_ns + w->max_ahead_ns) : (int64_t)UINT32_MAX;
+int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_accumulator *a, int64_t clock_ns) {
+    return clock_ns > 0 ? pane_of(a, &plan->zone, clock_ns + w->max_ahead_ns) : (int64_t)UINT32_MAX;
 }
 
 void ri_windows_count(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint8_t *base) {

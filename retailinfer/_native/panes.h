@@ -182,8 +182,8 @@ int ri_windows_erase(ri_windows *w, const char *key, int64_t size);
 
 /* ---- state that is kept elsewhere: windows_wire.h ------------------------------------------------------------------ */
 
-/* The last pane that an event may have by the clock of the call. */
-int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const ri_accumulator *a);
+/* The last pane that an event may have by the true clock; 0: there is none. */
+int64_t ri_windows_limit(const ri_windows *w, const ri_window_plan *plan, const ri_accumulator *a, int64_t clock_ns);
 /* Count an event that was added elsewhere, by the sections found in `base`, if call->ready. */
 void ri_windows_count(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint8_t *base);
 

@@ -39,9 +39,9 @@ cdef extern from "windows_wire.h" nogil:
         RI_WIRE_HEADER, RI_WIRE_STEP
 
     void ri_wire_operations(ri_windows* w, const ri_window_plan* plan, const ri_window_call* call, const uint64_t* digests,
-                            int add, uint8_t* out)
+                            int64_t clock_ns, int add, uint8_t* out)
     int ri_wire_open(ri_windows* w, const ri_window_plan* plan, ri_window_call* call, const uint64_t* digests,
-                     const uint8_t* value, int64_t size, int64_t* known_ns)
+                     int64_t clock_ns, const uint8_t* value, int64_t size, int64_t* known_ns)
 
 cdef extern from "panes.h" nogil:
     enum:
@@ -714,9 +714,12 @@ cdef class WindowPlan:
         cdef bytes operations
         if not call.c.known:
             return None
+        if self.group.clock is not None:  # what lies in a future that cannot be is judged by the true clock
+            call.c.now_ns = max(call.c.now_ns, wall_ns(self.group.clock))
         call.c.ready = add and self.c.n_adds > 0
         operations = PyBytes_FromStringAndSize(NULL, RI_WIRE_HEADER + RI_WIRE_STEP * <Py_ssize_t>self.c.n_accs)
-        ri_wire_operations(self.group.w, &self.c, &call.c, self.digests, call.c.ready, <uint8_t*>PyBytes_AS_STRING(operations))
+        ri_wire_operations(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group), call.c.ready,
+                           <uint8_t*>PyBytes_AS_STRING(operations))
         return self.group.name, PyBytes_FromStringAndSize(call.c.key.data, call.c.key.size), operations
 
     cdef int remote_read(self, WindowCall call, ri_state* st, object value) except -1:
@@ -732,7 +735,7 @@ cdef class WindowPlan:
             size = PyBytes_GET_SIZE(value)
             if size == 0:
                 raise ValueError("expected the bytes of an entity, got none")
-        code = ri_wire_open(self.group.w, &self.c, &call.c, self.digests, data, size, &known_ns)
+        code = ri_wire_open(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group), data, size, &known_ns)
         if code < 0:
             raise ValueError(f"expected the value of an entity, got {size} other bytes")
         if code > 0:
@@ -751,6 +754,12 @@ cdef int64_t wall_ns(object clock) noexcept:
         return clock.wall_ns()
     except Exception:
         return INT64_MAX // 2
+
+
+cdef int64_t true_clock(WindowGroup group) noexcept:
+    """0 if there is none."""
+    cdef int64_t now = 0 if group.clock is None else wall_ns(group.clock)
+    return 0 if now > INT64_MAX // 4 else now
 
 
 cdef double checked_scale(object scale) except? -1.0:

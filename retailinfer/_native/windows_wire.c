@@ -16,12 +16,12 @@ RI_INLINE int64_t floor_s(int64_t ns) { return ns / SECOND - (ns % SECOND < 0) -
 RI_INLINE uint32_t clamp32(int64_t v) { return v < 0 ? 0 : v > (int64_t)UINT32_MAX ? UINT32_MAX : (uint32_t)v; }
 
 void ri_wire_operations(ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const uint64_t *digests,
-                        int add, uint8_t *out) {
+                        int64_t clock_ns, int add, uint8_t *out) {
     const ri_accumulator *accs = ri_windows_accumulators(w);
     out[0] = 1;
     out[1] = add != 0;
     put16(out + 2, (uint32_t)plan->n_accs);
-    put32(out + 4, clamp32(floor_s(call->now_ns > 0 ? call->now_ns : call->at_ns)));
+    put32(out + 4, clamp32(floor_s(clock_ns > 0 ? clock_ns : call->now_ns > 0 ? call->now_ns : call->at_ns)));
     put64(out + 8, call->event_hash);
     put64(out + 16, digests[plan->n_accs]);
     uint8_t *p = out + RI_WIRE_HEADER;
@@ -34,7 +34,7 @@ void ri_wire_operations(ri_windows *w, const ri_window_plan *plan, const ri_wind
         put32(p + 12, (uint32_t)a->keep);
         put32(p + 16, clamp32(a->pane_ns / SECOND * a->keep + LINGER_S));
         put32(p + 20, clamp32(call->panes[i]));
-        put32(p + 24, clamp32(ri_windows_limit(w, plan, call, a)));
+        put32(p + 24, clamp32(ri_windows_limit(w, plan, a, clock_ns)));
         put64(p + 28, 0);
     }
     for (int32_t i = 0; i < plan->n_adds; ++i) {
@@ -85,7 +85,7 @@ static int overflows(const uint8_t *entries, int kind, uint32_t count, int64_t p
 }
 
 int ri_wire_open(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint64_t *digests,
-                 const uint8_t *value, int64_t size, int64_t *known_ns) {
+                 int64_t clock_ns, const uint8_t *value, int64_t size, int64_t *known_ns) {
     const ri_accumulator *accs = ri_windows_accumulators(w);
     const uint8_t *end = value + size;
     int32_t next = 0;
@@ -131,10 +131,10 @@ int ri_wire_open(ri_windows *w, const ri_window_plan *plan, ri_window_call *call
             return -1;
         call->sections[a].offset = (uint32_t)(entries - value);
         call->sections[a].count = count;
-        const int64_t limit = ri_windows_limit(w, plan, call, acc);
+        const int64_t limit = ri_windows_limit(w, plan, acc, clock_ns);
         while (call->sections[a].count && (int64_t)ri_load32(entries + (size_t)(call->sections[a].count - 1) * ENTRY_BYTES[kind]) > limit) {
-            --call->sections[a].count; /* as repair_future in panes.c */
-            *known_ns = (floor_s(call->now_ns) + 1 + RI_EPOCH_S) * SECOND;
+            --call->sections[a].count; /* as ri_windows_repair in panes.c */
+            *known_ns = (floor_s(clock_ns) + 1 + RI_EPOCH_S) * SECOND;
         }
     }
     if (call->event_hash)

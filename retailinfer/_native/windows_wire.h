@@ -23,13 +23,13 @@
 #define RI_WIRE_HEADER 24
 #define RI_WIRE_STEP 36
 
-/* `digests`: of the plan's accumulators in their order, then of its ring. Room for RI_WIRE_HEADER + n_accs * RI_WIRE_STEP. */
+/* clock_ns: the true clock, 0 = there is none; the now of a call may be any moment of the past. `digests`: of the plan's accumulators in their order, then of its ring. Room for RI_WIRE_HEADER + n_accs * RI_WIRE_STEP. */
 void ri_wire_operations(ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, const uint64_t *digests,
-                        int add, uint8_t *out);
+                        int64_t clock_ns, int add, uint8_t *out);
 
 /* Find the sections of a value and judge the event by them, as `prepare` does: 0, a RI_WINDOW_* error of the event, or -1: the
  * value is not one. size 0: there is no value. known_ns: for ri_windows_read_block. */
 int ri_wire_open(ri_windows *w, const ri_window_plan *plan, ri_window_call *call, const uint64_t *digests,
-                 const uint8_t *value, int64_t size, int64_t *known_ns);
+                 int64_t clock_ns, const uint8_t *value, int64_t size, int64_t *known_ns);
 
 #endif
