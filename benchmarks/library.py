@@ -25,6 +25,7 @@ __all__ = [
     "fraud_spec",
     "full_spec",
     "full_store",
+    "item_spec",
     "lookup_spec",
     "pack_fraud",
     "pack_full",
@@ -110,6 +111,15 @@ def lookup_spec() -> ri.FeatureSpec:
         columns=[
             c.stored(f"{entity}.{name}") for entity, names in FRAUD_FULL.stored.items() for name in names
         ],
+    )
+
+
+def item_spec() -> ri.FeatureSpec:
+    """32 stored columns of one item."""
+    return ri.FeatureSpec(
+        request={"sku": str},
+        entities={"item": "sku"},
+        columns=[c.stored(f"item.x{i:02d}") for i in range(tables.WIDTH)],
     )
 
 

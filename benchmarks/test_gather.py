@@ -47,7 +47,7 @@ def test_gather_columns_of_records(snapshot: ri.Snapshot, rotate: Rotate) -> Non
 def test_gather_of_a_mutable_table(rotate: Rotate) -> None:
     """The same with exact LRU: every look-up moves its row to the front."""
     table = tables.item_feature_table(WIDTH)
-    names = [f"x{i:02d}" for i in range(WIDTH)]
+    names = tuple(f"x{i:02d}" for i in range(WIDTH))
     out = np.empty((workloads.N_CANDIDATES, WIDTH), np.float32)
     want = workloads.item_values()[workloads.rank_requests().candidates[3], :WIDTH]
     np.testing.assert_array_equal(table.gather(fresh([3])[0], names, out=out).values, want)

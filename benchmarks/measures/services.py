@@ -44,7 +44,8 @@ def http(lab: Lab) -> Figures:
 
 @measures("feast_redis", "feast_redis_100", "feast_redis_1", "feast_sqlite_100", "feast_sqlite_1")
 def feast(lab: Lab) -> Figures:
-    """Gathers beside Feast's SDK on the same rows, both timed in the environment that has Feast (beside_feast.py)."""
+    """Rows beside Feast's SDK on the same data, both timed in the environment that has Feast (beside_feast.py)."""
+    from benchmarks import library
     from benchmarks.beside_feast import Beside
     from benchmarks.peers import redis_server
 
@@ -54,8 +55,9 @@ def feast(lab: Lab) -> Figures:
     if redis_server.program() is None:
         raise UnmeasurableError("needs a redis-server")
     effort = lab.scaled(0.5)
+    release = library.pack_untrained(lab.folder, "items", library.item_spec())
     done = subprocess.run(
-        [python, "-m", "benchmarks.beside_feast", str(effort.seconds), str(effort.rounds)],
+        [python, "-m", "benchmarks.beside_feast", str(release), str(effort.seconds), str(effort.rounds)],
         capture_output=True,
         text=True,
         timeout=900,
@@ -67,11 +69,11 @@ def feast(lab: Lab) -> Figures:
     figures = {}
     for one in found.contestants:
         what = f"{one.n_keys} rows of 32 floats"
-        lab.peers.append(PeerRow(what, f"Feast {found.feast}, {one.store}", *one.feast_us, one.table_us[0]))
+        lab.peers.append(PeerRow(what, f"Feast {found.feast}, {one.store}", *one.feast_us, one.library_us[0]))
         name = f"feast_{one.store.lower()}" + ("" if one.n_keys == 500 else f"_{one.n_keys}")
         if name == "feast_sqlite":  # no figure: Redis is what people scale with
             continue
-        rounds = np.array(one.feast_rounds_us) / np.array(one.table_rounds_us)
-        note = f"{one.feast_us[0]:.4g} us over {one.table_us[0]:.4g} us"
+        rounds = np.array(one.feast_rounds_us) / np.array(one.library_rounds_us)
+        note = f"{one.feast_us[0]:.4g} us over {one.library_us[0]:.4g} us"
         figures[name] = Figure.of(rounds, lower_is_better=False, note=note)
     return figures

@@ -34,7 +34,7 @@ def _table_gather() -> Gather:
     from benchmarks import tables
 
     table = tables.item_feature_table()
-    names = [f"x{i:02d}" for i in range(tables.WIDTH)]
+    names = tuple(f"x{i:02d}" for i in range(tables.WIDTH))
     out = np.empty((N_CANDIDATES, tables.WIDTH), np.float32)
 
     def gather(keys: list[str]) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Feast's SDK over its own online stores, SQLite and Redis: a registry in a file, one feature view, rows written by Feast.
 
-In its favour: the online store holds 2,000 entities while the library gathers out of 100,000; what is timed is
-`get_online_features` alone, without the step that makes NumPy arrays of its answer; features are named one by one, which
+In its favour: the online store holds nothing but the 2,000 entities that are asked for, the library's table 100,000; what is
+timed is `get_online_features` alone, without the step that makes arrays of its answer; features are named one by one, which
 spares Feast resolving a feature service.
 """
 
