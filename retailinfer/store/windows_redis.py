@@ -26,7 +26,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -45,6 +45,7 @@ Value: TypeAlias = bytes | Literal[False] | None  # as it was before; None: ther
 _BLAMELESS_S = (
     0.002  # a request that had less than this left proves nothing about Redis when it got no answer
 )
+_BATCH = 128  # events of history that go out together
 _TRIES = 3  # rounds of one request: the script unknown, the registry changed
 
 # KEYS: the registry, unless this is a cluster; then one key per entity.
@@ -379,12 +380,7 @@ class RedisWindows:
         self._registrations += 1
         self._evicts = _evicts(replies[1])
         for name, digest, keep in wanted:
-            same = {n: at for (one, d, n), at in registry.moments.items() if (one, d) == (name, digest)}
-            longest = max(same, default=keep)
-            group = self._groups[name]
-            if longest > keep:  # another release keeps more: cut nothing off that it needs
-                _keep_more(group, digest, longest)
-            group.set_since(digest, min(at for n, at in same.items() if n >= keep))
+            _set_since(self._groups[name], digest, keep, registry)
         self._declared = wanted
         self._id = registry.id
 
@@ -541,6 +537,51 @@ class RedisWindows:
         except LinkError as exc:
             raise Unavailable(f"the backfill was not recorded: {exc}", hint="try again") from exc
 
+    def fill(self, requests: Iterable[Sequence[Entity]], *, timeout_s: float = 30.0) -> int:
+        """Add many requests' events, in order, without reading: for history. Many go out together. Returns their number.
+
+        Raises: Unavailable; how many of them were added is not known then.
+        """
+        done = 0
+        batch: list[Sequence[Entity]] = []
+        try:
+            if not self._id:
+                self._register(timeout_s)
+            for request in requests:
+                if request:
+                    batch.append(request)
+                if len(batch) == _BATCH:
+                    done += self._fill(batch, timeout_s)
+                    batch = []
+            if batch:
+                done += self._fill(batch, timeout_s)
+        except LinkError as exc:
+            raise Unavailable(
+                f"the history was not added whole: {exc}", hint="erase what was added, and begin again"
+            ) from exc
+        return done
+
+    def _fill(self, batch: Sequence[Sequence[Entity]], timeout_s: float) -> int:
+        calls = []
+        for request in batch:
+            keys = [self._starts[name] + key for name, key, _ in request]
+            operations = [ops for _, _, ops in request]
+            if self._one_step:
+                calls.append((keys[0], keys, [b"", *operations]))
+            else:
+                calls += [(key, [key], [b"", ops]) for key, ops in zip(keys, operations, strict=True)]
+        for reply in self._run(calls, timeout_s):
+            if not isinstance(reply, list):
+                raise LinkError(_wrong(reply))
+        return len(batch)
+
+    def require(self) -> None:
+        """Raise Unavailable with what went wrong last, if Redis does not answer now."""
+        if not self.ready():
+            raise Unavailable(
+                f"the windows cannot be had: {self._last_error}", hint="try again when Redis answers"
+            )
+
     def ready(self, *, timeout_s: float = 5.0) -> bool:
         """Whether Redis answers now; reads the registry. For a readiness check, and before the first request."""
         try:
@@ -616,6 +657,22 @@ def _evicts(reply: Reply) -> bool:
         and b"maxmemory_policy:noeviction" not in reply
         and b"maxmemory:0\r" not in reply
     )
+
+
+def _set_since(group: WindowGroup, digest: bytes, keep: int, registry: _Registry) -> None:
+    """Since when windows are complete that need `keep` panes, and since when those that need fewer.
+
+    Whoever asked for n panes at some moment made everybody keep as many from then on.
+    """
+    kept = {n: at for (name, one, n), at in registry.moments.items() if (name, one) == (group.name, digest)}
+    if (
+        longest := max(kept, default=keep)
+    ) > keep:  # another release keeps more: cut nothing off that it needs
+        _keep_more(group, digest, longest)
+    since = {n: min(at for more, at in kept.items() if more >= n) for n in kept}
+    deep = since[keep]
+    fewer = max((n for n, at in since.items() if n < keep and at < deep), default=keep)
+    group.set_since(digest, since[fewer], first_keep=fewer, deep_since_ns=deep)
 
 
 def _keep_more(group: WindowGroup, digest: bytes, keep: int) -> None:
