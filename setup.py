@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 NATIVE = Path("retailinfer/_native")
 DEBUG = os.environ.get("RETAILINFER_DEBUG", "") not in ("", "0")
@@ -32,7 +34,17 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "feature_table": ("lru_table.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
+    "trees": ("forest.c",),
     "windows": ("panes.c", "windows_wire.c"),
+}
+
+# Extension -> its kernels: one C file, compiled once for each instruction set. Which one runs must never show in an answer.
+KERNEL_SOURCES: dict[str, str] = {"trees": "tree_kernels.c"}
+# RI_LEVEL -> flags; 1 is the baseline, and all there is outside of x86-64 and of compilers that know these flags.
+LEVELS: dict[int, tuple[str, ...]] = {
+    1: (),
+    3: ("-march=x86-64-v3",),
+    4: ("-march=x86-64-v4", "-mavx512vbmi"),
 }
 
 DIRECTIVES: dict[str, Any] = {
@@ -95,12 +107,7 @@ def extensions() -> list[Extension]:
 
 
 class BuildNative(build_ext):
-    """Runs Cython into `build/`, then compiles for the baseline instruction set.
-
-    Kernels that are compiled once per instruction set belong into `build_extension`: compile the one source per level
-    with `self.compiler.compile(..., extra_postargs=["-DSUF=_v3", "-march=x86-64-v3"])` and add the objects to
-    `ext.extra_objects`. Their symbols are static or carry the suffix.
-    """
+    """Runs Cython into `build/`, then compiles for the baseline instruction set, and kernels for each one that there is."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -144,6 +151,36 @@ class BuildNative(build_ext):
         super().build_extensions()
         self._stamp.parent.mkdir(exist_ok=True)
         self._stamp.write_text(self._fingerprint)
+
+    def build_extension(self, ext: Extension) -> None:
+        source = KERNEL_SOURCES.get(ext.name.rpartition(".")[2])
+        if source is not None:
+            self._compile_kernels(ext, str(NATIVE / source))
+        super().build_extension(ext)
+
+    def _compile_kernels(self, ext: Extension, source: str) -> None:
+        """One object of the kernels for each level, linked into their extension."""
+        ext.depends = [*ext.depends, source]
+        if not (
+            self.force or newer_group([*ext.sources, *ext.depends], self.get_ext_fullpath(ext.name), "newer")
+        ):
+            return
+        here = platform.machine().lower() in ("x86_64", "amd64") and self.compiler.compiler_type != "msvc"
+        levels = LEVELS if here else {1: ()}
+        if here:
+            ext.define_macros = [*ext.define_macros, ("RI_HAVE_LEVELS", "1")]
+        for level, flags in levels.items():
+            ext.extra_objects = [
+                *ext.extra_objects,
+                *self.compiler.compile(
+                    [source],
+                    output_dir=str(Path(self.build_temp, f"level-{level}")),
+                    include_dirs=[str(NATIVE)],
+                    macros=[*ext.define_macros, ("RI_LEVEL", str(level))],
+                    extra_postargs=[*ext.extra_compile_args, *flags],
+                    depends=ext.depends,
+                ),
+            ]
 
     def _clean_compiler(self) -> None:
         """Take harmful flags out of the commands that CFLAGS and the interpreter's own build settings gave."""

@@ -1,0 +1,67 @@
+"""The readable twin of the tree kernels: one row, one tree, one node at a time. Tests compare bits with it.
+
+Rules:
+  * Written from the definition in trees.pyi, not from the kernels; speed does not matter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["forest_sums"]
+
+_ZERO = {np.float32: np.float32(1e-35), np.float64: np.float64(1e-35)}
+
+
+def forest_sums(
+    arrays: Mapping[str, NDArray[Any]],
+    rows: NDArray[Any],
+    *,
+    n_outputs: int = 1,
+    base_first: bool = False,
+    doubles: bool = False,
+    average: bool = False,
+) -> NDArray[np.float32]:
+    """Sums before the last step, shape (rows, n_outputs). Arguments: those of `trees.TreeModel`."""
+    kind = np.float64 if doubles else np.float32
+    values, base = arrays["values"].astype(kind), arrays["base"].astype(kind)
+    width = 1 if len(arrays["targets"]) == len(arrays["roots"]) else n_outputs
+    out = np.zeros((len(rows), n_outputs), kind)
+    for i, row in enumerate(rows):
+        sums = base.copy() if base_first else np.zeros(n_outputs, kind)
+        for t, root in enumerate(arrays["roots"]):
+            leaf = arrays["left"][_leaf(arrays, row, int(root))]
+            if width == 1:
+                sums[arrays["targets"][t]] += values[leaf]
+            else:
+                sums += values[leaf * width : (leaf + 1) * width]
+        if average:
+            sums = sums / kind(len(arrays["roots"]))
+        out[i] = sums if base_first else sums + base
+    return out.astype(np.float32)
+
+
+def _leaf(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> int:
+    while arrays["feature"][node] >= 0:
+        node = int(arrays["left" if _goes_left(arrays, row, node) else "right"][node])
+    return node
+
+
+def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> bool:
+    x, missing = row[arrays["feature"][node]], arrays["missing"][node]
+    if missing == 1:
+        x = x.dtype.type(0) if np.isnan(x) else x
+    elif np.isnan(x) or (missing == 2 and abs(x) <= _ZERO[x.dtype.type]):
+        if arrays["category"][node] < 0:
+            return bool(arrays["missing_left"][node])
+        x = x.dtype.type(-np.inf if arrays["missing_left"][node] else np.nan)  # no category either way
+    if arrays["category"][node] < 0:
+        return bool(float(x) <= arrays["threshold"][node])
+    first, last = arrays["set_ends"][arrays["category"][node] :][:2]
+    if not 0 <= x < 32 * (last - first):
+        return False
+    return bool(arrays["set_words"][first + int(x) // 32] >> np.uint32(int(x) % 32) & np.uint32(1))

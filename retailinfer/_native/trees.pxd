@@ -1,0 +1,70 @@
+"""Tree ensembles for native callers: what the engine cimports. The C side is trees.h; what Python sees is trees.pyi.
+
+A TreeModel is immutable once its plan is chosen and holds all that its kernels read. Scratch belongs to the caller: `new_scratch`
+once per workspace. `run_into` needs no GIL, touches no Python object and allocates nothing.
+"""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+
+
+cdef extern from "trees.h" nogil:
+    enum:
+        RI_N_KERNELS
+        RI_BLOCK
+
+    ctypedef struct ri_trees:
+        int32_t n_features
+        int32_t n_outputs
+        int32_t n_trees
+        int32_t width
+        int64_t n_nodes
+        int64_t n_leaves
+        int64_t n_sets
+        int64_t n_words
+        const int32_t* roots
+        const int32_t* feature
+        const double* threshold
+        const int32_t* left
+        const int32_t* right
+        const uint8_t* missing_left
+        const uint8_t* missing
+        const int32_t* category
+        const int64_t* set_ends
+        const uint32_t* set_words
+        const double* values
+        const int32_t* targets
+        const double* base
+        int32_t base_first
+        int32_t doubles
+        int32_t wide
+        int32_t average
+        int32_t post
+        double post_scale
+
+    ctypedef struct ri_forest:
+        int32_t n_columns
+        int32_t max_depth
+        int32_t max_leaves
+        size_t scratch
+        size_t n_bytes
+
+    ctypedef struct ri_kernel_set:
+        const char* level
+
+
+cdef class TreeModel:
+    cdef:
+        ri_forest* forest
+        const ri_kernel_set* kernel_set
+        uint8_t plan_numbers[9]        # kernel for blocks of up to 1, 2, 4 .. 256 rows
+        readonly int32_t n_features
+        readonly int32_t n_outputs
+        readonly int32_t n_trees
+        readonly bint wide             # rows are float64
+        object __weakref__
+
+    cdef void* new_scratch(self) except NULL                # free it with free_scratch
+    # rows: (n, stride) float32, or float64 where `wide`; column: of the answer; raw: the sum itself. out: n float32.
+    cdef void run_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw) noexcept nogil
+
+
+cdef void free_scratch(void* scratch) noexcept nogil

@@ -1,0 +1,98 @@
+# Tree ensembles: a forest compiled for this machine.
+#
+# A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
+# go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
+# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; prediction releases the GIL.
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+POSTS: dict[str, int]
+KERNELS: tuple[str, ...]
+"""Names of all kernels, whether this machine has them or not."""
+LEVELS: tuple[str, ...]
+
+def levels() -> tuple[str, ...]:
+    """Instruction sets that this machine and this build have kernels for, the best last: "baseline", "avx2", "avx512"."""
+
+@final
+class TreeModel:
+    """A forest. Immutable but for its plan.
+
+    Args:
+        arrays: flat, C-contiguous or copied. Nodes of all trees in one row:
+            roots int32 (trees): first node of each tree.
+            feature int32 (nodes): -1 = a leaf. threshold float64 (nodes), finite or infinite; float32 values unless `wide`.
+            left, right int32 (nodes): node numbers; of a leaf, `left` is its number.
+            missing uint8 (nodes): 0 = NaN is missing, 1 = nothing is (NaN counts as 0), 2 = NaN and |x| <= 1e-35 are.
+            missing_left uint8 (nodes): 1 = missing values go left.
+            category int32 (nodes): -1, or a set of categories: members go left, everything else (NaN, negative) right.
+            set_ends int64 (sets + 1), set_words uint32: bit i of a set's words = category i is a member.
+            values float64: one a leaf, added to output `targets[tree]`; or, with empty `targets`, `n_outputs` a leaf.
+            targets int32 (trees, or none), base float64 (n_outputs).
+        n_features: columns of a row. n_outputs: sums of a row.
+        post: last step, of POSTS. sigmoid, softmax, softmax_zero and probit as ONNX Runtime computes them;
+            logistic = 1 / (1 + exp(-scale x)), as trainers do.
+        base_first: sums begin with the base; else it is added after the trees.
+        doubles: sums and last step in float64. wide: rows are float64. average: sums are divided by the number of trees.
+        level: instruction set; None = the best one here.
+    Raises: ShapeError for an array of another dtype or length; ModelError for what is no forest, naming the node; ConfigError.
+    """
+
+    n_features: int
+    n_outputs: int
+    n_trees: int
+    wide: bool
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        n_features: int,
+        n_outputs: int = 1,
+        post: str = "none",
+        post_scale: float = 1.0,
+        base_first: bool = False,
+        doubles: bool = False,
+        wide: bool = False,
+        average: bool = False,
+        level: str | None = None,
+    ) -> None: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """What this forest can run on this machine."""
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        """Kernel for blocks of up to 1, 2, 4, 8, 16, 32, 64, 128, 256 rows."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory of one call beside the forest."""
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest tree."""
+
+    def force(self, kernel: str) -> None:
+        """Run everything with one kernel. Raises: ConfigError if the forest or the machine cannot."""
+
+    def calibrate(self, rows: NDArray[Any], *, budget_ns: int = 4_000_000) -> tuple[str, ...]:
+        """Time every kernel on rows like these and keep the fastest for each number of rows; returns the plan."""
+
+    def predict(self, rows: NDArray[Any], *, column: int = 0, raw: bool = False) -> NDArray[np.float32]:
+        """Answers, shape (rows,), float32.
+
+        Args:
+            rows: shape (rows, n_features), float32, or float64 where `wide`, in native byte order; other layouts are copied.
+            column: output; of a forest with one output and a sigmoid, 1 is the probability and 0 what is left of 1.
+            raw: the sum, without the last step.
+        Raises: FeatureTypeError, ShapeError, ConfigError.
+        """

@@ -1,0 +1,312 @@
+"""Tree kernels against their twin: every kernel of every instruction set, rows on thresholds, hostile arrays."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from retailinfer._native.forest_reference import forest_sums
+from retailinfer._native.trees import LEVELS, POSTS, TreeModel, levels
+from retailinfer.errors import ConfigError, FeatureTypeError, ModelError, ShapeError
+
+FEATURES = 7
+
+
+def random_forest(
+    seed, *, n_trees=5, depth=4, wide=False, sets=False, gone=True, n_outputs=1, width=1, chance=0.8
+):
+    """Arrays of a forest whose shape, thresholds and missing values are drawn; thresholds come from few numbers."""
+    rng = np.random.default_rng(seed)
+    nodes, roots, n_leaves = [], [], 0
+    grid = np.unique(np.concatenate([rng.normal(size=12), [0.0, -0.0, 1e-36, 1.5]]))
+    grid = grid if wide else grid.astype(np.float32).astype(np.float64)
+
+    def grow(level):
+        nonlocal n_leaves
+        at = len(nodes)
+        nodes.append(None)
+        if level == depth or rng.random() > chance:
+            nodes[at] = (-1, 0.0, n_leaves, 0, 0, 0, -1)
+            n_leaves += 1
+            return at
+        left, right = grow(level + 1), grow(level + 1)
+        kind, category = int(rng.integers(0, 3)) if gone else 0, -1
+        if sets and rng.random() < 0.4:
+            category = int(rng.integers(0, 3))
+        side = int(rng.integers(0, 2)) if gone else 0
+        feature = int(rng.integers(0, FEATURES))
+        nodes[at] = (feature, rng.choice(grid), left, right, side, kind, category)
+        return at
+
+    for _ in range(n_trees):
+        roots.append(grow(0))
+    columns = list(zip(*nodes, strict=True)) or [()] * 7
+    n_values = n_leaves * (n_outputs if width > 1 else 1)
+    return {
+        "roots": np.array(roots, np.int32),
+        "feature": np.array(columns[0], np.int32),
+        "threshold": np.array(columns[1], np.float64),
+        "left": np.array(columns[2], np.int32),
+        "right": np.array(columns[3], np.int32),
+        "missing_left": np.array(columns[4], np.uint8),
+        "missing": np.array(columns[5], np.uint8),
+        "category": np.array(columns[6], np.int32),
+        "set_ends": np.array([0, 1, 1, 3] if sets else [0], np.int64),
+        "set_words": rng.integers(0, 2**32, 3 if sets else 0, dtype=np.uint32),
+        "values": rng.normal(size=n_values).astype(np.float32).astype(np.float64),
+        "targets": np.array([] if width > 1 else [t % n_outputs for t in range(n_trees)], np.int32),
+        "base": rng.normal(size=n_outputs),
+    }, grid
+
+
+def rows_for(seed, grid, n, *, wide=False):
+    """Rows on, just above and just below thresholds, missing, infinite, zero and far away."""
+    rng = np.random.default_rng(seed + 1)
+    kind = np.float64 if wide else np.float32
+    rows = rng.choice(grid, (n, FEATURES)).astype(kind)
+    where = rng.integers(0, 8, rows.shape)
+    rows = np.where(where == 0, np.nextafter(rows, kind(np.inf)), rows)
+    rows = np.where(where == 1, np.nextafter(rows, kind(-np.inf)), rows)
+    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, 3.0, 40.7, -1.0], kind)
+    return np.where(where == 2, rng.choice(odd, rows.shape), rows)
+
+
+def same_bits(got, want):
+    """Equal float32 numbers, bit for bit."""
+    np.testing.assert_array_equal(got.view(np.uint32), np.ascontiguousarray(want).view(np.uint32))
+
+
+@settings(deadline=None)
+@example(seed=0, n_trees=9, depth=6, doubles=False, first=False, average=False, outputs=1)
+@example(seed=1, n_trees=17, depth=6, doubles=True, first=True, average=True, outputs=3)
+@given(
+    seed=st.integers(0, 2**31),
+    n_trees=st.integers(0, 20),
+    depth=st.integers(0, 8),
+    doubles=st.booleans(),
+    first=st.booleans(),
+    average=st.booleans(),
+    outputs=st.integers(1, 3),
+)
+def test_every_kernel_has_the_bits_of_the_twin(seed, n_trees, depth, doubles, first, average, outputs):
+    """Whatever the forest, every kernel of every instruction set adds up what the twin adds up."""
+    arrays, grid = random_forest(seed, n_trees=n_trees, depth=depth, n_outputs=outputs)
+    rows = rows_for(seed, grid, 70)
+    how = {"doubles": doubles, "base_first": first, "average": average and n_trees > 0}
+    want = forest_sums(arrays, rows, n_outputs=outputs, **how)
+    for level in levels():
+        model = TreeModel(arrays, n_features=FEATURES, n_outputs=outputs, level=level, **how)
+        for kernel in model.kernels:
+            model.force(kernel)
+            for column in range(outputs):
+                same_bits(model.predict(rows, column=column, raw=True), want[:, column])
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({"wide": True}, {"generic"}),
+        ({"sets": True}, {"generic"}),
+        ({"n_outputs": 3, "width": 3}, {"generic", "packed-1", "packed-16"}),
+    ],
+)
+def test_forests_that_few_kernels_hold(level, kind, expected):
+    """Rows of float64, sets of categories and leaves of several values run on the kernels that can hold them."""
+    for seed in range(30):
+        arrays, grid = random_forest(seed, **kind)
+        wide, outputs = kind.get("wide", False), kind.get("n_outputs", 1)
+        rows = rows_for(seed, grid, 40, wide=wide)
+        for doubles in (False, True):
+            model = TreeModel(
+                arrays, n_features=FEATURES, n_outputs=outputs, wide=wide, doubles=doubles, level=level
+            )
+            want = forest_sums(arrays, rows, n_outputs=outputs, doubles=doubles)
+            assert len(arrays["feature"]) < 10 or set(model.kernels) <= expected
+            for kernel in model.kernels:
+                model.force(kernel)
+                for column in range(outputs):
+                    same_bits(model.predict(rows, column=column, raw=True), want[:, column])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 700])
+def test_number_of_rows_does_not_matter(n):
+    """A row's bits are the same alone and in any block, with the plan that was timed here."""
+    arrays, grid = random_forest(5, n_trees=40, depth=6)
+    rows = rows_for(5, grid, 700)
+    model = TreeModel(arrays, n_features=FEATURES, post="sigmoid")
+    assert len(model.calibrate(rows, budget_ns=100_000)) == 9
+    alone = np.concatenate([model.predict(rows[i : i + 1], column=1) for i in range(n)])
+    same_bits(model.predict(rows[:n], column=1), alone)
+
+
+def test_depth_and_thresholds_decide_which_forms_there_are():
+    """Trees deeper than 6 have no heap, and columns of more than 254 thresholds no ranks."""
+    deep, _ = random_forest(1, depth=9, chance=1.0)
+    model = TreeModel(deep, n_features=FEATURES)
+    assert model.depth == 9
+    assert not {"heap-1", "heap-8"} & set(model.kernels)
+    many, _ = random_forest(2, n_trees=80, depth=5, chance=1.0, gone=False)
+    many["threshold"] = (
+        np.random.default_rng(0).normal(size=len(many["threshold"])).astype(np.float32).astype(float)
+    )
+    assert set(TreeModel(many, n_features=FEATURES).kernels) == {"generic", "packed-1", "packed-16"}
+
+
+def test_long_chain_of_nodes_is_walked_and_a_longer_one_refused():
+    """A tree may be a list of 4,096 nodes, not of more."""
+
+    def chain(n):
+        inner = np.arange(n, dtype=np.int32)
+        none = np.zeros(2 * n + 1, np.uint8)
+        return {
+            "roots": np.zeros(1, np.int32),
+            "feature": np.concatenate([np.zeros(n), np.full(n + 1, -1)]).astype(np.int32),
+            "threshold": np.concatenate([inner, np.zeros(n + 1)]).astype(np.float64),
+            "left": np.concatenate([n + inner, np.arange(n + 1)]).astype(np.int32),
+            "right": np.concatenate([np.append(inner[1:], 2 * n), np.zeros(n + 1)]).astype(np.int32),
+            "missing_left": none, "missing": none, "category": np.full(2 * n + 1, -1, np.int32),
+            "set_ends": np.zeros(1, np.int64), "set_words": np.zeros(0, np.uint32),
+            "values": np.arange(n + 1.0), "targets": np.zeros(1, np.int32), "base": np.zeros(1),
+        }  # fmt: skip
+
+    model = TreeModel(chain(4096), n_features=1)
+    rows = np.array([[-1.0], [17.0], [17.5], [1e9]], np.float32)
+    for kernel in model.kernels:
+        model.force(kernel)
+        assert model.predict(rows).tolist() == [0.0, 17.0, 18.0, 4096.0]
+    with pytest.raises(ModelError, match="deeper than 4096"):
+        TreeModel(chain(4097), n_features=1)
+
+
+def spoiled(name, at, value):
+    """A forest with one cell overwritten."""
+    arrays, _ = random_forest(3, n_trees=3, depth=3, chance=1.0, sets=True)
+    arrays[name][at] = value
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value", "message"),
+    [
+        ("roots", 1, -1, "is reached twice"),
+        ("roots", 1, 10**9, "is reached twice"),
+        ("roots", 1, 0, "is reached twice"),
+        ("feature", 0, FEATURES, "a feature that the rows do not have - at node 0"),
+        ("left", 0, 10**9, "no node - at node 0"),
+        ("right", 0, -5, "no node - at node 0"),
+        ("left", 0, 0, "is reached twice"),
+        ("left", 3, 10**6, "a leaf that has no value"),
+        ("threshold", 0, np.nan, "NaN or no float32 - at node 0"),
+        ("threshold", 0, 0.1, "NaN or no float32 - at node 0"),
+        ("values", 2, np.inf, "not finite - at leaf 2"),
+        ("values", 2, 1e39, "not finite - at leaf 2"),
+        ("base", 0, np.nan, "not finite"),
+        ("targets", 2, 1, "an output that the forest does not have - at tree 2"),
+        ("category", 0, 3, "a set of categories out of range"),
+        ("set_ends", 1, 99, "a set of categories out of range"),
+        ("set_ends", 0, -1, "a set of categories out of range"),
+        ("missing", 0, 3, "an unknown kind of missing value"),
+    ],
+)
+def test_arrays_that_are_no_forest_are_refused(name, at, value, message):
+    """Whatever index or number is wrong is found when the forest is built, and named."""
+    with pytest.raises(ModelError, match=message):
+        TreeModel(spoiled(name, at, value), n_features=FEATURES)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.data())
+def test_random_damage_is_refused_or_harmless(seed, data):
+    """Any cell of any array may hold anything: the forest is refused, or answers every row."""
+    arrays, grid = random_forest(seed, n_trees=4, depth=3, sets=True)
+    name = data.draw(st.sampled_from([n for n in arrays if len(arrays[n])]))
+    info = np.iinfo(arrays[name].dtype) if arrays[name].dtype.kind in "iu" else None
+    value = data.draw(st.integers(int(info.min), int(info.max)) if info else st.floats())
+    arrays[name][data.draw(st.integers(0, len(arrays[name]) - 1))] = value
+    try:
+        model = TreeModel(arrays, n_features=FEATURES)
+    except ModelError:
+        return
+    rows = rows_for(seed, grid, 20)
+    for kernel in model.kernels:
+        model.force(kernel)
+        model.predict(rows)
+
+
+def test_wrong_arrays_and_arguments_are_named():
+    """Dtypes, lengths, steps, levels, kernels and columns are checked, each with what was expected."""
+    arrays, grid = random_forest(3)
+    rows = rows_for(3, grid, 4)
+    with pytest.raises(ShapeError, match="flat array of int32 as `left`"):
+        TreeModel(arrays | {"left": arrays["left"].astype(np.int64)}, n_features=FEATURES)
+    with pytest.raises(ShapeError, match="entries in `threshold`"):
+        TreeModel(arrays | {"threshold": arrays["threshold"][1:]}, n_features=FEATURES)
+    with pytest.raises(ConfigError, match="Expected post out of"):
+        TreeModel(arrays, n_features=FEATURES, post="tanh")
+    with pytest.raises(ConfigError, match="instruction set of this machine"):
+        TreeModel(arrays, n_features=FEATURES, level="sse9")
+    model = TreeModel(arrays, n_features=FEATURES)
+    with pytest.raises(ConfigError, match="kernel that this forest"):
+        model.force("gpu")
+    with pytest.raises(ConfigError, match="column below 2"):
+        model.predict(rows, column=2)
+    with pytest.raises(FeatureTypeError, match="matrix of float32"):
+        model.predict(rows.astype(np.float64))
+    with pytest.raises(FeatureTypeError, match="matrix of float32"):
+        model.predict(rows.astype(">f4"))
+    with pytest.raises(ShapeError, match=f"rows of {FEATURES} features"):
+        model.predict(rows[:, 1:])
+    assert model.predict(rows[:0]).shape == (0,)
+    same_bits(model.predict(np.asfortranarray(rows)), model.predict(rows))
+
+
+@pytest.mark.parametrize("post", sorted(POSTS))
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_last_steps_are_what_they_say(post, outputs):
+    """Probabilities lie in 0..1 and add up to 1 where they should; the sum itself is there on request."""
+    arrays, grid = random_forest(11, n_trees=6, n_outputs=outputs)
+    rows = rows_for(11, grid, 50)
+    model = TreeModel(arrays, n_features=FEATURES, n_outputs=outputs, post=post)
+    raw = np.stack([model.predict(rows, column=k, raw=True) for k in range(outputs)], axis=1).astype(float)
+    got = np.stack([model.predict(rows, column=k) for k in range(outputs)], axis=1).astype(float)
+    if post == "none":
+        np.testing.assert_array_equal(got, raw)
+    elif post in ("sigmoid", "logistic"):
+        want = 1 / (1 + np.exp(-raw if outputs > 1 else raw))  # of one output, column 0 is what is left of 1
+        np.testing.assert_allclose(got, want, rtol=0, atol=1.5e-7)
+    elif post == "exp":
+        np.testing.assert_allclose(got, np.exp(raw), rtol=1e-6)
+    elif post == "softmax":
+        np.testing.assert_allclose(got, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_threads_share_a_forest():
+    """Many threads predict at once, each with scratch of its own."""
+    arrays, grid = random_forest(21, n_trees=60, depth=6)
+    rows = rows_for(21, grid, 300)
+    model = TreeModel(arrays, n_features=FEATURES, post="sigmoid")
+    want = model.predict(rows, column=1)
+    wrong = []
+
+    def work():
+        for n in range(1, 120):
+            if model.predict(rows[:n], column=1).tobytes() != want[:n].tobytes():
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_levels_are_known_and_the_baseline_is_always_there():
+    """Every machine has the baseline; what it has more is listed in order."""
+    assert levels()[0] == "baseline"
+    assert set(levels()) <= set(LEVELS)
