@@ -352,10 +352,13 @@ def _windows(draw: st.DrawFn, body: Body) -> tuple[dict[str, StreamBody], dict[s
     label = StreamBody(fields=fields, event_time=draw(st.sampled_from((None, "at"))))
     streams = {"label": label, "payment": StreamBody(is_request=True)}
     n = draw(st.integers(1, 3))
-    return streams, {f"w{i}": _window(draw, body, streams, draw(st.sampled_from(keyed))) for i in range(n)}
+    return streams, {
+        f"w{i}": draw_window(draw, body, streams, draw(st.sampled_from(keyed))) for i in range(n)
+    }
 
 
-def _window(draw: st.DrawFn, body: Body, streams: Mapping[str, StreamBody], entity: str) -> WindowDef:
+def draw_window(draw: st.DrawFn, body: Body, streams: Mapping[str, StreamBody], entity: str) -> WindowDef:
+    """A window of any kind over one of the streams that the checks allow."""
     on = draw(st.sampled_from(sorted(streams)))
     types = {f.name: f.type for f in (body.fields if streams[on].is_request else streams[on].fields)}
     takes = dict.fromkeys(("sum", "mean", "min", "max", "lag"), NUMBERS)
