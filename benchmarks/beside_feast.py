@@ -79,7 +79,7 @@ class _OneRow:
         self.call = self._engine.fill
 
     def input(self, keys: list[str]) -> Any:
-        return self._make(keys[0])
+        return self._make(sku=keys[0])
 
     def rows(self, request: Any) -> NDArray[np.float32]:
         return np.asarray(self._engine.vectorize(request)[0])

@@ -166,16 +166,16 @@ def pack_full(folder: Path, spec: ri.FeatureSpec) -> Path:
 
 
 def pack_untrained(folder: Path, name: str, spec: ri.FeatureSpec) -> Path:
-    """A release whose model is a sum of its inputs, for measures that never run it."""
+    """A release whose model gives back its first input, for measures that never run it."""
     import onnx
     from onnx import TensorProto, helper
 
     graph = helper.make_graph(
-        [helper.make_node("ReduceSum", ["input", "axes"], ["score"], keepdims=1)],
+        [helper.make_node("Gather", ["input", "first"], ["score"], axis=1)],
         name,
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", len(spec.names)])],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
-        [helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
+        [helper.make_tensor("first", TensorProto.INT64, [1], [0])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)

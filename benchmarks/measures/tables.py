@@ -134,7 +134,7 @@ def lookups(lab: Lab) -> Figures:
             return [workloads.word(field, index) for field, index in zip(fields, row, strict=True)]
 
         def structs(numbers: Sequence[int], keys_of: Any = keys_of) -> list[Any]:
-            return [make(*keys_of(i)) for i in numbers]
+            return [make(**dict(zip(fields, keys_of(i), strict=True))) for i in numbers]
 
         def lists(numbers: Sequence[int], keys_of: Any = keys_of) -> list[Any]:
             return [keys_of(i) for i in numbers]
