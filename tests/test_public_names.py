@@ -28,6 +28,7 @@ PUBLIC = [
     "FeatureSpec",
     "FeatureTable",
     "FeatureTypeError",
+    "Freshness",
     "GoldenMismatchError",
     "IntegrityError",
     "LimitError",
