@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replayed", "replay"]
 
-NO_BOUND = 1 << 62
+NO_BOUND = 1 << 50
 STALE = 3
 
 
