@@ -96,6 +96,24 @@ def test_verify_says_what_it_checked(releases, run, kind):
     assert "replayed" in out
 
 
+def test_verify_counts_windows_in_memory(windows_release, run, run_json, tmp_path):
+    """Windows without events stand in, beside stand-in tables and beside given ones; golden rows bring their own values."""
+    import pyarrow.parquet as pq
+
+    code, out, err = run("verify", windows_release)
+    assert code == 0, err
+    assert "3 of chargeback, payment can be counted; here they hold no event" in out
+    assert "stand-ins were made of golden rows" in out
+    pq.write_table(card_table(), tmp_path / "cards.parquet")
+    code, out, err = run("verify", windows_release, "--store", f"card={tmp_path}/cards.parquet:card_id")
+    assert code == 0, err
+    assert "keys and columns fit" in out
+    code, found = run_json("bench", windows_release, "--n", 60, "--quiet")
+    assert code == 0
+    assert found["answers"]["same_bits"]
+    assert found["requests"]["refused"] == 0
+
+
 def test_verify_names_stand_in_tables_and_uses_given_ones(releases, run, tmp_path):
     """Without --store the tables are made of golden rows, and it is said; with it the given ones are checked."""
     import pyarrow.parquet as pq

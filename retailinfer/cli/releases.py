@@ -1,7 +1,8 @@
 """Loading a release for a tool: with the tables that it reads, or with stand-ins made of its golden rows.
 
 A release whose features read tables cannot answer without a store. `verify`, `inspect` and `bench` work without the real
-tables too: each table then holds the stored values of the golden rows, under the keys that these rows have.
+tables too: each table then holds the stored values of the golden rows, under the keys that these rows have. Windows are
+counted in memory, from nothing: they hold no event, and count as complete.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from retailinfer.clock import ManualClock, SystemClock
 from retailinfer.errors import ConfigError
 from retailinfer.features.program import slot_types
 from retailinfer.features.spec import FeatureSpec
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from retailinfer.pipeline import Pipeline
     from retailinfer.release.bundle import Bundle
     from retailinfer.store.store import Store
+    from retailinfer.store.windows import Windows
 
-__all__ = ["Loaded", "golden_values", "load", "stand_ins"]
+__all__ = ["Loaded", "empty_windows", "golden_values", "load", "stand_ins"]
 
 KINDS = {
     "float": "f64",
@@ -74,11 +77,12 @@ def build(bundle: Bundle, *, store: Store | None = None, backend: Any = "auto") 
                 f"the features read the table `{missing[0]}`, which no --store names",
                 hint=f"--store {missing[0]}=FILE:KEY for it too, or no --store at all for stand-ins",
             )
-    if spec is not None and store is None and spec.body.stored:
+    if spec is not None and store is None and (spec.body.stored or spec.body.windows):
         made = store = stand_ins(spec, golden, n_items=STAND_IN_ITEMS if ranks else 0)
     pipeline = Pipeline(bundle, store=store, ranks=ranks, backend=backend)
     door = Ranker(pipeline) if ranks else Scorer(pipeline)
-    return Loaded(bundle, pipeline, door, golden, ranks, made is not None, store)
+    stands_in = made is not None and spec is not None and bool(spec.body.stored)
+    return Loaded(bundle, pipeline, door, golden, ranks, stands_in, store)
 
 
 def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Store:
@@ -114,7 +118,14 @@ def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Stor
         for row in rows.values():
             row[age] = now
         tables[entity] = Snapshot.from_rows(rows, kinds=kinds, updated_at=age, name=entity)
-    return Store(tables=tables)
+    return Store(tables=tables, windows=empty_windows(), clock=SystemClock())
+
+
+def empty_windows() -> Windows:
+    """Windows of no event that are complete, because their clock says that they were there in 1970."""
+    from retailinfer.store.windows import Windows
+
+    return Windows.memory(clock=ManualClock(wall_ns=0))
 
 
 def _tables(spec: FeatureSpec) -> list[str]:

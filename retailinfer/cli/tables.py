@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, RetailInferError, clip
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def read_rows(path: str) -> Any:
 
 
 def read_store(given: Sequence[str]) -> Store | None:
-    """The tables of `--store` options; None without any. Raises: ConfigError."""
+    """The tables of `--store` options, with windows of no event; None without any. Raises: ConfigError."""
     if not given:
         return None
+    from retailinfer.cli.releases import empty_windows
     from retailinfer.store.store import Store
     from retailinfer.store.table import Snapshot
 
@@ -60,7 +62,7 @@ def read_store(given: Sequence[str]) -> Store | None:
             )
         except RetailInferError as exc:
             raise ConfigError(f"{path} cannot be the table `{name}`: {exc}") from exc
-    return Store(tables=tables)
+    return Store(tables=tables, windows=empty_windows(), clock=SystemClock())
 
 
 def _parts(text: str) -> tuple[str, str, tuple[str, ...], str | None]:

@@ -90,6 +90,10 @@ def _what_loading_showed(loaded: Loaded) -> list[tuple[str, str]]:
             else "given; keys and columns fit"
         )
         found.append(("tables", f"{', '.join(names)}: {how}"))
+    if pipeline.spec.body.windows:
+        counted = sorted({window.on for window in spec.body.windows.values()})
+        text = f"{len(spec.body.windows)} of {', '.join(counted)} can be counted; here they hold no event"
+        found.append(("windows", text))
     found.append(("golden", _golden_text(loaded)))
     if manifest.score is not None and not spec.arrays:
         if pipeline.row_independent:
