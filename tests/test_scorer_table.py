@@ -12,6 +12,7 @@ import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.errors import CallerError, FeatureError, FeatureMissingError, FeatureRangeError, ScoreError
 from retailinfer.scorer import TABLE_ROWS
+from retailinfer.store.windows import Windows
 
 pa = pytest.importorskip("pyarrow")
 
@@ -160,6 +161,46 @@ def test_stored_columns_come_from_the_table_where_it_has_all_of_them(stored):
     assert stored.score_table(pa.Table.from_pylist(rows))["score"].to_pylist() == [
         1001.0 + i for i in range(5)
     ]
+
+
+# ---- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counting():
+    """Score = amount + the payments of the card within the hour, this one included; the number before is read too."""
+    spec = ri.FeatureSpec(
+        request={"card": str, "amount": float, "at": ri.Timestamp},
+        event_time="at",
+        entities={"card": "card"},
+        streams={"payment": None},
+        columns=[c.numeric("amount"), c.window("card", "count", on="payment", over="1h", null=-5.0)],
+    )
+    files = releases.packed("counting", releases.weighted(1.0, 1.0), spec)
+    return releases.scorer_of(files, store=ri.Store(windows=Windows.memory()))
+
+
+def test_windows_come_from_the_table_where_it_has_them(counting):
+    """As they were then, whatever is counted now; a null has the column's outcome."""
+    rows = pa.table(
+        {
+            "card": ["a", "a", "b"],
+            "amount": [1.0, 2.0, 3.0],
+            "at": [1.7e9, 1.7e9, 1.7e9],
+            "card_count_1h": [10.0, None, 30.0],
+        }
+    )
+    assert counting.score_table(rows)["score"].to_pylist() == [11.0, -3.0, 33.0]
+    np.testing.assert_array_equal(np.asarray(counting.spec.transform(rows))[:, 1], [10.0, -5.0, 30.0])
+
+
+def test_windows_come_from_the_store_where_the_table_lacks_them(counting):
+    """Each row as it would be scored alone: it counts itself, and no other, because nobody observes it."""
+    rows = [{"card": "a", "amount": float(i), "at": 1.7e9 + i} for i in range(3)]
+    counting.score(rows[0], observe=True)
+    out = counting.score_table(pa.Table.from_pylist(rows))
+    assert out["score"].to_pylist() == [2.0, 3.0, 4.0]
+    assert out["score"].to_pylist() == [counting.score(row).score for row in rows]
 
 
 @pytest.mark.parametrize("row", [0, 9_999, 10_001])
