@@ -63,6 +63,8 @@ cdef extern from "lru_table.h" nogil:
     int64_t ri_row_expires_ns(const uint8_t* record)      # monotonic; INT64_MAX = never
     # When a cell with a time to live of its own expires: written + ttl, less this row's share of the jitter. Monotonic.
     int64_t ri_row_cell_expires_ns(const uint8_t* record, int64_t ttl_ns, double jitter)
+    # A cell of kind "f32", which SnapshotTable has not. Only if the cell is present.
+    float ri_cell_f32(const uint8_t* record, size_t offset)
     # A str or bytes cell: memory of the record. Only if the cell is present.
     StrRef ri_row_text(const uint8_t* record, size_t offset)
 
@@ -103,7 +105,7 @@ cdef class LruTable:
     cdef:
         ri_lru* rows
         ri_lru* unknown               # keys that are known not to exist; may be NULL
-        readonly tuple schema         # ((name, kind, offset, bit, width), ...) as SnapshotTable.schema
+        readonly tuple schema         # ((name, kind, offset, bit, width), ...) as SnapshotTable.schema; also of kind "f32"
         readonly tuple column_ttls_ns # one a column of `schema`; 0 = none of its own
         readonly object key_kind      # "str" | "int" | "bytes", or a tuple of them
         readonly str name             # for messages

@@ -79,7 +79,7 @@ cdef extern from "lru_table.h" nogil:
         uint64_t arena_offset
 
     enum:
-        RI_COLUMN_F64, RI_COLUMN_I64, RI_COLUMN_TEXT, RI_COLUMN_VEC
+        RI_COLUMN_F64, RI_COLUMN_I64, RI_COLUMN_TEXT, RI_COLUMN_VEC, RI_COLUMN_F32
         RI_LRU_UNIT, RI_LRU_MAX_KEY, RI_PUT_TOO_LARGE, RI_PUT_NO_MEMORY, RI_PUT_UPDATED, RI_BLOCK_HIT
 
     void ri_prefetch "RI_PREFETCH"(const void* line)
@@ -97,7 +97,7 @@ cdef extern from "lru_table.h" nogil:
     const uint8_t* ri_lru_record(const ri_row_head* head)
     const char* ri_lru_key(const ri_lru* lru, const ri_row_head* head)
     const ri_row_head* ri_lru_live_row(const ri_lru* lru, uint32_t row)
-    int ri_lru_segment(const ri_lru* lru, const ri_row_head* head)
+    uint32_t ri_row_segment(const ri_row_head* head)
     bint ri_lru_gone(const ri_lru* lru, const ri_row_head* head, int64_t now_ns)
     const uint8_t* ri_lru_find(const ri_lru* lru, uint64_t hash, const char* key, int64_t size, int64_t now_ns)
     const uint8_t* ri_lru_probe(
@@ -125,8 +125,8 @@ cdef enum:
     KEY_BYTES = 2
     KEY_PARTS = 3
     MAX_PARTS = 8
-    KIND_STR = 2          # of a Cell, beside RI_COLUMN_F64 (0), RI_COLUMN_I64 (1) and RI_COLUMN_VEC (3)
-    KIND_BYTES = 4
+    KIND_STR = 2          # of a Cell, beside RI_COLUMN_F64 (0), _I64 (1), _VEC (3), _F32 (4)
+    KIND_BYTES = 5
     KEYS_AHEAD = 12       # str objects whose memory is asked for ahead of reading it
     KEPT_KEYS = 4096      # scratch up to here is kept for the next call
     KEPT_BYTES = 1 << 20
@@ -134,13 +134,15 @@ cdef enum:
     SEEN_PER_ROW = 16     # fingerprints of keys seen lately
     MAX_ROWS = 1 << 30
 
+KINDS = {**COLUMN_KINDS, "f32": RI_COLUMN_F32}
+
 globals().update(
     ROW_FRESH=ROW_FRESH, ROW_REFRESH=ROW_REFRESH, ROW_EXPIRED=ROW_EXPIRED, ROW_ABSENT=ROW_ABSENT, ROW_UNKNOWN=ROW_UNKNOWN
 )
 
 cdef int64_t EXACT_IN_DOUBLE = 1 << 53
 cdef int64_t MAX_SPAN_NS = 1 << 62   # so that a moment and a span add up in 64 bits
-UNKNOWN_ENTRY = 64 + 16 + 32          # bytes of a key that is known not to exist, if it is short
+UNKNOWN_ENTRY = 64 + 12 + 32          # bytes of a key that is known not to exist, if it is short
 
 
 # A row on its way into a table: where its parts stand in the scratch.
@@ -228,15 +230,16 @@ cdef class LruReader:
         cdef size_t end = 16
         self.width = 0
         for (_, kind, offset, bit, width), ttl_ns in picked:
-            code = COLUMN_KINDS[kind]
+            code = KINDS[kind]
+            step = 4 if kind in ("f32", "vec") else 8
             self.width += width
-            end = max(end, offset + (4 * width if kind == "vec" else 8))
+            end = max(end, offset + step * width)
             if n:
                 last = &self.columns[n - 1]
                 # neighbours whose bits lie in one word are read as one
                 if (
-                    code == RI_COLUMN_F64 and last.kind == RI_COLUMN_F64 and ttl_ns == last.ttl_ns
-                    and bit == last.bit + last.width and <size_t>offset == last.offset + 8 * <size_t>last.width
+                    code != RI_COLUMN_VEC and code == last.kind and ttl_ns == last.ttl_ns
+                    and bit == last.bit + last.width and <size_t>offset == last.offset + <size_t>(step * last.width)
                     and bit >> 6 == last.bit >> 6
                 ):
                     last.width += 1
@@ -302,7 +305,7 @@ cdef class LruTable:
         self.key_code = KEY_PARTS if isinstance(key_kind, tuple) else self.part_codes[0]
 
     def _lay_out(self, list columns, dict ttls):
-        """Offsets as in a SnapshotTable: scalars in their order, then vectors."""
+        """Offsets as in a SnapshotTable: scalars in their order, then vectors; between them floats of 4 bytes."""
         cdef Py_ssize_t n = len(columns), c
         cdef size_t offset = 8 + 8 * ((<size_t>n + 63) // 64)
         names = [column[0] for column in columns]
@@ -317,19 +320,21 @@ cdef class LruTable:
         if self.cells == NULL:
             raise MemoryError("no memory to lay out columns")
         offsets = {}
-        for pick_vectors in (False, True):
+        for picked in (("f64", "i64", "str", "bytes"), ("f32",), ("vec",)):
+            offset = (offset + 7) & ~<size_t>7
             for column, kind, width in columns:
-                if kind not in COLUMN_KINDS:
-                    raise ConfigError(f"Expected a column kind out of {sorted(COLUMN_KINDS)} for `{self.name}.{column}`, got {clip(kind)}")
+                if kind not in KINDS:
+                    raise ConfigError(f"Expected a column kind out of {sorted(KINDS)} for `{self.name}.{column}`, got {clip(kind)}")
                 if type(width) is not int or not 1 <= width <= MAX_VECTOR or (kind != "vec" and width != 1):
                     raise ConfigError(f"Expected a width of 1 to {MAX_VECTOR} floats for `{self.name}.{column}`, got {clip(width)}")
-                if (kind == "vec") == pick_vectors:
+                if kind in picked:
                     offsets[column] = offset
-                    offset += (4 * <size_t>width + 7) & ~<size_t>7 if kind == "vec" else 8
+                    offset += (4 * <size_t>width + 7) & ~<size_t>7 if kind == "vec" else 4 if kind == "f32" else 8
+        offset = (offset + 7) & ~<size_t>7
         schema = []
         for c in range(n):
             column, kind, width = columns[c]
-            self.cells[c].kind = KIND_STR if kind == "str" else KIND_BYTES if kind == "bytes" else COLUMN_KINDS[kind]
+            self.cells[c].kind = KIND_STR if kind == "str" else KIND_BYTES if kind == "bytes" else KINDS[kind]
             self.cells[c].bit = <int32_t>c
             self.cells[c].offset = offsets[column]
             self.cells[c].width = width
@@ -617,7 +622,8 @@ cdef class LruTable:
         cdef int overflow = 0
         cdef Py_ssize_t size = 0
         cdef const char* text
-        if cell.kind == RI_COLUMN_F64:
+        cdef float narrow
+        if cell.kind == RI_COLUMN_F64 or cell.kind == RI_COLUMN_F32:
             if not PyFloat_CheckExact(value):
                 value = self.convert("f64", 1, value, f"$.{self.name}.{name}")
                 if value is None:
@@ -625,7 +631,13 @@ cdef class LruTable:
             number = <double?>value
             if number != number:
                 return 0
-            memcpy(scratch.data + at, &number, 8)
+            if cell.kind == RI_COLUMN_F64:
+                memcpy(scratch.data + at, &number, 8)
+            else:
+                narrow = <float>number
+                if isfinite(number) and not isfinite(narrow):
+                    raise FeatureRangeError(f"Expected a number that float32 holds, got {number}", path=f"$.{self.name}.{name}")
+                memcpy(scratch.data + at, &narrow, 4)
         elif cell.kind == RI_COLUMN_I64:
             if not PyLong_CheckExact(value):
                 value = self.convert("i64", 1, value, f"$.{self.name}.{name}")
@@ -902,6 +914,8 @@ cdef class LruTable:
                 values[name] = None
             elif cell.kind == RI_COLUMN_F64:
                 values[name] = ri_cell_f64(record, cell.offset)
+            elif cell.kind == RI_COLUMN_F32:
+                values[name] = ri_cell_f32(record, cell.offset)
             elif cell.kind == RI_COLUMN_I64:
                 values[name] = ri_cell_i64(record, cell.offset)
             elif cell.kind == RI_COLUMN_VEC:
@@ -1017,7 +1031,7 @@ cdef class LruTable:
                 dumped.expires_ns = INT64_MAX if head.expires_ns == INT64_MAX else wall_ns + (head.expires_ns - now_ns)
                 dumped.key_size = head.key_size
                 dumped.text_bytes = <uint32_t>(size - text_at)
-                dumped.segment = <uint32_t>ri_lru_segment(self.rows, head)
+                dumped.segment = ri_row_segment(head)
                 dumped.flags = head.flags & RI_BLOCK_HIT
                 scratch.reserve(sizeof(Dumped) + head.key_size + self.record_size + dumped.text_bytes)
                 memcpy(scratch.data + scratch.size, &dumped, sizeof(Dumped))
@@ -1075,6 +1089,9 @@ cdef class LruTable:
                 continue
             if cell.kind == RI_COLUMN_F64:
                 if ri_cell_f64(record, cell.offset) != ri_cell_f64(record, cell.offset):
+                    raise _broken(self.name, row)
+            elif cell.kind == RI_COLUMN_F32:
+                if ri_cell_f32(record, cell.offset) != ri_cell_f32(record, cell.offset):
                     raise _broken(self.name, row)
             elif cell.kind == RI_COLUMN_VEC:
                 for k in range(cell.width):
@@ -1175,7 +1192,7 @@ cdef class RowSource:
         for i in range(table.n_cells):
             column = &self.columns[i]
             name, kind, offset, bit, width = table.schema[i]
-            column.kind = COLUMN_KINDS[kind]
+            column.kind = KINDS[kind]
             column.bit = bit
             column.offset = offset
             column.width = width
@@ -1186,8 +1203,10 @@ cdef class RowSource:
             if found is None:
                 continue
             _, got, values, valid, got_width, data = found
-            if kind == "f64" and got == "i64":
+            if kind in ("f32", "f64") and got == "i64":
                 values, got = _exact_doubles(values, valid, f"$.{table.name}.{name}"), "f64"
+            if kind == "f32" and got == "f64":
+                values, got = _floats(values, valid, f"$.{table.name}.{name}"), "f32"
             if (got, got_width) != (kind, width):
                 raise FeatureTypeError(f"Expected `{kind}` of width {width}, got `{got}` of width {got_width}", path=f"$.{table.name}.{name}")
             self.kept.append((values, valid, data))
@@ -1238,6 +1257,11 @@ cdef class RowSource:
                         if number != number:
                             continue
                         memcpy(scratch.data + column.offset, &number, 8)
+                    elif column.kind == RI_COLUMN_F32:
+                        number = (<const float*>column.values)[row]
+                        if number != number:
+                            continue
+                        memcpy(scratch.data + column.offset, <const float*>column.values + row, 4)
                     elif column.kind == RI_COLUMN_I64:
                         memcpy(scratch.data + column.offset, <const int64_t*>column.values + row, 8)
                     elif column.kind == RI_COLUMN_VEC:
@@ -1290,6 +1314,18 @@ def _exact_doubles(values, valid, path):
     if odd.any():
         raise FeatureRangeError(f"Expected integers of at most 53 bits beside fractions, got {values[int(np.argmax(odd))]}", path=path)
     return values.astype(np.float64)
+
+
+def _floats(values, valid, path):
+    """Doubles as floats, refused where one would become infinite."""
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    odd = np.isinf(floats) & np.isfinite(values)
+    if valid is not None:
+        odd &= valid != 0
+    if odd.any():
+        raise FeatureRangeError(f"Expected numbers that float32 holds, got {values[int(np.argmax(odd))]}", path=path)
+    return floats
 
 
 def _broken(name, row):

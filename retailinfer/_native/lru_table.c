@@ -10,10 +10,10 @@
 #include "feature_ops.h"
 #include "memory.h"
 
-#define NO_BLOCK UINT32_MAX
+#define NO_BLOCK RI_LRU_NO_BLOCK
 #define MIN_CHUNK 64u    /* units: 4 KiB */
-#define MAX_CHUNK 16384u /* units: 1 MiB */
-#define CHUNKS_WANTED 16 /* of a full table at least, so that the last one wastes little */
+#define MAX_CHUNK 32768u /* units: 2 MiB, a huge page */
+#define CHUNKS_WANTED 4  /* of a full table at least: rows of another size find room when one of them is empty */
 
 /* ---- free blocks, by size ------------------------------------------------------------------------------------------ */
 
@@ -264,29 +264,29 @@ static void clear_slot(ri_lru *lru, uint64_t hole) {
 /* ---- the order of use -------------------------------------------------------------------------------------------------- */
 
 RI_INLINE void unlink_row(ri_lru *lru, uint32_t row) {
-    const ri_lru_row *cell = &lru->rows[row];
-    lru->rows[cell->before].after = cell->after;
-    lru->rows[cell->after].before = cell->before;
+    const ri_lru_links *links = &lru->links[row];
+    lru->links[links->before].after = links->after;
+    lru->links[links->after].before = links->before;
 }
 
 /* To the newest end of a segment, whose number is that of its end. */
 RI_INLINE void link_row(ri_lru *lru, uint32_t row, uint32_t segment) {
-    ri_lru_row *cell = &lru->rows[row], *end = &lru->rows[segment];
-    cell->before = segment;
-    cell->after = end->after;
-    lru->rows[end->after].before = row;
+    ri_lru_links *links = &lru->links[row], *end = &lru->links[segment];
+    links->before = segment;
+    links->after = end->after;
+    lru->links[end->after].before = row;
     end->after = row;
 }
 
 /* One use of a row: to the front, and out of probation. */
-RI_INLINE void touch_row(ri_lru *lru, uint32_t row) {
-    ri_lru_row *cell = &lru->rows[row];
-    if (RI_UNLIKELY(cell->segment == RI_SEGMENT_PROBATION)) {
-        cell->segment = RI_SEGMENT_PROTECTED;
+RI_INLINE void touch_row(ri_lru *lru, ri_row_head *head) {
+    const uint32_t row = head->row;
+    if (RI_UNLIKELY(!(head->flags & RI_BLOCK_PROTECTED))) {
+        head->flags |= RI_BLOCK_PROTECTED;
         --lru->n_segment[RI_SEGMENT_PROBATION];
         ++lru->n_segment[RI_SEGMENT_PROTECTED];
         ++lru->counts.promoted;
-    } else if (cell->before == RI_SEGMENT_PROTECTED) {
+    } else if (lru->links[row].before == RI_SEGMENT_PROTECTED) {
         return;
     }
     unlink_row(lru, row);
@@ -295,20 +295,19 @@ RI_INLINE void touch_row(ri_lru *lru, uint32_t row) {
 
 /* Out of the list, the block freed, the number free again; its slot is somebody else's business. */
 static void drop_row(ri_lru *lru, uint32_t row) {
-    ri_lru_row *cell = &lru->rows[row];
+    const uint32_t block = lru->blocks[row];
     unlink_row(lru, row);
-    --lru->n_segment[cell->segment];
-    free_block(lru, cell->block);
-    cell->segment = RI_SEGMENT_NONE;
-    cell->block = 0;
-    cell->before = 0;
-    cell->after = lru->free_row;
+    --lru->n_segment[ri_row_segment(ri_lru_block(lru, block))];
+    free_block(lru, block);
+    lru->blocks[row] = NO_BLOCK;
+    lru->links[row].before = 0;
+    lru->links[row].after = lru->free_row;
     lru->free_row = row;
     --lru->n_rows;
 }
 
 static void remove_row(ri_lru *lru, uint32_t row) {
-    const uint32_t block = lru->rows[row].block;
+    const uint32_t block = lru->blocks[row];
     const int64_t slot = slot_of_block(lru, ri_lru_block(lru, block)->hash, block);
     if (RI_LIKELY(slot >= 0))
         clear_slot(lru, (uint64_t)slot);
@@ -319,7 +318,7 @@ static void remove_row(ri_lru *lru, uint32_t row) {
 static void evict_row(ri_lru *lru) {
     const uint32_t waiting = lru->n_segment[RI_SEGMENT_PROBATION];
     const int probation = waiting > 0 && ((uint64_t)waiting * lru->probation_inverse > lru->n_rows || lru->n_segment[RI_SEGMENT_PROTECTED] == 0);
-    remove_row(lru, lru->rows[probation ? RI_SEGMENT_PROBATION : RI_SEGMENT_PROTECTED].before);
+    remove_row(lru, lru->links[probation ? RI_SEGMENT_PROBATION : RI_SEGMENT_PROTECTED].before);
     ++lru->counts.evictions;
 }
 
@@ -346,16 +345,21 @@ static uint64_t seen_for(const ri_lru_plan *plan) {
 
 RI_INLINE size_t whole_lines(size_t size) { return (size + RI_LINE - 1) & ~(size_t)(RI_LINE - 1); }
 
-size_t ri_lru_fixed_bytes(const ri_lru_plan *plan) {
-    const size_t rows = (size_t)plan->max_rows;
-    return whole_lines(sizeof(ri_lru)) + (size_t)slots_for(plan->max_rows) * 8 + whole_lines((rows + 2) * sizeof(ri_lru_row)) +
+/* Slots, links, blocks and fingerprints lie in one piece of memory, in this order, for the sake of huge pages. */
+static size_t index_bytes(const ri_lru_plan *plan) {
+    const size_t rows = (size_t)plan->max_rows + 2;
+    return (size_t)slots_for(plan->max_rows) * 8 + whole_lines(rows * sizeof(ri_lru_links)) + whole_lines(rows * 4) +
            whole_lines((size_t)seen_for(plan) * 2);
 }
 
+size_t ri_lru_fixed_bytes(const ri_lru_plan *plan) {
+    return whole_lines(sizeof(ri_lru)) + index_bytes(plan);
+}
+
 static void empty_lists(ri_lru *lru) {
-    lru->rows[0].before = lru->rows[0].after = 0;
-    lru->rows[1].before = lru->rows[1].after = 1;
-    lru->rows[0].segment = lru->rows[1].segment = RI_SEGMENT_NONE;
+    lru->links[0].before = lru->links[0].after = 0;
+    lru->links[1].before = lru->links[1].after = 1;
+    lru->blocks[0] = lru->blocks[1] = NO_BLOCK;
     lru->fresh_rows = lru->hand = 2;
     lru->free_row = 0;
     lru->n_rows = lru->n_segment[0] = lru->n_segment[1] = 0;
@@ -396,17 +400,21 @@ ri_lru *ri_lru_new(const ri_lru_plan *plan) {
     lru->max_chunks = (uint32_t)max_chunks;
     lru->max_bytes = plan->max_bytes;
     lru->n_seen = seen_for(plan);
-    lru->slots = (uint64_t *)ri_pages_new((size_t)n_slots * 8);
-    lru->rows = (ri_lru_row *)ri_pages_new(((size_t)plan->max_rows + 2) * sizeof(ri_lru_row));
+    lru->index_bytes = index_bytes(plan);
+    lru->slots = (uint64_t *)ri_pages_new(lru->index_bytes);
     lru->chunks = (ri_lru_chunk *)ri_pages_new((size_t)max_chunks * sizeof(ri_lru_chunk));
-    lru->seen = lru->n_seen ? (uint16_t *)ri_pages_new((size_t)lru->n_seen * 2) : NULL;
     lru->fixed_bytes = fixed + whole_lines((size_t)max_chunks * sizeof(ri_lru_chunk));
     lru->bytes = lru->fixed_bytes;
-    if (lru->slots == NULL || lru->rows == NULL || lru->chunks == NULL || (lru->n_seen && lru->seen == NULL) ||
-        lru->bytes + plan->row_units * RI_LRU_UNIT > lru->max_bytes) {
+    if (lru->slots == NULL || lru->chunks == NULL || lru->bytes + plan->row_units * RI_LRU_UNIT > lru->max_bytes) {
         ri_lru_free(lru);
         return NULL;
     }
+    uint8_t *behind = (uint8_t *)(lru->slots + n_slots);
+    lru->links = (ri_lru_links *)(void *)behind;
+    behind += whole_lines(((size_t)plan->max_rows + 2) * sizeof(ri_lru_links));
+    lru->blocks = (uint32_t *)(void *)behind;
+    behind += whole_lines(((size_t)plan->max_rows + 2) * 4);
+    lru->seen = lru->n_seen ? (uint16_t *)(void *)behind : NULL;
     empty_lists(lru);
     return lru;
 }
@@ -419,9 +427,7 @@ void ri_lru_free(ri_lru *lru) {
             if (lru->chunks[i].units)
                 ri_pages_free(lru->chunks[i].base, (size_t)lru->chunks[i].units * RI_LRU_UNIT);
     ri_pages_free(lru->chunks, (size_t)lru->max_chunks * sizeof(ri_lru_chunk));
-    ri_pages_free(lru->slots, ((size_t)lru->mask + 1) * 8);
-    ri_pages_free(lru->rows, ((size_t)lru->max_rows + 2) * sizeof(ri_lru_row));
-    ri_pages_free(lru->seen, (size_t)lru->n_seen * 2);
+    ri_pages_free(lru->slots, lru->index_bytes);
     ri_pages_free(lru, sizeof(ri_lru));
 }
 
@@ -430,7 +436,6 @@ void ri_lru_clear(ri_lru *lru) {
         if (lru->chunks[i].units)
             drop_chunk(lru, i);
     memset(lru->slots, 0, ((size_t)lru->mask + 1) * 8);
-    memset(lru->rows, 0, (size_t)lru->fresh_rows * sizeof(ri_lru_row));
     if (lru->seen)
         memset(lru->seen, 0, (size_t)lru->n_seen * 2);
     memset(lru->free_heads, 0, sizeof(lru->free_heads));
@@ -460,7 +465,7 @@ RI_INLINE int64_t refresh_window(const ri_lru *lru, const ri_row_head *head) {
 /* A use of a row that is there and not gone. */
 RI_INLINE int use_row(ri_lru *lru, ri_row_head *head, int64_t now_ns) {
     int outcome = RI_ROW_FRESH;
-    touch_row(lru, head->row);
+    touch_row(lru, head);
     if (RI_UNLIKELY(now_ns >= head->expires_ns)) {
         ++lru->counts.expired;
         return RI_ROW_EXPIRED;
@@ -556,7 +561,7 @@ int ri_lru_put(ri_lru *lru, uint64_t hash, const char *key, int64_t size, const 
         return RI_PUT_TOO_LARGE;
     const uint32_t units = (uint32_t)ri_lru_row_units(lru->record_size, (size_t)size, text_bytes);
     uint32_t segment = lru->exact ? RI_SEGMENT_PROTECTED : RI_SEGMENT_PROBATION;
-    uint16_t kept = 0;
+    uint16_t kept = 0; /* of the row's flags */
     int updated = RI_PUT_NEW;
     const int64_t found = find_slot(lru, hash32, (const uint8_t *)key, (size_t)size);
     if (found >= 0) {
@@ -564,8 +569,8 @@ int ri_lru_put(ri_lru *lru, uint64_t hash, const char *key, int64_t size, const 
         ri_row_head *head = ri_lru_block(lru, block);
         const uint32_t row = head->row;
         updated = RI_PUT_UPDATED;
-        segment = lru->rows[row].segment;
-        kept = head->flags & RI_BLOCK_HIT;
+        segment = ri_row_segment(head);
+        kept = head->flags & (RI_BLOCK_HIT | RI_BLOCK_PROTECTED);
         if (head->units == units) { /* nobody reads while we hold the GIL: the record is replaced whole where it stands */
             write_block(lru, block, row, hash, key, (size_t)size, record, texts, text_bytes, written_ns, expires_ns);
             head->flags = kept;
@@ -591,13 +596,12 @@ int ri_lru_put(ri_lru *lru, uint64_t hash, const char *key, int64_t size, const 
         return RI_PUT_NO_MEMORY;
     uint32_t row = lru->free_row;
     if (row)
-        lru->free_row = lru->rows[row].after;
+        lru->free_row = lru->links[row].after;
     else
         row = lru->fresh_rows++;
     write_block(lru, block, row, hash, key, (size_t)size, record, texts, text_bytes, written_ns, expires_ns);
-    ri_lru_block(lru, block)->flags = kept;
-    lru->rows[row].block = block;
-    lru->rows[row].segment = segment;
+    ri_lru_block(lru, block)->flags = (uint16_t)(kept | (segment == RI_SEGMENT_PROTECTED ? RI_BLOCK_PROTECTED : 0));
+    lru->blocks[row] = block;
     link_row(lru, row, segment);
     ++lru->n_segment[segment];
     ++lru->n_rows;
@@ -664,20 +668,18 @@ int64_t ri_lru_sweep(ri_lru *lru, int64_t n, int64_t now_ns) {
 
 void ri_lru_order(const ri_lru *lru, uint32_t *out) {
     for (uint32_t segment = 0; segment < 2; ++segment)
-        for (uint32_t row = lru->rows[segment].before; row != segment; row = lru->rows[row].before)
+        for (uint32_t row = lru->links[segment].before; row != segment; row = lru->links[row].before)
             *out++ = row;
 }
 
 void ri_lru_place(ri_lru *lru, const uint8_t *record, int segment, int hit) {
-    const uint32_t row = ri_row_head_of(record)->row, wanted = lru->exact ? RI_SEGMENT_PROTECTED : (uint32_t)segment & 1;
-    ri_lru_row *cell = &lru->rows[row];
-    unlink_row(lru, row);
-    --lru->n_segment[cell->segment];
-    cell->segment = wanted;
+    ri_row_head *head = (ri_row_head *)(void *)(uintptr_t)(record - sizeof(ri_row_head));
+    const uint32_t wanted = lru->exact || segment ? RI_SEGMENT_PROTECTED : RI_SEGMENT_PROBATION;
+    unlink_row(lru, head->row);
+    --lru->n_segment[ri_row_segment(head)];
     ++lru->n_segment[wanted];
-    link_row(lru, row, wanted);
-    if (hit)
-        ri_lru_block(lru, cell->block)->flags |= RI_BLOCK_HIT;
+    link_row(lru, head->row, wanted);
+    head->flags = (uint16_t)((hit ? RI_BLOCK_HIT : 0) | (wanted == RI_SEGMENT_PROTECTED ? RI_BLOCK_PROTECTED : 0));
 }
 
 /* ---- gathering --------------------------------------------------------------------------------------------------------------- */
@@ -688,36 +690,46 @@ RI_INLINE void put_nans(float *out, int64_t n) {
         memcpy(out + k, &nan_bits, 4);
 }
 
+RI_INLINE float read_number(const uint8_t *record, const ri_lru_column *column, int64_t k) {
+    switch (column->kind) {
+    case RI_COLUMN_F32:
+        return ri_cell_f32(record, column->offset + 4 * (size_t)k);
+    case RI_COLUMN_F64:
+        return (float)ri_cell_f64(record, column->offset + 8 * (size_t)k);
+    default:
+        return (float)(double)ri_cell_i64(record, column->offset + 8 * (size_t)k);
+    }
+}
+
 /* The cells of a record as floats. Returns how many are there. */
 static int64_t read_record(const ri_lru_reader *reader, const uint8_t *record, float *out) {
+    const ri_lru_column *column = reader->columns, *const end = column + reader->n_columns;
     int64_t there = 0;
-    for (int64_t c = 0; c < reader->n_columns; ++c, out += reader->columns[c - 1].width) {
-        const ri_lru_column *column = &reader->columns[c];
-        if (column->kind == RI_COLUMN_F64 && column->width > 1) {
-            const uint64_t bits = ri_load64(record + 8 + 8 * (column->bit >> 6));
-            if (RI_LIKELY((bits & column->mask) == column->mask)) {
+    for (; column != end; out += column->width, ++column) {
+        const uint64_t bits = ri_load64(record + 8 + 8 * (column->bit >> 6));
+        if (RI_LIKELY((bits & column->mask) == column->mask)) {
+            there += column->width;
+            if (column->kind == RI_COLUMN_VEC || column->kind == RI_COLUMN_F32) {
+                ri_copy_row((uint8_t *)out, record + column->offset, 4 * (size_t)column->width);
+            } else if (column->kind == RI_COLUMN_F64) {
                 const double *cells = (const double *)(const void *)(record + column->offset);
                 for (int64_t k = 0; k < column->width; ++k)
                     out[k] = (float)cells[k];
-                there += column->width;
-                continue;
+            } else {
+                for (int64_t k = 0; k < column->width; ++k)
+                    out[k] = read_number(record, column, k);
             }
+        } else if (column->kind == RI_COLUMN_VEC) {
+            put_nans(out, column->width);
+        } else {
             for (int64_t k = 0; k < column->width; ++k) {
                 if (bits >> ((column->bit & 63) + k) & 1) {
-                    out[k] = (float)ri_cell_f64(record, column->offset + 8 * (size_t)k);
+                    out[k] = read_number(record, column, k);
                     ++there;
                 } else {
                     put_nans(out + k, 1);
                 }
             }
-        } else if (!ri_cell_present(record, column->bit)) {
-            put_nans(out, column->width);
-        } else {
-            ++there;
-            if (column->kind == RI_COLUMN_VEC)
-                ri_copy_row((uint8_t *)out, record + column->offset, 4 * (size_t)column->width);
-            else
-                out[0] = (float)(column->kind == RI_COLUMN_F64 ? ri_cell_f64(record, column->offset) : (double)ri_cell_i64(record, column->offset));
         }
     }
     return there;
@@ -770,14 +782,14 @@ void ri_lru_gather(ri_lru *lru, ri_lru *unknown, const ri_lru_reader *reader, co
         if (i + AHEAD_LINKS >= 0 && i + AHEAD_LINKS < n) {
             const uint32_t block = blocks[(i + AHEAD_LINKS) & (RING - 1)];
             if (RI_LIKELY(block != 0))
-                RI_PREFETCH(&lru->rows[ri_lru_block(lru, block - 1)->row]);
+                RI_PREFETCH(&lru->links[ri_lru_block(lru, block - 1)->row]);
         }
         if (i + AHEAD_NEIGHBOURS >= 0 && i + AHEAD_NEIGHBOURS < n) {
             const uint32_t block = blocks[(i + AHEAD_NEIGHBOURS) & (RING - 1)];
             if (RI_LIKELY(block != 0)) {
-                const ri_lru_row *row = &lru->rows[ri_lru_block(lru, block - 1)->row];
-                RI_PREFETCH(&lru->rows[row->before]);
-                RI_PREFETCH(&lru->rows[row->after]);
+                const ri_lru_links *links = &lru->links[ri_lru_block(lru, block - 1)->row];
+                RI_PREFETCH(&lru->links[links->before]);
+                RI_PREFETCH(&lru->links[links->after]);
             }
         }
         if (i < 0)
@@ -811,7 +823,7 @@ void ri_lru_gather(ri_lru *lru, ri_lru *unknown, const ri_lru_reader *reader, co
             if (updated == 0)
                 memcpy(&ages[i], &nan_bits, 8);
             else
-                ages[i] = wall_ns > updated ? (double)(wall_ns - updated) * 1e-9 : 0.0;
+                ages[i] = wall_ns > updated ? (double)(wall_ns - updated) / 1e9 : 0.0;
         }
         if (outcomes)
             outcomes[i] = (uint8_t)(there == 0                                                            ? RI_NULL
@@ -825,8 +837,7 @@ void ri_lru_gather(ri_lru *lru, ri_lru *unknown, const ri_lru_reader *reader, co
 #define CHECK(x) do { if (!(x)) return __LINE__; } while (0)
 
 int ri_lru_check(const ri_lru *lru) {
-    size_t bytes = whole_lines(sizeof(ri_lru)) + ((size_t)lru->mask + 1) * 8 + whole_lines(((size_t)lru->max_rows + 2) * sizeof(ri_lru_row)) +
-                   whole_lines((size_t)lru->n_seen * 2) + whole_lines((size_t)lru->max_chunks * sizeof(ri_lru_chunk));
+    size_t bytes = whole_lines(sizeof(ri_lru)) + lru->index_bytes + whole_lines((size_t)lru->max_chunks * sizeof(ri_lru_chunk));
     size_t row_bytes = 0;
     uint32_t n_rows = 0, n_free = 0, n_chunks = 0, n_empty = 0, listed = 0, in_slots = 0;
     for (uint32_t i = 0; i < lru->max_chunks; ++i) {
@@ -846,8 +857,7 @@ int ri_lru_check(const ri_lru *lru) {
                 ++n_free;
             } else {
                 CHECK(head->row >= 2 && head->row < lru->fresh_rows);
-                CHECK(lru->rows[head->row].block == (i << lru->chunk_shift) + at);
-                CHECK(lru->rows[head->row].segment != RI_SEGMENT_NONE);
+                CHECK(lru->blocks[head->row] == (i << lru->chunk_shift) + at);
                 CHECK(slot_of_block(lru, head->hash, (i << lru->chunk_shift) + at) >= 0);
                 CHECK(ri_lru_hash32(ri_lru_hash(lru, ri_lru_key(lru, head), head->key_size)) == head->hash);
                 used += head->units;
@@ -881,19 +891,20 @@ int ri_lru_check(const ri_lru *lru) {
     CHECK(in_slots == n_rows);
     for (uint32_t segment = 0; segment < 2; ++segment) {
         uint32_t n = 0, before = segment;
-        for (uint32_t row = lru->rows[segment].after; row != segment; row = lru->rows[row].after) {
-            CHECK(row >= 2 && row < lru->fresh_rows && lru->rows[row].before == before && lru->rows[row].segment == segment);
+        for (uint32_t row = lru->links[segment].after; row != segment; row = lru->links[row].after) {
+            CHECK(row >= 2 && row < lru->fresh_rows && lru->links[row].before == before && lru->blocks[row] != NO_BLOCK);
+            CHECK(ri_row_segment(ri_lru_block(lru, lru->blocks[row])) == segment);
             CHECK(++n <= n_rows);
             before = row;
         }
-        CHECK(lru->rows[segment].before == before);
+        CHECK(lru->links[segment].before == before);
         CHECK(n == lru->n_segment[segment]);
     }
     CHECK(lru->n_segment[0] + lru->n_segment[1] == n_rows);
     CHECK(!lru->exact || lru->n_segment[RI_SEGMENT_PROBATION] == 0);
     uint32_t n_unused = 0;
-    for (uint32_t row = lru->free_row; row; row = lru->rows[row].after) {
-        CHECK(row < lru->fresh_rows && lru->rows[row].segment == RI_SEGMENT_NONE);
+    for (uint32_t row = lru->free_row; row; row = lru->links[row].after) {
+        CHECK(row < lru->fresh_rows && lru->blocks[row] == NO_BLOCK);
         CHECK(++n_unused <= lru->max_rows);
     }
     CHECK(n_unused + n_rows + 2 == lru->fresh_rows);

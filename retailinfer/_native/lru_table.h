@@ -6,7 +6,7 @@
  *     key           if it is longer, padded to 8
  *     texts
  * The index has slots of 8 bytes, {hash32, block + 1}, probed one after the other; the order of use is a list in an array of its
- * own, 16 bytes a row, so that touching a row reads three cells of a small array and not three rows. Blocks are numbered in units
+ * own, 8 bytes a row, so that touching a row reads three cells of a small array and not three rows. Blocks are numbered in units
  * of 64 bytes and live in chunks: free neighbours are joined, empty chunks go back to the system.
  *
  * Rules:
@@ -53,7 +53,7 @@ typedef struct {
     uint8_t key[RI_LRU_INLINE_KEY];
 } ri_row_head;
 
-enum { RI_BLOCK_FREE = 1, RI_BLOCK_HIT = 2, RI_BLOCK_ASKED = 4 };
+enum { RI_BLOCK_FREE = 1, RI_BLOCK_HIT = 2, RI_BLOCK_ASKED = 4, RI_BLOCK_PROTECTED = 8 };
 
 RI_INLINE const ri_row_head *ri_row_head_of(const uint8_t *record) {
     return (const ri_row_head *)(const void *)(record - sizeof(ri_row_head));
@@ -81,6 +81,8 @@ RI_INLINE int64_t ri_row_cell_expires_ns(const uint8_t *record, int64_t ttl_ns, 
     return ri_expires_ns(ri_row_head_of(record)->hash, ri_row_written_ns(record), ttl_ns, jitter);
 }
 
+RI_INLINE float ri_cell_f32(const uint8_t *record, size_t offset) { float v; memcpy(&v, record + offset, 4); return v; }
+
 RI_INLINE StrRef ri_row_text(const uint8_t *record, size_t offset) {
     StrRef text = {(const char *)record + ri_load32(record + offset), (int64_t)ri_load32(record + offset + 4)};
     return text;
@@ -91,13 +93,13 @@ RI_INLINE size_t ri_row_key_room(size_t key_size) { return key_size <= RI_LRU_IN
 
 /* ---- the table ---------------------------------------------------------------------------------------------------- */
 
+/* In the order of use, the ends being rows 0 and 1, one for each segment; `after` of a free row: the next free one. */
 typedef struct {
-    uint32_t before, after; /* in the order of use, the ends being rows 0 and 1; `after` of a free row: the next free one */
-    uint32_t block;         /* unit number */
-    uint32_t segment;       /* RI_SEGMENT_*; RI_SEGMENT_NONE: free */
-} ri_lru_row;
+    uint32_t before, after;
+} ri_lru_links;
 
-enum { RI_SEGMENT_PROBATION = 0, RI_SEGMENT_PROTECTED = 1, RI_SEGMENT_NONE = 2 };
+enum { RI_SEGMENT_PROBATION = 0, RI_SEGMENT_PROTECTED = 1 };
+#define RI_LRU_NO_BLOCK UINT32_MAX
 
 typedef struct {
     uint8_t *base;
@@ -113,7 +115,8 @@ typedef struct ri_lru {
     uint64_t *slots;       /* hash << 32 | block + 1; 0 = empty */
     uint64_t mask;         /* slots - 1; at least twice the rows */
     ri_lru_chunk *chunks;
-    ri_lru_row *rows;
+    ri_lru_links *links;   /* of each row */
+    uint32_t *blocks;      /* of each row, in units; RI_LRU_NO_BLOCK: free */
     uint32_t slot_shift;   /* first slot of a key = hash >> slot_shift */
     uint32_t chunk_shift;  /* units of a chunk, as a power of two */
     ri_siphash_key hash_key;
@@ -131,6 +134,7 @@ typedef struct ri_lru {
     uint32_t n_chunks, max_chunks, n_empty;
     uint16_t *seen;        /* fingerprints of keys that came lately; NULL = none */
     uint64_t n_seen;
+    size_t index_bytes;    /* slots to fingerprints */
     size_t max_bytes, bytes, fixed_bytes, row_bytes; /* fixed: without a row; row_bytes: blocks in use */
     uint64_t free_classes[2];
     uint32_t free_heads[RI_LRU_CLASSES]; /* unit number + 1 */
@@ -179,10 +183,10 @@ RI_INLINE int ri_lru_gone(const ri_lru *lru, const ri_row_head *head, int64_t no
     return (lru->drop_expired && now_ns >= head->expires_ns) || now_ns - head->written_ns >= lru->retention_ns;
 }
 RI_INLINE const ri_row_head *ri_lru_live_row(const ri_lru *lru, uint32_t row) {
-    return row < 2 || row >= lru->fresh_rows || lru->rows[row].segment == RI_SEGMENT_NONE ? NULL : ri_lru_block(lru, lru->rows[row].block);
+    return row < 2 || row >= lru->fresh_rows || lru->blocks[row] == RI_LRU_NO_BLOCK ? NULL : ri_lru_block(lru, lru->blocks[row]);
 }
 
-RI_INLINE int ri_lru_segment(const ri_lru *lru, const ri_row_head *head) { return (int)lru->rows[head->row].segment; }
+RI_INLINE uint32_t ri_row_segment(const ri_row_head *head) { return head->flags & RI_BLOCK_PROTECTED ? RI_SEGMENT_PROTECTED : RI_SEGMENT_PROBATION; }
 RI_INLINE void ri_lru_ahead(const ri_lru *lru, uint64_t hash) { RI_PREFETCH(&lru->slots[ri_lru_hash32(hash) >> lru->slot_shift]); }
 /* Whether a row could be stored if it were alone. */
 RI_INLINE int ri_lru_fits(const ri_lru *lru, size_t key_size, size_t text_bytes) {
@@ -209,13 +213,16 @@ void ri_lru_order(const ri_lru *lru, uint32_t *out);
 /* Put a restored row where it was: at the newest end of its segment, used before or not. */
 void ri_lru_place(ri_lru *lru, const uint8_t *record, int segment, int hit);
 
+/* Beside the kinds of table.h: a float in 4 bytes. These stand behind the cells of 8, the vectors behind them. */
+enum { RI_COLUMN_F32 = 4 };
+
 /* ---- gathering ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     int32_t kind; /* RI_COLUMN_*, no texts */
     int32_t bit;
     size_t offset;
-    int64_t width; /* floats that it gives; a run of neighbouring RI_COLUMN_F64 is one column of several */
+    int64_t width; /* floats that it gives; a run of neighbouring numbers of one kind is one column of several */
     int64_t ttl_ns; /* of its own; 0 = none */
     uint64_t mask; /* of its bits in their validity word, for a run that lies in one word; 0 = look at each */
 } ri_lru_column;

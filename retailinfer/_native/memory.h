@@ -21,6 +21,7 @@
 #endif
 
 #define RI_PAGES_LINE ((size_t)64)
+#define RI_PAGES_HUGE ((size_t)2 << 20)
 #define RI_PAGES_MAP ((size_t)1 << 20) /* from here pages of their own: given back at once, and huge where allowed */
 
 /* NULL when there is none. */
@@ -35,9 +36,21 @@ static inline void *ri_pages_new(size_t size) {
         memset(memory, 0, size);
 #else
     if (size >= RI_PAGES_MAP) {
-        memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
+        /* from a huge page on, begin with one: what is mapped before and behind is given back at once */
+        const size_t spare = size >= RI_PAGES_HUGE ? RI_PAGES_HUGE : 0;
+        size = (size + 4095) & ~(size_t)4095;
+        char *start = (char *)mmap(NULL, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (start == (char *)MAP_FAILED)
             return NULL;
+        if (spare) {
+            const size_t before = (RI_PAGES_HUGE - ((size_t)start & (RI_PAGES_HUGE - 1))) & (RI_PAGES_HUGE - 1);
+            if (before)
+                (void)munmap(start, before);
+            if (spare - before)
+                (void)munmap(start + before + size, spare - before);
+            start += before;
+        }
+        memory = start;
 #if defined(MADV_HUGEPAGE)
         (void)madvise(memory, size, MADV_HUGEPAGE); /* fewer TLB misses for random rows; a wish, not a need */
 #endif

@@ -27,7 +27,7 @@ ctypedef struct CallOptions:    # what a call brings beside its request
 
 ctypedef struct LiveCell:       # one stored column -> its slot
     int32_t slot
-    int32_t kind                # of the cell: 0 f64, 1 i64, 2 text, 3 vector
+    int32_t kind                # of the cell: 0 f64, 1 i64, 2 text, 3 vector, 4 f32
     int64_t bit
     size_t offset
     int64_t width

@@ -19,7 +19,8 @@ from libc.string cimport memcpy, memset
 
 from retailinfer._native.aliases cimport AliasTable
 from retailinfer._native.feature_table cimport (
-    LruTable, ROW_ABSENT, ROW_EXPIRED, ROW_FRESH, ROW_REFRESH, ROW_UNKNOWN, ri_row_cell_expires_ns, ri_row_expires_ns, ri_row_text,
+    LruTable, ROW_ABSENT, ROW_EXPIRED, ROW_FRESH, ROW_REFRESH, ROW_UNKNOWN, ri_cell_f32, ri_row_cell_expires_ns,
+    ri_row_expires_ns, ri_row_text,
 )
 from retailinfer._native.program cimport (
     Program, RequestReader, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_TEXT, RI_STALE, RI_UNAVAILABLE, RI_UNKNOWN, RowState, ri_slot,
@@ -51,7 +52,7 @@ cdef class LivePlan:
                  int clock=0):
         cdef int i, n = len(wanted)
         cdef dict schema, ttls
-        cdef dict takes = {"float": ("f64", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
+        cdef dict takes = {"float": ("f64", "f32", "i64"), "int": ("i64",), "bool": ("i64",), "timestamp": ("i64",), "str": ("str",),
                            "bytes": ("bytes",), "vector": ("vec",)}
         self.name = name
         self.table = table
@@ -86,7 +87,7 @@ cdef class LivePlan:
                     hint="declare its kind in FeatureTable(columns=...), or its type in ri.Entity(columns=...)",
                 )
             self.cells[i].slot = wanted[i]
-            self.cells[i].kind = {"f64": 0, "i64": 1, "str": 2, "bytes": 2, "vec": 3}[kind]
+            self.cells[i].kind = {"f64": 0, "i64": 1, "str": 2, "bytes": 2, "vec": 3, "f32": 4}[kind]
             self.cells[i].offset = offset
             self.cells[i].bit = bit
             self.cells[i].width = width
@@ -259,6 +260,8 @@ cdef int load_row(LivePlan plan, Lease lease, ri_slot* slots, ri_slot* into, con
             s.state = RI_STALE
         if cell.kind == 0:
             s.v.f = ri_cell_f64(record, cell.offset)
+        elif cell.kind == 4:
+            s.v.f = <double>ri_cell_f32(record, cell.offset)
         elif cell.kind == 1:
             if s.kind == RI_SLOT_F64:
                 s.v.f = <double>ri_cell_i64(record, cell.offset)

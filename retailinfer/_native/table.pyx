@@ -697,7 +697,7 @@ cdef class SnapshotTable:
             record = ri_record(&self.view, indices[i])
             updated = ri_updated_at_ns(record)
             if updated != 0:
-                age_of[i] = <double>(wall_ns - updated) * 1e-9 if wall_ns > updated else 0.0
+                age_of[i] = <double>(wall_ns - updated) / 1e9 if wall_ns > updated else 0.0
             for c in range(bits.shape[0]):
                 if ri_cell_present(record, bits[c]):
                     outcome_of[i] = OUTCOME_PRESENT

@@ -25,7 +25,7 @@ from retailinfer.errors import (
     clip,
 )
 
-__all__ = ["ArrowColumns", "is_arrow", "read_batches", "read_columns"]
+__all__ = ["ArrowColumns", "is_arrow", "narrow_columns", "read_batches", "read_columns", "whole_table"]
 
 MAX_TIME_NS = 1 << 62  # so that the difference of two moments fits 64 bits
 _MAX_SECONDS = MAX_TIME_NS // 1_000_000_000
@@ -63,6 +63,16 @@ def read_columns(
 def is_arrow(data: Any) -> bool:
     """Whether the data has the Arrow stream interface; says so without pyarrow."""
     return hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+
+
+def whole_table(data: Any, name: str) -> Any:
+    """Arrow data as one pyarrow.Table, so that its types can be looked at before its columns are read."""
+    return _Reader(name).table_of(data)
+
+
+def narrow_columns(table: Any) -> set[str]:
+    """Names of the columns of a pyarrow.Table whose numbers float32 holds: float32 and float16."""
+    return {field.name for field in table.schema if str(field.type) in ("float", "halffloat")}
 
 
 def read_batches(data: Any, *, name: str, rows: int = 65_536) -> Iterator[Any]:

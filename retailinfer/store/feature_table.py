@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailinfer._native.feature_table import (
-    ROW_ABSENT,
     ROW_EXPIRED,
     ROW_FRESH,
     ROW_UNKNOWN,
@@ -48,7 +47,14 @@ from retailinfer.errors import (
     SpecError,
     clip,
 )
-from retailinfer.store.arrow import ArrowColumns, is_arrow, read_batches, read_columns
+from retailinfer.store.arrow import (
+    ArrowColumns,
+    is_arrow,
+    narrow_columns,
+    read_batches,
+    read_columns,
+    whole_table,
+)
 from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, time_ns
 
 if TYPE_CHECKING:
@@ -68,8 +74,8 @@ _KINDS = {
     "f64": "f64",
     "float64": "f64",
     "float": "f64",
-    "f32": "f64",
-    "float32": "f64",
+    "f32": "f32",
+    "float32": "f32",
     "i64": "i64",
     "int64": "i64",
     "int": "i64",
@@ -148,8 +154,8 @@ class FeatureTable:
         """Declare a table; it takes no row and asks no source yet.
 
         Args:
-            columns: name -> kind: "f64" (also "float32"), "i64" (also "bool", "timestamp", "category"), "str", "bytes", or
-                ("vec", width) for float32 vectors.
+            columns: name -> kind: "f64", "f32", "i64" (also "bool", "timestamp", "category"), "str", "bytes", or ("vec", width)
+                for float32 vectors.
             key: kind of the keys: "str", "int", "bytes", or a tuple of those for keys of several parts.
             ttl: how long a row is fresh, as in "15m"; None = for ever.
             column_ttl: a shorter time for some columns.
@@ -240,7 +246,7 @@ class FeatureTable:
         columns: Sequence[str] | None = None,
         **options: Any,
     ) -> FeatureTable:
-        """A table with the schema of Arrow data, and its rows in it; kinds as in `Snapshot.from_arrow`.
+        """A table with the schema of Arrow data, and its rows in it; kinds as in `Snapshot.from_arrow`, but float32 stays "f32".
 
         `key` names the column with the keys, or several; `options` are those of the class.
         """
@@ -271,13 +277,15 @@ class FeatureTable:
         options: dict[str, Any],
     ) -> tuple[FeatureTable, ArrowColumns]:
         names = (key,) if isinstance(key, str) else tuple(key)
+        table = whole_table(table, options.get("name", "table"))
+        narrow = narrow_columns(table)
         read = read_columns(
             table, key=names, updated_at=updated_at, columns=columns, name=options.get("name", "table")
         )
         if options.get("max_rows") is None and options.get("max_bytes") is None:
             options = {**options, "max_rows": max(100_000, 2 * read.n_rows)}
         schema = {
-            column: ("vec", values.shape[1]) if kind == "vec" else kind
+            column: ("vec", values.shape[1]) if kind == "vec" else "f32" if column in narrow else kind
             for column, kind, values, _ in read.columns
         }
         kinds = tuple(kind for kind, _ in read.keys)
@@ -364,7 +372,7 @@ class FeatureTable:
     def age_s(self, key: Any) -> float | None:
         """Seconds since a row was true, never negative; None if there is no such row."""
         updated = self.updated_at_ns(key)
-        return None if updated is None else max(0, self.clock.wall_ns() - updated) * 1e-9
+        return None if updated is None else max(0, self.clock.wall_ns() - updated) / 1e9
 
     def keys(self) -> Iterator[Key]:
         """The keys of all rows, from the one that would go first to the newest."""
@@ -685,7 +693,7 @@ class FeatureTable:
         sample = self.core.updated_of(order[:: max(1, len(order) // 1000)])
         ages = None
         if len(sample):
-            age_s = np.maximum(0, now_ns - sample) * 1e-9
+            age_s = np.maximum(0, now_ns - sample) / 1e9
             ages = tuple(float(one) for one in (np.median(age_s), np.quantile(age_s, 0.9), age_s.max()))
         return TableStats(
             name=self.name,
