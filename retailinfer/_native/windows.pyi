@@ -1,6 +1,6 @@
 """Velocity windows: state by entity, plans, one call, replay. Layout and arithmetic: panes.h; steps of a call: windows.pxd."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -88,20 +88,32 @@ class WindowGroup:
     def erase(self, key: Any) -> bool:
         """Forget one entity; whether it was known. Raises: FeatureTypeError for a key of another kind."""
 
+    def canonical(self, key: Any) -> bytes:
+        """The form of a key that state is kept under. Raises: FeatureTypeError, FeatureRangeError."""
+
     def blocks(self, *, step_bytes: int = 1 << 20) -> Iterator[bytes]:
         """State of all entities as pieces of about `step_bytes`, each made in one step under the GIL.
 
         An entity that changes between the pieces is there as of its last piece. `load_blocks` takes them in this order.
         """
 
-    def load_blocks(self, state: Mapping[str, Any], pieces: Sequence[bytes]) -> int:
-        """Replace everything by a saved state; return the entities. Raises: IntegrityError; nothing has changed then."""
+    def prepare_load(self, state: Mapping[str, Any], pieces: Iterable[bytes]) -> LoadedWindows:
+        """Build a saved state beside what is there. Raises: IntegrityError; whatever `pieces` raises."""
+
+    def adopt(self, loaded: LoadedWindows) -> None:
+        """Replace everything by what `prepare_load` gave; the counters go on. Raises: ConfigError; nothing has changed then."""
+
+    def load_blocks(self, state: Mapping[str, Any], pieces: Iterable[bytes]) -> int:
+        """Both in one; return the entities."""
 
     def state(self) -> dict[str, Any]:
         """What `load_blocks` needs beside the blocks: accumulators, what was evicted until when."""
 
     def clear(self) -> None:
         """Forget all entities; accumulators stay, complete from now on."""
+
+class LoadedWindows:
+    """State that was loaded and not taken over yet. Made by `WindowGroup.prepare_load`."""
 
 class WindowCall:
     """Memory of one plan for one call at a time. Made by `WindowPlan.new_call` (native)."""
@@ -189,6 +201,9 @@ class WindowReplay:
         windows: Sequence[int] = (),
     ) -> int:
         """Return the stream's number. `windows`: slots to give out, in this order; none: the stream is only added."""
+
+    def calls(self, stream: int, row: int, *, before_since: bool = False) -> list[tuple[str, bytes, bytes] | None]:
+        """What each plan of a row asks of shared state (see `WindowPlan.remote`), the event added."""
 
     def run(
         self,

@@ -175,6 +175,17 @@ cdef int64_t whole(object value, str name, int64_t low, int64_t high) except? -1
 # ---- state -------------------------------------------------------------------------------------------------------------
 
 @cython.final
+cdef class LoadedWindows:
+    """State that was loaded and not taken over yet; freed with this object otherwise."""
+    cdef ri_windows* w
+    cdef WindowGroup group
+    cdef dict numbers
+
+    def __dealloc__(self):
+        ri_windows_free(self.w)
+
+
+@cython.final
 cdef class WindowGroup:
     def __init__(self, name, key_kind, *, max_entities=1_000_000, max_bytes=1 << 30, max_ahead_ns=300_000_000_000, clock=None,
                  shared=False, hash_key=None):
@@ -287,8 +298,11 @@ cdef class WindowGroup:
         cdef bytes data = canonical_key(key, self.key_kind)
         return bool(ri_windows_erase(self.w, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)))
 
+    def canonical(self, key):
+        return canonical_key(key, self.key_kind)
+
     def clear(self):
-        self._become([(one, None) for one in self.accumulators], 0, None, ())
+        self.adopt(self._load([(one, None) for one in self.accumulators], 0, 0, ()))
 
     def state(self):
         cdef ri_window_counts c
@@ -324,18 +338,35 @@ cdef class WindowGroup:
             if n == 0:
                 return
 
-    def load_blocks(self, state, pieces):
+    def prepare_load(self, state, pieces):
         saved = checked_state(state, self.name, self.key_kind)
         own = {one["digest"]: one for one in self.accumulators}
-        self._become([(own.get(one["digest"], one), one) for one in saved["accumulators"]]
-                     + [(one, None) for digest, one in own.items() if all(s["digest"] != digest for s in saved["accumulators"])],
-                     saved["evicted_until_ns"], saved["saved_at_ns"], pieces)
+        seen = {one["digest"] for one in saved["accumulators"]}
+        return self._load([(own.get(one["digest"], one), one) for one in saved["accumulators"]]
+                          + [(one, None) for digest, one in own.items() if digest not in seen],
+                          saved["evicted_until_ns"], saved["saved_at_ns"], pieces)
+
+    def load_blocks(self, state, pieces):
+        self.adopt(self.prepare_load(state, pieces))
         return self.info()["entities"]
 
-    def _become(self, accumulators, evicted_until_ns, saved_at_ns, pieces):
-        """Take the state that `pieces` describe, or raise and stay. accumulators: (own, saved | None); saved ones come first."""
-        cdef ri_windows* w = NULL
-        cdef ri_windows* old
+    def adopt(self, LoadedWindows loaded not None):
+        cdef ri_windows* w = loaded.w
+        if w == NULL or loaded.group is not self:
+            raise ConfigError("Expected what prepare_load of this group gave, once")
+        if any([loaded.numbers.get(digest) != number for digest, number in self.numbers.items()]):
+            raise ConfigError(f"accumulators of `{self.name}` were declared while its state was loaded", hint="restore again")
+        ri_windows_take_counts(w, self.w)
+        loaded.w = self.w
+        self.w = w
+        self.numbers = loaded.numbers
+        self.digests = sorted(self.numbers, key=self.numbers.get)
+        loaded.group = None
+
+    def _load(self, accumulators, evicted_until_ns, saved_at_ns, pieces):
+        """State out of `pieces`, beside what is there. accumulators: (own, saved | None); those with `saved` come first."""
+        cdef LoadedWindows loaded = LoadedWindows.__new__(LoadedWindows)
+        cdef ri_windows* w
         cdef ri_accumulator acc
         cdef int32_t* map = NULL
         cdef int n_saved = sum(1 for _, saved in accumulators if saved is not None), i, number, code
@@ -345,8 +376,9 @@ cdef class WindowGroup:
         # Numbers that plans hold must stay: own accumulators keep theirs, new ones come behind.
         cdef list order = sorted(accumulators, key=lambda pair: self.numbers.get(pair[0]["digest"], RI_MAX_ACCUMULATORS))
         saved_digests = [saved["digest"] for _, saved in accumulators if saved is not None]
+        loaded.w = w = self._new_state()
+        loaded.group = self
         try:
-            w = self._new_state()
             for own, saved in order:
                 memset(&acc, 0, sizeof(acc))
                 one = own if saved is None else saved
@@ -369,8 +401,6 @@ cdef class WindowGroup:
                 if number < 0:
                     raise IntegrityError(f"Expected at most {RI_MAX_ACCUMULATORS} accumulators of `{self.name}`")
                 numbers[own["digest"]] = number
-            if any(numbers[digest] != before for digest, before in self.numbers.items()):
-                raise RuntimeError("accumulators changed while windows were loaded")
             ri_windows_set_evicted_until(w, evicted_until_ns)
             map = <int32_t*>malloc(sizeof(int32_t) * <size_t>(n_saved + 1))
             if map == NULL:
@@ -385,17 +415,10 @@ cdef class WindowGroup:
                     raise IntegrityError(f"Expected saved windows of `{self.name}`, got bytes that are none",
                                          hint="the file is damaged, or another version wrote it; restore an older one")
             ri_windows_retimed(w)
-            if len(numbers) < len(self.numbers):
-                raise RuntimeError("accumulators changed while windows were loaded")
-            ri_windows_take_counts(w, self.w)
-            old = self.w
-            self.w = w
-            w = old
-            self.numbers = numbers
-            self.digests = sorted(numbers, key=numbers.get)
+            loaded.numbers = numbers
+            return loaded
         finally:
             free(map)
-            ri_windows_free(w)
 
 
 cdef void extend(ri_accumulator* acc, int keep, int64_t now_ns, int64_t max_ahead_ns) noexcept:
@@ -714,11 +737,9 @@ cdef class WindowPlan:
         cdef bytes operations
         if not call.c.known:
             return None
-        if self.group.clock is not None:  # what lies in a future that cannot be is judged by the true clock
-            call.c.now_ns = max(call.c.now_ns, wall_ns(self.group.clock))
         call.c.ready = add and self.c.n_adds > 0
         operations = PyBytes_FromStringAndSize(NULL, RI_WIRE_HEADER + RI_WIRE_STEP * <Py_ssize_t>self.c.n_accs)
-        ri_wire_operations(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group), call.c.ready,
+        ri_wire_operations(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group, call), call.c.ready,
                            <uint8_t*>PyBytes_AS_STRING(operations))
         return self.group.name, PyBytes_FromStringAndSize(call.c.key.data, call.c.key.size), operations
 
@@ -735,7 +756,7 @@ cdef class WindowPlan:
             size = PyBytes_GET_SIZE(value)
             if size == 0:
                 raise ValueError("expected the bytes of an entity, got none")
-        code = ri_wire_open(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group), data, size, &known_ns)
+        code = ri_wire_open(self.group.w, &self.c, &call.c, self.digests, true_clock(self.group, call), data, size, &known_ns)
         if code < 0:
             raise ValueError(f"expected the value of an entity, got {size} other bytes")
         if code > 0:
@@ -756,10 +777,10 @@ cdef int64_t wall_ns(object clock) noexcept:
         return INT64_MAX // 2
 
 
-cdef int64_t true_clock(WindowGroup group) noexcept:
-    """0 if there is none."""
+cdef int64_t true_clock(WindowGroup group, WindowCall call) noexcept:
+    """Of the group, or the call's now where that is later; 0 if the group has none."""
     cdef int64_t now = 0 if group.clock is None else wall_ns(group.clock)
-    return 0 if now > INT64_MAX // 4 else now
+    return 0 if now == 0 or now > INT64_MAX // 4 else max(now, call.c.now_ns)
 
 
 cdef double checked_scale(object scale) except? -1.0:
@@ -923,6 +944,29 @@ cdef class WindowReplay:
         self.streams.append(h)
         return len(self.streams) - 1
 
+    def calls(self, int stream, int64_t row, *, bint before_since=False):
+        """What `remote_call` gives for each plan of a row: the way of history into shared state."""
+        cdef History h = <History?>self.streams[stream]
+        cdef WindowPlan plan
+        cdef WindowCall call
+        cdef list out = []
+        self._load_row(h, row)
+        for plan, call in zip(h.plans, h.calls):
+            if ri_windows_prepare(plan.group.w, &plan.c, &call.c, &h.st, h.at_ns[row], h.now_ns[row] if h.now_ns != NULL else 0,
+                                  h.ids[row] if h.ids != NULL else 0, before_since):
+                plan.fail(call, row)
+            out.append(plan.remote_call(call, True))
+        return out
+
+    cdef int _load_row(self, History h, int64_t row) except -1:
+        cdef int bad
+        if row < 0 or row >= h.n_rows:
+            raise ValueError(f"Expected a row below {h.n_rows}, got {row}")
+        bad = h.load(row)
+        if bad >= 0:
+            raise FeatureRangeError("Expected a finite number, got infinity", path=f"$[{row}].{h.program.slot_names[bad]}")
+        return 0
+
     def run(self, streams, rows, *, bint before_since=False):
         cdef int64_t n = len(rows), i, row, taken_events = 0
         cdef const uint8_t* which = <const uint8_t*>pointer(streams, np.uint8, n, "streams")
@@ -930,7 +974,7 @@ cdef class WindowReplay:
         cdef History h
         cdef WindowPlan plan
         cdef WindowCall call
-        cdef int k, w, n_plans, bad, taken, n_windows
+        cdef int k, w, n_plans, taken, n_windows
         cdef int64_t now
         cdef ri_slot* s
         for h in self.streams:
@@ -948,11 +992,7 @@ cdef class WindowReplay:
                 raise ValueError(f"there is no stream {which[i]}")
             h = <History>(<list>self.streams)[which[i]]
             row = row_of[i]
-            if row < 0 or row >= h.n_rows:
-                raise ValueError(f"stream {which[i]} has no row {row}")
-            bad = h.load(row)
-            if bad >= 0:
-                raise FeatureRangeError("Expected a finite number, got infinity", path=f"$[{row}].{h.program.slot_names[bad]}")
+            self._load_row(h, row)
             n_plans = len(h.plans)
             now = h.now_ns[row] if h.now_ns != NULL else 0
             for k in range(n_plans):

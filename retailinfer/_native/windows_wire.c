@@ -69,8 +69,8 @@ static int check_entries(const uint8_t *p, int kind, uint32_t count, uint32_t ke
     return 0;
 }
 
-/* Whether the event's pane would leave its range; its entry is near the end. */
-static int overflows(const uint8_t *entries, int kind, uint32_t count, int64_t pane, int64_t value) {
+/* Whether the event's pane would leave its range, and what its sum would be; its entry is near the end. */
+static int overflows(const uint8_t *entries, int kind, uint32_t count, int64_t pane, int64_t value, int64_t *sum) {
     const size_t width = ENTRY_BYTES[kind];
     for (uint32_t i = count; i > 0; --i) {
         const uint8_t *p = entries + (size_t)(i - 1) * width;
@@ -78,8 +78,8 @@ static int overflows(const uint8_t *entries, int kind, uint32_t count, int64_t p
             continue;
         if ((int64_t)ri_load32(p) < pane)
             return 0;
-        const int64_t sum = kind == RI_ACC_SUM ? (int64_t)ri_load64(p + 8) + value : 0;
-        return ri_load32(p + 4) == UINT32_MAX || sum > RI_MAX_EXACT || sum < -RI_MAX_EXACT;
+        *sum = kind == RI_ACC_SUM ? (int64_t)ri_load64(p + 8) + value : 0;
+        return ri_load32(p + 4) == UINT32_MAX || *sum > RI_MAX_EXACT || *sum < -RI_MAX_EXACT;
     }
     return 0;
 }
@@ -145,11 +145,12 @@ int ri_wire_open(ri_windows *w, const ri_window_plan *plan, ri_window_call *call
             const int32_t a = plan->adds[i].acc;
             const int kind = accs[plan->accs[a]].kind;
             const ri_section *s = &call->sections[a];
+            int64_t sum = 0;
             if (call->inputs[i].applies && kind <= RI_ACC_SUM &&
-                overflows(value + s->offset, kind, s->count, call->panes[a], call->inputs[i].value)) {
+                overflows(value + s->offset, kind, s->count, call->panes[a], call->inputs[i].value, &sum)) {
                 call->error = RI_WINDOW_SUM;
                 call->error_slot = plan->adds[i].of;
-                call->error_value = (double)call->inputs[i].value;
+                call->error_value = (double)sum;
                 return RI_WINDOW_SUM;
             }
         }

@@ -384,6 +384,9 @@ class _Wire:
         with contextlib.suppress(OSError):
             self.sock.close()
 
+    def __del__(self) -> None:
+        self.close()  # a link that is dropped needs no close of its own
+
 
 def _number(text: bytes) -> int:
     digits = text[1:] if text[:1] == b"-" else text
