@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
     from retailinfer.store.table import Snapshot
+    from retailinfer.store.windows import Windows
 
 __version__ = "0.1.0"
 
@@ -92,6 +93,7 @@ __all__ = [
     "Timestamp",
     "Unavailable",
     "Vocabulary",
+    "Windows",
     "columns",
     "pack",
     "replay",
@@ -108,6 +110,7 @@ _HOMES = {
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),
     "retailinfer.store.table": ("Snapshot",),
+    "retailinfer.store.windows": ("Windows",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

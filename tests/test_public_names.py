@@ -55,6 +55,7 @@ PUBLIC = [
     "Timestamp",
     "Unavailable",
     "Vocabulary",
+    "Windows",
     "columns",
     "pack",
     "replay",

@@ -1,16 +1,16 @@
 """Velocity windows: state by entity, plans, one call, replay. Layout and arithmetic: panes.h; steps of a call: windows.pxd."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retailinfer._native.program import Program
 
-Term = tuple[int, int, float | int | str | bytes | bool]
-Add = tuple[int, tuple[Term, ...], int, float]
-Read = tuple[int, int, str, int, int, bool, int, float]
+Term: TypeAlias = tuple[int, int, float | int | str | bytes | bool]
+Add: TypeAlias = tuple[int, tuple[Term, ...], int, float]
+Read: TypeAlias = tuple[int, int, str, int, int, bool, int, float]
 
 KINDS: Mapping[str, int]
 WHATS: Mapping[str, int]
@@ -18,7 +18,7 @@ MAX_KEEP: int
 MAX_DISTINCT: int
 
 def event_hash(event_id: str | bytes | int) -> int:
-    """Return what the rings of seen ids hold of an event's id: 64 bits, never 0. Raises: FeatureTypeError, FeatureRangeError."""
+    """What the rings of seen ids hold of an event's id: 64 bits, never 0. Raises: FeatureTypeError, FeatureRangeError."""
 
 class WindowGroup:
     """State of all windows of one kind of entity. Use it from any thread: every method is one step under the GIL.
@@ -35,6 +35,8 @@ class WindowGroup:
     name: str
     key_kind: str | tuple[str, ...]
     shared: bool
+    max_entities: int
+    max_bytes: int
     max_ahead_ns: int
     clock: Any
     def __init__(
@@ -43,8 +45,8 @@ class WindowGroup:
         key_kind: str | tuple[str, ...],
         *,
         max_entities: int = 1_000_000,
-        max_bytes: int = 1 << 30,
-        max_ahead_ns: int = 300_000_000_000,
+        max_bytes: int = ...,  # 1 GiB
+        max_ahead_ns: int = ...,  # 5 minutes
         clock: Any = None,
         shared: bool = False,
         hash_key: tuple[int, int] | None = None,
@@ -91,7 +93,7 @@ class WindowGroup:
     def canonical(self, key: Any) -> bytes:
         """The form of a key that state is kept under. Raises: FeatureTypeError, FeatureRangeError."""
 
-    def blocks(self, *, step_bytes: int = 1 << 20) -> Iterator[bytes]:
+    def blocks(self, *, step_bytes: int = ...) -> Iterator[bytes]:
         """State of all entities as pieces of about `step_bytes`, each made in one step under the GIL.
 
         An entity that changes between the pieces is there as of its last piece. `load_blocks` takes them in this order.
@@ -101,7 +103,7 @@ class WindowGroup:
         """Build a saved state beside what is there. Raises: IntegrityError; whatever `pieces` raises."""
 
     def adopt(self, loaded: LoadedWindows) -> None:
-        """Replace everything by what `prepare_load` gave; the counters go on. Raises: ConfigError; nothing has changed then."""
+        """Replace everything by what `prepare_load` gave; counters go on. Raises: ConfigError; nothing has changed then."""
 
     def load_blocks(self, state: Mapping[str, Any], pieces: Iterable[bytes]) -> int:
         """Both in one; return the entities."""
@@ -183,7 +185,7 @@ class WindowPlan:
 class WindowReplay:
     """Runs history through plans, without Python per event: for replay and backfill.
 
-    add_stream: `columns` are canonical, by slot of `program` (see Program.fill_table), then those of resolved keys behind them.
+    add_stream: `columns` are canonical, by slot of `program` (see Program.fill_table), with resolved keys behind them.
     """
 
     def __init__(self) -> None: ...
@@ -202,7 +204,9 @@ class WindowReplay:
     ) -> int:
         """Return the stream's number. `windows`: slots to give out, in this order; none: the stream is only added."""
 
-    def calls(self, stream: int, row: int, *, before_since: bool = False) -> list[tuple[str, bytes, bytes] | None]:
+    def calls(
+        self, stream: int, row: int, *, before_since: bool = False
+    ) -> list[tuple[str, bytes, bytes] | None]:
         """What each plan of a row asks of shared state (see `WindowPlan.remote`), the event added."""
 
     def run(
@@ -212,7 +216,7 @@ class WindowReplay:
         *,
         before_since: bool = False,
     ) -> tuple[dict[int, tuple[NDArray[np.float64], NDArray[np.uint8]]], int]:
-        """Events in order (stream, row) -> ({stream: (values (n_rows, windows), states)}, events that were added to something).
+        """Events in order (stream, row) -> ({stream: (values (n_rows, windows), states)}, events that something took).
 
         values are NaN where the state is NULL, UNKNOWN or UNAVAILABLE, and for rows that `rows` does not name (UNAVAILABLE).
         before_since: an accumulator takes only what is dated before its `since`: backfill behind live events.
