@@ -56,6 +56,8 @@ def cache_dir() -> Path:
 
 def training_rows(workload: workloads.Workload) -> workloads.Values:
     """The rows that vocabularies and models learn from; other rows than the requests."""
+    if workload is FRAUD_FULL:
+        return workloads.FullRequests(workloads.FIRST_SECOND).values(range(workloads.N_TRAINING))
     return workloads.draw(workload, workloads.N_TRAINING)
 
 
@@ -67,7 +69,7 @@ def codes(workload: workloads.Workload) -> dict[str, dict[str, int]]:
 def full_training_rows() -> workloads.Values:
     """Training rows of fraud-full with everything looked up: stored columns by reference, windows by column name."""
     requests = workloads.FullRequests(workloads.FIRST_SECOND)
-    return reference.full_values(requests.history(N_HISTORY), requests.values(range(workloads.N_TRAINING)))
+    return reference.full_values(requests.history(N_HISTORY), training_rows(FRAUD_FULL))
 
 
 def gbdt(name: str, *, n_trees: int = N_TREES) -> bytes:
