@@ -106,7 +106,7 @@ static int check_trees(const ri_trees *s, int32_t *order, int32_t *depth, int32_
 static int check_sizes(const ri_trees *s, int *error, int64_t *at) {
     if (s->n_features < 1 || s->n_outputs < 1 || s->n_trees < 0 || s->n_nodes < 0 || s->n_leaves < 0 || s->n_nodes > INT32_MAX / 2
         || s->n_leaves > INT32_MAX / 2 || s->n_sets < 0 || s->n_words < 0 || (s->width != 1 && s->width != s->n_outputs)
-        || s->post < 0 || s->post > RI_POST_LOGISTIC || s->n_outputs > 1024 || s->n_features > 1 << 24)
+        || s->post < 0 || s->post > RI_POST_COMPLEMENT || s->n_outputs > 1024 || s->n_features > 1 << 24)
         return bad(RI_TREES_SIZE, 0, error, at);
     for (int32_t t = 0; t < s->n_trees; ++t)
         if (s->width == 1 && (s->targets[t] < 0 || s->targets[t] >= s->n_outputs))
@@ -566,6 +566,8 @@ static void finish_float(const ri_forest *f, const float *sums, int n, float *ou
         } else if (f->post == RI_POST_SIGMOID || f->post == RI_POST_LOGISTIC) {
             v = k == 1 && column == 0 ? -v : v;
             *out = f->post == RI_POST_SIGMOID ? sigmoid(v) : 1.0f / (1.0f + expf(-v));
+        } else if (f->post == RI_POST_COMPLEMENT) {
+            *out = k == 1 && column == 0 ? 1.0f - v : v;
         } else if (f->post == RI_POST_PROBIT) {
             *out = probit(v);
         } else if (f->post == RI_POST_EXP) {
@@ -593,6 +595,8 @@ static void finish_double(const ri_forest *f, const double *sums, int n, float *
         if (raw || f->post == RI_POST_NONE) {
         } else if (f->post == RI_POST_SIGMOID || f->post == RI_POST_LOGISTIC) {
             v = 1.0 / (1.0 + exp(-f->post_scale * v));
+            v = k == 1 && column == 0 ? 1.0 - v : v;
+        } else if (f->post == RI_POST_COMPLEMENT) {
             v = k == 1 && column == 0 ? 1.0 - v : v;
         } else if (f->post == RI_POST_EXP) {
             v = exp(v);

@@ -37,7 +37,8 @@ enum { /* what a node takes for missing */
 };
 
 enum { RI_POST_NONE = 0, RI_POST_SIGMOID = 1, RI_POST_SOFTMAX = 2, RI_POST_SOFTMAX_ZERO = 3, RI_POST_PROBIT = 4, RI_POST_EXP = 5,
-       RI_POST_LOGISTIC = 6 }; /* SIGMOID as ONNX Runtime works it out, LOGISTIC as trainers do */
+       RI_POST_LOGISTIC = 6,     /* SIGMOID as ONNX Runtime works it out, LOGISTIC as trainers do */
+       RI_POST_COMPLEMENT = 7 }; /* one sum v is two answers: 1 - v and v */
 
 typedef struct ri_trees { /* an ensemble as parsers bring it; all arrays belong to the caller */
     int32_t n_features, n_outputs, n_trees, width;

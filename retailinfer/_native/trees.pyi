@@ -2,7 +2,7 @@
 #
 # A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
 # go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
-# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; prediction releases the GIL.
+# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` gives up the GIL.
 
 from collections.abc import Mapping
 from typing import Any, final
@@ -35,7 +35,7 @@ class TreeModel:
             targets int32 (trees, or none), base float64 (n_outputs).
         n_features: columns of a row. n_outputs: sums of a row.
         post: last step, of POSTS. sigmoid, softmax, softmax_zero and probit as ONNX Runtime computes them;
-            logistic = 1 / (1 + exp(-scale x)), as trainers do.
+            logistic = 1 / (1 + exp(-scale x)), as trainers do; complement: one sum v is two answers, 1 - v and v.
         base_first: sums begin with the base; else it is added after the trees.
         doubles: sums and last step in float64. wide: rows are float64. average: sums are divided by the number of trees.
         level: instruction set; None = the best one here.

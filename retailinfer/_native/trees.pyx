@@ -55,7 +55,7 @@ cdef extern from *:
     void ri_scratch_free(void* p) nogil
     int64_t ri_now_ns() nogil
 
-POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6}
+POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7}
 KERNELS = tuple((<bytes>ri_kernel_names[i]).decode() for i in range(RI_N_KERNELS))
 LEVELS = ("baseline", "avx2", "avx512")
 
