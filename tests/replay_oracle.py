@@ -99,7 +99,7 @@ class Oracle:
             for _ in range(16):
                 self.db.execute(
                     f"CREATE OR REPLACE TABLE merged AS SELECT m.* REPLACE (coalesce(l.target, m.k_{field}) AS k_{field}) "
-                    f"FROM merged m ASOF LEFT JOIN link l ON m.k_{field} = l.key AND m.moment >= l.start"
+                    f"FROM merged m ASOF LEFT JOIN link l ON m.k_{field} = l.key AND m.happened >= l.start"
                 )
 
     def _duplicates(self) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer.features.spec import FeatureSpec
+    from retailinfer.store.store import Store
 
 __all__ = ["Replayed", "replay"]
 
@@ -183,7 +184,7 @@ def replay(
     *,
     labels: Any = None,
     tables: Mapping[str, Any] | None = None,
-    aliases: Mapping[str, Aliases] | Any = None,
+    aliases: Mapping[str, Aliases] | Store | None = None,
     arrived: str | Mapping[str, str | None] | None = None,
     event_id: str | Mapping[str, str | None] | None = None,
     updated_at: str | Mapping[str, str | None] | None = "updated_at",
@@ -323,8 +324,8 @@ def _aliases(aliases: Any) -> dict[str, Aliases]:
         return {}
     if isinstance(aliases, Mapping):
         found = dict(aliases)
-    elif hasattr(aliases, "alias_tables"):
-        found = dict(aliases.alias_tables)
+    elif hasattr(aliases, "aliased"):
+        found = {entity: aliases.aliases(entity) for entity in aliases.aliased}
     else:
         raise ConfigError(f"Expected aliases by entity, got `{type(aliases).__name__}`")
     for entity, given in found.items():
@@ -459,7 +460,7 @@ class _Stream:
                 continue
             column = self.columns[self.program.slot_names.index(field)]
             self.extra[field] = len(self.columns)
-            self.columns.append(None if column is None else resolve(given, column, self.counted_ns))
+            self.columns.append(None if column is None else resolve(given, column, self.at_ns))
 
     def key_slot(self, slot: int) -> int:
         """Where plans find a key: the resolved one, if its field has aliases."""
