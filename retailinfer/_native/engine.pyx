@@ -908,13 +908,18 @@ cdef class Engine:
         cdef ri_state* st = &ws.state.st
         cdef EntityPlan plan
         cdef Bound bound
-        cdef int64_t at_ns = self.moment(ws)
+        cdef int64_t at_ns = self.moment(ws), start = 0
         cdef int wanted
         if resolver.n_aliases:
             resolver.rename(lease, st, at_ns)
+        if lease.timed:
+            start = self.clock.monotonic_ns()
         if resolver.shared:
             resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
             resolver.use_shared(lease, st, &ws.options)
+            if lease.timed:
+                lease.windows_ns = <int64_t>self.clock.monotonic_ns() - start
+                start += lease.windows_ns
         while True:
             resolver.read_clocks(lease)
             for plan in snapshots:  # what allocates may run a collection, and that anything
@@ -931,9 +936,14 @@ cdef class Engine:
                 ws.state.keep.append(bound)
             if self.look_up(&bound.c, ws):
                 raise MemoryError()
+        if lease.timed:  # the one call whose request is not read at one moment
+            lease.tables_ns = <int64_t>self.clock.monotonic_ns() - start
+            start += lease.tables_ns
         if resolver.n_windows and not resolver.shared:
             resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
             resolver.use_windows(lease, st, ws.options.observe)
+            if lease.timed:
+                lease.windows_ns = <int64_t>self.clock.monotonic_ns() - start
         return 0
 
     cdef int prefetch(self, list items, int64_t start, int64_t end, int64_t first_row, Workspace ws) except -1:
@@ -954,7 +964,7 @@ cdef class Engine:
                     resolver.note_missing(lease, st, resolver.plans, missing)
                 except RetailInferError:
                     continue
-            resolver.fetch(lease, missing, &ws.options)
+            resolver.fetch(lease, missing, &ws.options, True)
         return 0
 
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1:
@@ -1151,6 +1161,8 @@ cdef class Engine:
         try:
             if self.resolver is not None or observe or event_id is not None:
                 self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, marks != NULL)
+                if ws.lease is not None:
+                    ws.lease.timed = marks != NULL
             self.resolve_row(request, ws, now_ns, -1)
             if marks != NULL:
                 for plan in self.all_plans:  # reading the clock is Python: a swap may come, and slots point into tables
@@ -1273,8 +1285,10 @@ cdef class Engine:
                             if not row_errors:
                                 raise exc
                             out[i] = exc
-                if rich and ws.lease.n_refresh:
-                    self.resolver.refresh(ws.lease)
+                if rich:
+                    self.resolver.settle(ws.lease)
+                    if ws.lease.n_refresh:
+                        self.resolver.refresh(ws.lease)
         finally:
             self.push(ws)
         return out
@@ -2048,12 +2062,13 @@ cdef class Engine:
             for i in range(m):
                 self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
                 resolver.note_missing(lease, st, resolver.cross, missing)
-            resolver.fetch(lease, missing, &ws.options)
+            resolver.fetch(lease, missing, &ws.options, True)
             resolver.read_clocks(lease)
         for i in range(m):
             self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
             if resolver.probe_cross(lease, st, lease.cross + i * resolver.n_cross_cells):
                 raise MemoryError()
+        resolver.settle(lease)
         ws.live_cross = lease.cross
         return 0
 

@@ -63,6 +63,11 @@ cdef class Lease:
         size_t key_room
         bint copy                     # records are copied: other code runs before they are read
         bint fetched                  # sources were asked: what is missing now stays so
+        bint again                    # the next probe repeats one that was counted
+        bint timed                    # a staged call
+        int64_t late_hits[MAX_LIVE]   # by plan: rows that were fetched and will be counted as if they had been there
+        int64_t late_unknown[MAX_LIVE]
+        bint late
         int64_t now[8]                # monotonic, by clock
         uint8_t wanted[MAX_LIVE]      # by plan: the last probe found nothing that may be served
         int n_refresh
@@ -115,8 +120,11 @@ cdef class Resolver:
     cdef int probe_cross(self, Lease lease, ri_state* st, ri_slot* into) noexcept
     cdef int fetch_row(self, Lease lease, ri_state* st, tuple plans, const CallOptions* options) except -1
     cdef int note_missing(self, Lease lease, ri_state* st, tuple plans, dict missing) except -1
+    cdef void uncount(self, LivePlan plan, int outcome) noexcept
+    cdef void note_late(self, Lease lease, LivePlan plan, dict keys) noexcept
+    cdef void settle(self, Lease lease) noexcept
     cdef bint is_missing(self, Lease lease, LivePlan plan, StrRef key) noexcept
-    cdef int fetch(self, Lease lease, dict missing, const CallOptions* options) except -1
+    cdef int fetch(self, Lease lease, dict missing, const CallOptions* options, bint many) except -1
     cdef bint said_unknown(self, Lease lease, LivePlan plan, StrRef key) noexcept
     cdef int check_event(self, CallOptions* options, bint observe, object event_id) except -1
     cdef int prepare_windows(self, Lease lease, ri_state* st, int64_t at_ns, const CallOptions* options, int64_t row) except -1

@@ -12,7 +12,7 @@ Rules:
 Tables are feature_table.pyx, windows windows.pyx, aliases aliases.pyx; who calls this: engine.pyx. Types and ownership: resolve.pxd.
 """
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -119,6 +119,7 @@ cdef class Lease:
         self.new_tile()
         self.copy = copy
         self.n_refresh = 0
+        self.again = self.timed = False
         self.tables_ns = self.windows_ns = 0
         self.trace = None
 
@@ -430,6 +431,8 @@ cdef class Resolver:
                 continue
             now = lease.now[plan.clock]
             record = plan.core.probe(key.data, key.size, now, &outcome)
+            if lease.again:
+                self.uncount(plan, outcome)
             if plan.has_source and outcome != ROW_FRESH and outcome != ROW_UNKNOWN:
                 if outcome == ROW_REFRESH or (outcome == ROW_EXPIRED and now - ri_row_expires_ns(record) < plan.stale_for_ns):
                     lease.note_refresh(plan.number, key)
@@ -447,7 +450,48 @@ cdef class Resolver:
                 absent = RI_UNAVAILABLE
             if load_row(plan, lease, st.slots, NULL, record, outcome, absent):
                 return -1
+        lease.again = False
         return wanted
+
+    cdef void uncount(self, LivePlan plan, int outcome) noexcept:
+        """Looking again after a fetch is no second use: the first look is what is counted, as the miss that it was."""
+        if outcome == ROW_ABSENT:
+            plan.core.rows.counts.misses -= 1
+        elif outcome == ROW_EXPIRED:
+            plan.core.rows.counts.expired -= 1
+        elif outcome == ROW_UNKNOWN:
+            if plan.core.unknown != NULL and plan.core.unknown.counts.hits:
+                plan.core.unknown.counts.hits -= 1
+        elif plan.core.rows.counts.hits:
+            plan.core.rows.counts.hits -= 1
+
+    cdef void note_late(self, Lease lease, LivePlan plan, dict keys) noexcept:
+        """Keys of many rows that were fetched: each was a miss, and its coming look-up is not to count as a hit."""
+        cdef bytes key
+        cdef int state
+        for key in keys.values():
+            state = plan.core.state(PyBytes_AS_STRING(key), len(key), lease.now[plan.clock])
+            if state == ROW_FRESH:
+                lease.late_hits[plan.number] += 1
+            elif state == ROW_UNKNOWN:
+                lease.late_unknown[plan.number] += 1
+            else:
+                continue
+            plan.core.rows.counts.misses += 1
+            lease.late = True
+
+    cdef void settle(self, Lease lease) noexcept:
+        """The look-ups that `note_late` spoke of have happened."""
+        cdef LivePlan plan
+        if not lease.late:
+            return
+        lease.late = False
+        for plan in self.plans:
+            if plan.core.rows.counts.hits >= <uint64_t>lease.late_hits[plan.number]:
+                plan.core.rows.counts.hits -= <uint64_t>lease.late_hits[plan.number]
+            if plan.core.unknown != NULL and plan.core.unknown.counts.hits >= <uint64_t>lease.late_unknown[plan.number]:
+                plan.core.unknown.counts.hits -= <uint64_t>lease.late_unknown[plan.number]
+            lease.late_hits[plan.number] = lease.late_unknown[plan.number] = 0
 
     cdef int probe_cross(self, Lease lease, ri_state* st, ri_slot* into) noexcept:
         """The cells of one candidate, one plan after the other. -1: no memory. Runs no Python code."""
@@ -491,7 +535,8 @@ cdef class Resolver:
             if lease.wanted[plan.number] and lease.key_of(st.slots, plan.keys, plan.n_keys, &key) > 0:
                 kept = PyBytes_FromStringAndSize(key.data, key.size)
                 missing[plan.number] = {plan.core.key_object(key.data, key.size): kept}
-        self.fetch(lease, missing, options)
+        self.fetch(lease, missing, options, False)
+        lease.again = True
         return 0
 
     cdef int note_missing(self, Lease lease, ri_state* st, tuple plans, dict missing) except -1:
@@ -528,7 +573,7 @@ cdef class Resolver:
             return now - ri_row_expires_ns(record) >= plan.stale_for_ns
         return row_is_old(plan, record, now)
 
-    cdef int fetch(self, Lease lease, dict missing, const CallOptions* options) except -1:
+    cdef int fetch(self, Lease lease, dict missing, const CallOptions* options, bint many) except -1:
         """Wait for the sources of several tables, one deadline for all. What they had is what `probe` finds afterwards.
 
         missing: number of the plan -> {key: canonical bytes}. Nothing is wanted any more in this call, or tile.
@@ -548,6 +593,8 @@ cdef class Resolver:
                 if lease.unknown is None:
                     lease.unknown = {}
                 lease.unknown[number] = {keys[key] for key in unknown}
+            if many:
+                self.note_late(lease, plan, keys)
         lease.fetched = True
         return 0
 

@@ -194,37 +194,42 @@ class Store:
             path, {name: self._live[name] for name in names}, self._windows, self._aliases, clock=self.clock
         )
 
-    def restore(self, path: str | os.PathLike[str]) -> Restored:
-        """Take over what `save` wrote: rows of tables of the same shape, windows of the same definition, aliases.
+    def restore(self, path: str | os.PathLike[str], *, complete: bool = True) -> Restored:
+        """Take over what `save` wrote: rows of tables of the same shape that are not there yet, windows, aliases.
 
-        Everything is verified first: the whole file by its checksum, and that the store has a place for it. What it has not
-        (a table that is gone, of another shape) is left out and told.
+        The whole file is verified before anything of it is used. What this store has no place for (a table that is gone, or
+        of another shape) is left out and told.
+
+        Args:
+            complete: no event came between saving and now, or those will be backfilled. False: windows say `stale` until they
+                have passed this moment, because what was missed is not in them.
         Raises: IntegrityError for a file that is not whole and unchanged; nothing has changed then.
         """
         from retailinfer.store.archive import restore  # noqa: PLC0415 - as above
 
-        return restore(path, self._live, self._windows, self._aliases)
+        return restore(path, self._live, self._windows, self._aliases, complete=complete)
 
     def erase(self, entity: str, key: Any) -> dict[str, int]:
         """Forget one entity: its row, what is counted of it, its aliases; how much there was, by place.
 
-        Also under the keys that it goes by or went by. Snapshots hold it until the next swap, and files that were saved before
-        still have it: they name where else to erase.
-        Raises: ConfigError for an entity that this store does not know.
+        So is what was kept under the keys that ever stood for it. `snapshot`: 1 where a Snapshot has it, which holds it until
+        the next swap; files that were saved before still have it, too.
+        Raises: ConfigError for an entity that this store does not know; FeatureTypeError for a key of another kind;
+            Unavailable when Redis does not answer.
         """
         found: dict[str, int] = {}
-        keys = [key]
         aliases = self._aliases.get(entity)
         windows = self._windows
         known = entity in self or aliases is not None or (windows is not None and windows.has(entity))
         if not known:
             raise ConfigError(f"Expected an entity with a table, windows or aliases here, got {clip(entity)}")
+        keys = [key] if aliases is None else _stood_for(aliases, key)
         if aliases is not None:
-            found["aliases"] = aliases.erase(key)
+            found["aliases"] = sum(aliases.erase(one) for one in keys)
         if entity in self._live:
             found["table"] = sum(bool(self._live[entity].erase(one)) for one in keys)
         elif entity in self._slots:
-            found["snapshot"] = int(key in self._slots[entity].snapshot)
+            found["snapshot"] = sum(one in self._slots[entity].snapshot for one in keys)
         if windows is not None:
             found["windows"] = sum(int(windows.erase(entity, one)) for one in keys)
         return found
@@ -293,6 +298,31 @@ class Store:
     def __repr__(self) -> str:
         tables = ", ".join(f"{name}: {len(self[name])} rows" for name in self._names)
         return f"<Store {tables or 'empty'}, {self.nbytes} bytes>"
+
+
+def _stood_for(aliases: Aliases, key: Any) -> list[Any]:
+    """The key, and all keys that ever stood for it, over any number of links."""
+    names, counts, _, targets = aliases.core.export()
+    kind = aliases.key_kind
+    objects: list[Any] = [
+        name.decode()
+        if kind == "str"
+        else int.from_bytes(name, "little", signed=True)
+        if kind == "int"
+        else name
+        for name in names
+    ]
+    sources: dict[Any, set[Any]] = {}
+    at = 0
+    for one, count in zip(objects, counts, strict=True):
+        for target in targets[at : at + count].tolist():
+            if target >= 0:
+                sources.setdefault(objects[target], set()).add(one)
+        at += count
+    found = [key]
+    for one in found:  # grows while it is read
+        found += [source for source in sources.get(one, ()) if source not in found]
+    return found
 
 
 def _checked(name: str, snapshot: Any) -> Snapshot:
