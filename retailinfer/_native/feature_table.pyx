@@ -100,6 +100,7 @@ cdef extern from "lru_table.h" nogil:
     uint32_t ri_row_segment(const ri_row_head* head)
     bint ri_lru_gone(const ri_lru* lru, const ri_row_head* head, int64_t now_ns)
     const uint8_t* ri_lru_find(const ri_lru* lru, uint64_t hash, const char* key, int64_t size, int64_t now_ns)
+    int ri_lru_ask_ahead(ri_lru* lru, const uint8_t* record, int64_t now_ns)
     const uint8_t* ri_lru_probe(
         ri_lru* lru, ri_lru* unknown, uint64_t hash, const char* key, int64_t size, int64_t now_ns, int* outcome
     )
@@ -840,7 +841,10 @@ cdef class LruTable:
             self.give_back(scratch)
 
     def to_fetch(self, list keys not None, int64_t stale_for_ns, int64_t now_ns):
-        """(keys that are not there or expired too long ago, keys to fetch while what is there is given out), not counted."""
+        """(keys that are not there or expired too long ago, keys to fetch while what is there is given out).
+
+        Not counted as a use; but a row that is to be fetched ahead is said to be only once.
+        """
         cdef Scratch scratch = self.lease()
         cdef const uint8_t* record
         cdef Py_ssize_t i
@@ -850,6 +854,8 @@ cdef class LruTable:
             for i in range(len(held)):
                 record = ri_lru_find(self.rows, scratch.hashes[i], scratch.refs[i].data, scratch.refs[i].size, now_ns)
                 if record != NULL and now_ns < ri_row_expires_ns(record):
+                    if ri_lru_ask_ahead(self.rows, record, now_ns):
+                        stale.append(held[i])
                     continue
                 if record == NULL and self.unknown != NULL and ri_lru_find(
                     self.unknown, scratch.hashes[i], scratch.refs[i].data, scratch.refs[i].size, now_ns

@@ -462,6 +462,16 @@ RI_INLINE int64_t refresh_window(const ri_lru *lru, const ri_row_head *head) {
     return (int64_t)((double)(head->expires_ns - head->written_ns) * (double)lru->refresh_share / 65536.0);
 }
 
+int ri_lru_ask_ahead(ri_lru *lru, const uint8_t *record, int64_t now_ns) {
+    ri_row_head *head = (ri_row_head *)(void *)(uintptr_t)(record - sizeof(ri_row_head));
+    if (lru->refresh_share == 0 || head->expires_ns == RI_LRU_NEVER || (head->flags & (RI_BLOCK_HIT | RI_BLOCK_ASKED)) != RI_BLOCK_HIT ||
+        now_ns < head->expires_ns - refresh_window(lru, head))
+        return 0;
+    head->flags |= RI_BLOCK_ASKED;
+    ++lru->counts.refreshes;
+    return 1;
+}
+
 /* A use of a row that is there and not gone. */
 RI_INLINE int use_row(ri_lru *lru, ri_row_head *head, int64_t now_ns) {
     int outcome = RI_ROW_FRESH;
@@ -471,12 +481,8 @@ RI_INLINE int use_row(ri_lru *lru, ri_row_head *head, int64_t now_ns) {
         return RI_ROW_EXPIRED;
     }
     ++lru->counts.hits;
-    if (RI_UNLIKELY(lru->refresh_share > 0) && head->expires_ns != RI_LRU_NEVER && (head->flags & (RI_BLOCK_HIT | RI_BLOCK_ASKED)) == RI_BLOCK_HIT &&
-        now_ns >= head->expires_ns - refresh_window(lru, head)) {
-        head->flags |= RI_BLOCK_ASKED;
-        ++lru->counts.refreshes;
+    if (RI_UNLIKELY(lru->refresh_share > 0) && ri_lru_ask_ahead(lru, ri_lru_record(head), now_ns))
         outcome = RI_ROW_REFRESH;
-    }
     if (RI_UNLIKELY(!(head->flags & RI_BLOCK_HIT)))
         head->flags |= RI_BLOCK_HIT;
     return outcome;

@@ -196,6 +196,8 @@ RI_INLINE int ri_lru_fits(const ri_lru *lru, size_t key_size, size_t text_bytes)
 
 /* The record of a key, or NULL; nothing is counted or touched. */
 const uint8_t *ri_lru_find(const ri_lru *lru, uint64_t hash, const char *key, int64_t size, int64_t now_ns);
+/* Whether this fresh row, in use and near its expiry, is to be asked for ahead; says so once per version of the row. */
+int ri_lru_ask_ahead(ri_lru *lru, const uint8_t *record, int64_t now_ns);
 /* The same as one use of it. NULL with *outcome RI_ROW_UNKNOWN (`unknown`, which may be NULL, has the key) or RI_ROW_ABSENT. */
 const uint8_t *ri_lru_probe(ri_lru *lru, ri_lru *unknown, uint64_t hash, const char *key, int64_t size, int64_t now_ns, int *outcome);
 

@@ -442,13 +442,13 @@ class FeatureTable:
         Other threads come in between; what they write stands against this only if it comes later. Returns how many rows.
         """
         if data is None:
-            scan = getattr(self._through.source if self._through else None, "scan", None)
-            if not callable(scan):
+            if self._through is None:
                 raise ConfigError(
                     f"Expected data to load, or a source of table `{self.name}` that can be scanned, got neither",
                     hint="load('rows.parquet', key='card_id')",
                 )
-            data = scan()
+            data = self._through.scan()
+            key = key or getattr(self._through.source, "key", None)
         if not isinstance(data, (str, os.PathLike)) and not is_arrow(data):
             return self._load_pairs(data.items() if isinstance(data, Mapping) else data)
         names = self._key_columns if key is None else (key,) if isinstance(key, str) else tuple(key)

@@ -186,7 +186,7 @@ class ReadThrough:
         """Without flights, threads or anything that another process may have half done."""
         self._pid = os.getpid()
         self._life += 1
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._flights: dict[Key, _Flight] = {}
         self._urgent: deque[_Flight] = deque()
         self._later: deque[_Flight] = deque()
@@ -204,6 +204,12 @@ class ReadThrough:
         self._begin()
         self._backoff.reset()
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Under which rows are written and erased; another one in each process."""
+        self._check_process()
+        return self._lock
+
     # ---- what requests do ---------------------------------------------------------------------------------------
 
     def fetch(self, keys: Sequence[Key], timeout_s: float) -> set[Key]:
@@ -220,7 +226,7 @@ class ReadThrough:
                 left_ns = until_ns - self._clock.monotonic_ns()
                 if left_ns <= 0 or not flight.done.wait(left_ns * 1e-9):
                     flight.gave_up = True
-                    with self.lock:
+                    with self._lock:
                         self._counts["gave_up"] += 1
                     continue
             unknown |= flight.unknown
@@ -244,7 +250,7 @@ class ReadThrough:
                 self._ask(batch, urgent=False)
             return
         self._check_process()
-        with self.lock:
+        with self._lock:
             self._warm = iter(keys)
             self._wake(1)
 
@@ -258,9 +264,31 @@ class ReadThrough:
         """The same for every key."""
         self._flights.clear()
 
+    def scan(self) -> Any:
+        """Everything that the source has: Arrow data, or an iterator of keys and rows with the table's columns.
+
+        Raises: ConfigError for a source that cannot be scanned, or whose rows do not fit; and what the source raises.
+        """
+        scan = getattr(self.source, "scan", None)
+        if not callable(scan):
+            raise ConfigError(
+                f"Expected a source of table `{self.name}` with `scan()`, got `{type(self.source).__name__}`",
+                hint="load a file, Arrow data, or pairs of key and row",
+            )
+        found = scan()
+        arrow = hasattr(found, "__arrow_c_stream__") or hasattr(found, "__arrow_c_array__")
+        return found if arrow else self._scanned(found)
+
+    def _scanned(self, pairs: Iterable[tuple[Key, Any]]) -> Iterator[tuple[Key, dict[str, Any]]]:
+        for key, row in pairs:
+            try:
+                yield key, plain_row(row, self._columns)
+            except Rubbish as exc:
+                raise ConfigError(f"Expected rows that fit table `{self.name}` from its source, got a {exc}") from exc
+
     def stats(self) -> ReadThroughStats:
         """Counts since the start, and the state now."""
-        with self.lock:
+        with self._lock:
             return ReadThroughStats(
                 **self._counts,
                 pending=sum(self._pending.values()),
@@ -272,7 +300,7 @@ class ReadThrough:
 
     def close(self) -> None:
         """Ask for nothing more, let the threads end, and close the source. Calls under way may still fill the table."""
-        with self.lock:
+        with self._lock:
             self._closed = True
             self._drop_pending()
             self._warm = None
@@ -288,7 +316,7 @@ class ReadThrough:
         now_ns = self._clock.monotonic_ns()
         waits: dict[_Flight, None] = {}
         mine: list[_Flight] = []
-        with self.lock:
+        with self._lock:
             self._write_off(now_ns)
             missing = []
             for key in dict.fromkeys(keys):
@@ -324,9 +352,11 @@ class ReadThrough:
         return [*waits, *mine]
 
     def _hurry(self, flight: _Flight) -> None:
-        """A request waits for what was a refresh."""
-        flight.urgent = True
-        if not flight.taken and self._waits:
+        """A request waits for what was a refresh: it goes first, if there is room."""
+        if flight.taken or not self._waits:
+            flight.urgent = True
+        elif self._pending[True] + len(flight.keys) <= self._max_pending:
+            flight.urgent = True
             self._urgent.append(flight)  # and stays among the others, where it is passed over once taken
             self._pending[False] -= len(flight.keys)
             self._pending[True] += len(flight.keys)
@@ -362,7 +392,7 @@ class ReadThrough:
             if call is not None:
                 self._run(call)
                 if call.replaced:
-                    with self.lock:
+                    with self._lock:
                         if self._life == life:
                             self._stuck -= 1
                     return
@@ -371,7 +401,7 @@ class ReadThrough:
 
     def _wait_for_token(self, life: int) -> bool:
         """Whether there may be work; if not, this thread no longer counts."""
-        with self.lock:
+        with self._lock:
             if self._life != life:
                 return False
             self._idle += 1
@@ -381,7 +411,7 @@ class ReadThrough:
             woken = True
         except queue.Empty:
             woken = False
-        with self.lock:
+        with self._lock:
             if self._life != life:
                 return False
             self._idle -= 1
@@ -393,7 +423,7 @@ class ReadThrough:
     def _take(self) -> _Call | None:
         """The next call: what requests wait for, filled up with refreshes; one thread is kept free of refreshes."""
         now_ns = self._clock.monotonic_ns()
-        with self.lock:
+        with self._lock:
             flights: list[_Flight] = []
             room = self._take_from(self._urgent, flights, self._max_batch)
             if flights or self._may_refresh():
@@ -431,7 +461,7 @@ class ReadThrough:
 
     def _more_to_warm(self) -> bool:
         """Queue the next batch of what is to be warmed; False if there is none, or not now."""
-        with self.lock:
+        with self._lock:
             now_ns = self._clock.monotonic_ns()
             if self._later or not self._may_refresh() or not self._backoff.would_admit(now_ns):
                 return False  # goes on when a thread is free, or with the next fetch after the wait
@@ -446,7 +476,7 @@ class ReadThrough:
         if not batch:
             return False
         self._ask(batch, urgent=False)
-        with self.lock:
+        with self._lock:
             self._warm = self._warm or keys
         return True
 
@@ -498,7 +528,7 @@ class ReadThrough:
         life = self._life
         keys = list(dict.fromkeys(key for flight in call.flights for key in flight.keys))
         answered, why = False, ""
-        with self.lock:
+        with self._lock:
             self._counts["calls"] += 1
         try:
             answer: Any = self.source.fetch(keys, timeout_s=self._timeout_s)
@@ -517,7 +547,7 @@ class ReadThrough:
             self._end(call, life, failed=not answered, why=why)
 
     def _end(self, call: _Call, life: int, *, failed: bool, why: str) -> None:
-        with self.lock:
+        with self._lock:
             if self._life != life:  # a greenlet that went on in a forked child
                 for flight in call.flights:
                     flight.done.set()
@@ -544,7 +574,7 @@ class ReadThrough:
                 except Exception as exc:  # noqa: BLE001 - what a source returns may run any code
                     self._rubbish(exc)
                     continue
-                with self.lock:
+                with self._lock:
                     if self._life != life:
                         return
                     if self._flights.get(key) is not flight:
@@ -562,12 +592,12 @@ class ReadThrough:
                             self._counts["late"] += flight.gave_up
                     except Exception as exc:  # noqa: BLE001 - the row does not fit the table
                         self._rubbish(exc)
-            with self.lock:
+            with self._lock:
                 if self._life == life:
                     self._release(flight)  # its requests need not wait for the rest of the call
 
     def _rubbish(self, exc: Exception) -> None:
-        with self.lock:
+        with self._lock:
             self._counts["rubbish"] += 1
             self._last_error = str(exc) if type(exc) is Rubbish else type(exc).__name__
 

@@ -45,6 +45,7 @@ class ArrowSource:
         """
         self._key = (key,) if isinstance(key, str) else tuple(key)
         self._single = isinstance(key, str)
+        self.key = key if isinstance(key, str) else self._key  # for who reads `scan`
         self._columns = None if columns is None else list(dict.fromkeys(columns))
         if both := [name for name in self._columns or () if name in self._key]:
             raise ConfigError(f"Expected columns beside the key, got {clip(both)} as both")
