@@ -23,11 +23,11 @@ import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, clip
 
 __all__ = ["ErrorReply", "LinkError", "LinkTimeout", "RedisLink", "Reply", "encode", "key_slot"]
@@ -43,6 +43,10 @@ _MAX_IDLE = 64  # connections kept per node
 _NAME_S = 30.0  # how long a looked-up name is believed
 _SENTINEL_SHARE = 0.5  # of what is left, for each sentinel that is asked: the first may hang
 _POLL = getattr(select, "poll", None)
+
+
+def _now_s() -> float:
+    return SystemClock.monotonic_ns() / 1e9
 
 
 class LinkError(Exception):
@@ -225,14 +229,14 @@ class _Names:
                 socket.inet_pton(family, host)
                 return [(family, where)]
         known = self._known.get(where)
-        if known is not None and known[0] > time.monotonic():
+        if known is not None and known[0] > _now_s():
             return known[1]
         with self._lock:
             done = self._running.get(where)
             if done is None:
                 done = self._running[where] = threading.Event()
                 threading.Thread(target=self._look_up, args=(where, done), daemon=True).start()
-        done.wait(max(0.0, end_s - time.monotonic()))
+        done.wait(max(0.0, end_s - _now_s()))
         known = self._known.get(where)  # or what was known before: better than nothing
         if known is None:
             raise LinkTimeout("looking up a host of Redis took too long, or found nothing")
@@ -242,7 +246,7 @@ class _Names:
         try:
             found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
             self._known[where] = (
-                time.monotonic() + _NAME_S,
+                _now_s() + _NAME_S,
                 [(family, address) for family, _, _, _, address in found],
             )
         except (OSError, UnicodeError):
@@ -279,7 +283,7 @@ class _Wire:
 
     def send(self, data: bytes, end_s: float) -> None:
         self._received = 0
-        left_s = end_s - time.monotonic()
+        left_s = end_s - _now_s()
         if left_s <= 0:
             raise LinkTimeout("no time left to ask Redis")
         try:
@@ -291,7 +295,7 @@ class _Wire:
             raise LinkError(f"Redis ended the connection ({type(exc).__name__})") from exc
 
     def _more(self, end_s: float) -> None:
-        left_s = end_s - time.monotonic()
+        left_s = end_s - _now_s()
         if left_s <= 0:
             raise LinkTimeout("Redis did not answer in time")
         try:
@@ -426,7 +430,7 @@ class RedisLink:
 
         Raises: LinkError, LinkTimeout. Some of the commands may have been carried out then.
         """
-        end_s = time.monotonic() + timeout_s
+        end_s = _now_s() + timeout_s
         if self._pid != os.getpid():
             self._forget()
         self.flights += 1
@@ -536,7 +540,7 @@ class RedisLink:
         failure: LinkError = LinkError("a host of Redis has no address")
         candidates = self._names.find(*address, end_s)
         for i, (family, where) in enumerate(candidates):
-            now_s = time.monotonic()
+            now_s = _now_s()
             share_s = now_s + (end_s - now_s) / (len(candidates) - i)  # the first may be a black hole
             try:
                 return self._open_one(family, where, address[0], share_s)
@@ -545,7 +549,7 @@ class RedisLink:
         raise failure
 
     def _open_one(self, family: int, where: Any, host: str, end_s: float) -> socket.socket:
-        left_s = end_s - time.monotonic()
+        left_s = end_s - _now_s()
         if left_s <= 0:
             raise LinkTimeout("no time left to reach Redis")
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -556,7 +560,7 @@ class RedisLink:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 if self._settings.tls is not None:
-                    sock.settimeout(max(0.001, end_s - time.monotonic()))
+                    sock.settimeout(max(0.001, end_s - _now_s()))
                     sock = self._settings.tls.wrap_socket(sock, server_hostname=host)
         except TimeoutError:
             sock.close()
@@ -598,7 +602,7 @@ class RedisLink:
             return self._master
         failure: LinkError | None = None
         for sentinel in self._settings.addresses:
-            now_s = time.monotonic()
+            now_s = _now_s()
             until_s = now_s + (end_s - now_s) * _SENTINEL_SHARE
             try:
                 wire = self._connect(
@@ -667,7 +671,7 @@ class RedisLink:
         failure: LinkError | None = None
         known = [address for address in self._idle if address not in self._settings.addresses]
         for address in [*self._settings.addresses, *known]:
-            now_s = time.monotonic()
+            now_s = _now_s()
             until_s = now_s + (end_s - now_s) * _SENTINEL_SHARE
             try:
                 reply = self._fly([(address, [encode(b"CLUSTER", b"SLOTS")], False)], until_s)[0][0]
