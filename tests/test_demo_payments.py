@@ -1,14 +1,19 @@
-"""The payments of the demo: the generator, velocity features against a slow oracle, the measures of the fraud model."""
+"""The payments of the demo: the generator, what is counted of them, the measures of the fraud model."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import releases
+
+import retailinfer as ri
 
 pa = pytest.importorskip("pyarrow", reason="`pyarrow` is not installed (pip install retailinfer[test])")
 
 from retailinfer.demo import fraud, metrics, payments  # noqa: E402 - after the check for pyarrow
-from retailinfer.demo.payments import DAY_S, VELOCITY_COLUMNS, WINDOWS_D, PaymentsConfig  # noqa: E402
+from retailinfer.demo.fraud import VELOCITY_COLUMNS, WINDOWS_D  # noqa: E402
+from retailinfer.demo.past import Past  # noqa: E402
+from retailinfer.demo.payments import DAY_S, PaymentsConfig  # noqa: E402
 
 SMALL = PaymentsConfig(n_customers=60, n_terminals=80, n_days=50, radius=25.0, terminals_hit_per_day=1)
 
@@ -19,38 +24,24 @@ def small():
     return payments.generate(SMALL)
 
 
-def hand_made(rows):
-    """Payments out of (second, customer, terminal, amount, fraud) tuples."""
-    at, customer, terminal, amount, is_fraud = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
-    return pa.table(
-        {
-            "at": pa.array(at, pa.int64()).cast(pa.timestamp("s", "UTC")),
-            "customer_id": pa.array(customer),
-            "terminal_id": pa.array(terminal),
-            "amount": pa.array(amount, pa.float64()),
-            "fraud": pa.array(is_fraud),
-        }
-    )
-
-
-def slow_velocity(table, delay_s):
-    """Every payment looks at every other one: the definition, written down."""
+def slow_velocity(table, delay_s, parts=30):
+    """Every payment looks at every other one: the definition, written down, with windows cut into 30 panes."""
     rows = [
         (row["at"].timestamp(), row["customer_id"], row["terminal_id"], row["amount"], row["fraud"])
         for row in table.to_pylist()
     ]
     found = []
-    for at, customer, terminal, _, _ in rows:
+    for i, (at, customer, terminal, _, _) in enumerate(rows):
         cells = {}
         for days in WINDOWS_D:
-            amounts = [r[3] for r in rows if r[1] == customer and at - days * DAY_S <= r[0] < at]
-            known = [
-                r[4] for r in rows if r[2] == terminal and at - delay_s - days * DAY_S <= r[0] < at - delay_s
-            ]
+            pane = days * DAY_S // parts
+            first = (at // pane - parts + 1) * pane
+            amounts = [r[3] for r in rows[:i] if r[1] == customer and r[0] >= first]
+            labels = [r[4] for r in rows if r[2] == terminal and first <= r[0] + delay_s < at]
             cells[f"customer_count_{days}d"] = len(amounts)
-            cells[f"customer_mean_amount_{days}d"] = sum(amounts) / len(amounts) if amounts else 0.0
-            cells[f"terminal_count_{days}d"] = len(known)
-            cells[f"terminal_fraud_share_{days}d"] = sum(known) / len(known) if known else 0.0
+            cells[f"customer_mean_amount_{days}d"] = sum(amounts) / len(amounts) if amounts else None
+            cells[f"terminal_count_{days}d"] = len(labels)
+            cells[f"terminal_fraud_share_{days}d"] = sum(labels) / len(labels) if labels else None
         found.append(cells)
     return found
 
@@ -103,67 +94,68 @@ def test_fields_of_a_payment_do_not_tell_fraud():
 
 
 def test_velocity_columns_equal_the_slow_definition(small):
-    """Two binary searches over sorted keys give what comparing all payments with all gives."""
-    table = small.payments.slice(1_500, 700)
-    delay_s = 3 * DAY_S
-    fast = payments.velocity_features(table, label_delay_s=delay_s).select(VELOCITY_COLUMNS).to_pylist()
-    for got, want in zip(fast, slow_velocity(table, delay_s), strict=True):
+    """What replay counts is what comparing all payments with all gives: strictly before, labels when they come."""
+    world = payments.Payments(small.payments.slice(1_500, 700), small.customers, small.terminals)
+    replayed = ri.replay(
+        fraud.make_spec(),
+        world.payments,
+        labels=payments.labels(world.payments, delay_s=3 * DAY_S),
+        tables={"customer": world.customers, "terminal": world.terminals},
+        updated_at=None,
+    )
+    found = replayed.table.select(VELOCITY_COLUMNS).to_pylist()
+    for got, want in zip(found, slow_velocity(world.payments, 3 * DAY_S), strict=True):
         assert got == pytest.approx(want, abs=1e-9)
-    assert sum(cells["terminal_fraud_share_7d"] > 0 for cells in fast) > 5
+    assert sum((cells["terminal_fraud_share_7d"] or 0) > 0 for cells in found) > 5
 
 
-@pytest.mark.parametrize("edge_s", [-1, 0, 1])
-@pytest.mark.parametrize("days", WINDOWS_D)
-def test_windows_begin_inside_and_end_before_the_payment(days, edge_s):
-    """A payment exactly one window ago counts, one a second older does not, one of the same second never does."""
-    now = 100 * DAY_S
-    table = hand_made(
-        [
-            (now - days * DAY_S + edge_s, "c", "t", 10.0, False),
-            (now, "c", "t", 30.0, False),
-            (now, "c", "t", 50.0, False),
-        ]
+def test_labels_come_a_week_after_their_payments(small):
+    """One label a payment, in the same order, a week later."""
+    found = payments.labels(small.payments)
+    assert found["terminal_id"] == small.payments["terminal_id"]
+    at, known_at = (
+        t.cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()
+        for t in (small.payments["at"], found["known_at"])
     )
-    counts = payments.velocity_features(table)[f"customer_count_{days}d"].to_pylist()
-    assert counts == [0, *[int(edge_s >= 0)] * 2]
-
-
-def test_labels_count_only_after_their_delay():
-    """Fraud of seven days ago less one second is still unknown; at seven days and one second it counts."""
-    now = 100 * DAY_S
-    for age_s, share in ((7 * DAY_S, 0.0), (7 * DAY_S + 1, 1.0)):
-        table = hand_made([(now - age_s, "a", "t", 1.0, True), (now, "b", "t", 1.0, False)])
-        assert payments.velocity_features(table)["terminal_fraud_share_1d"].to_pylist()[-1] == share
-
-
-def test_the_future_changes_nothing(small):
-    """Cutting off what comes after a payment, or its own label, leaves its velocity columns as they were."""
-    whole = payments.velocity_features(small.payments).select(VELOCITY_COLUMNS)
-    n = small.payments.num_rows // 2
-    assert payments.velocity_features(small.payments.slice(0, n)).select(VELOCITY_COLUMNS) == whole.slice(
-        0, n
-    )
-
-    last_s = small.payments["at"][n].as_py().timestamp()
-    at_s = small.payments["at"].cast(pa.int64()).to_numpy()
-    fraud_column = small.payments["fraud"].to_numpy(zero_copy_only=False)
-    flipped = np.where(at_s >= last_s - 7 * DAY_S, ~fraud_column, fraud_column)
-    table = small.payments.set_column(small.payments.column_names.index("fraud"), "fraud", pa.array(flipped))
-    np.testing.assert_array_equal(
-        payments.velocity_features(table).select(VELOCITY_COLUMNS).slice(0, n + 1).to_pylist(),
-        whole.slice(0, n + 1).to_pylist(),
-    )
+    assert set((known_at - at).tolist()) == {7 * DAY_S}
 
 
 def test_split_leaves_the_label_delay_between_training_and_held_out_days(small):
     """The last training payment is at least seven days older than the first held-out one, and profiles are joined."""
-    data = fraud.prepare(payments.velocity_features(small.payments), small, held_out_days=10)
+    data = fraud.prepare(small, held_out_days=10)
     last, first = data.train["at"][-1].as_py(), data.held_out["at"][0].as_py()
     assert 7 <= (first - last).total_seconds() / DAY_S < 9
     home = {r["customer_id"]: r["home_x"] for r in small.customers.to_pylist()}
     assert data.held_out["customer.home_x"].to_pylist() == [
         home[c] for c in data.held_out["customer_id"].to_pylist()
     ]
+
+
+def test_served_windows_are_the_replayed_ones(small):
+    """Backfilled, then grown by requests and labels as they come, the windows of a Scorer give replay's very rows."""
+    data = fraud.prepare(small, held_out_days=10)
+    spec = fraud.make_spec().fit(data.train)
+    past = Past(data)
+    store = ri.Store(
+        tables={
+            entity: ri.Snapshot.from_arrow(table, key=key[0], name=entity)
+            for entity, (table, key) in data.entities.items()
+        },
+        windows=ri.Windows.memory(clock=past.clock),
+    )
+    scorer = releases.scorer_of(
+        releases.packed("velocity", releases.weighted(*[0.0] * len(spec.names)), spec), store=store
+    )
+    past.backfill(store, spec)
+    matrix = np.asarray(spec.transform(data.held_out))
+    requests = data.held_out.select(list(fraud.REQUEST)).to_pylist()
+    for row, request in enumerate(requests):
+        past.until(scorer, row)
+        (got,) = scorer._engine.vectorize(request)
+        assert got.tobytes() == matrix[row].tobytes()
+        decision = scorer.score(request, observe=True)
+        assert decision.stale == ()
+    assert len(requests) > 500
 
 
 @pytest.mark.requires("lightgbm", "sklearn")
@@ -179,7 +171,7 @@ def test_velocity_is_worth_at_least_three_times_the_average_precision():
             cards_hit_per_day=1,
         )
     )
-    data = fraud.prepare(payments.velocity_features(world.payments), world, held_out_days=14)
+    data = fraud.prepare(world, held_out_days=14)
     precision = {}
     for velocity in (False, True):
         spec, booster = fraud.train(fraud.make_spec(velocity=velocity), data, n_trees=60)

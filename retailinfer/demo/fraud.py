@@ -2,9 +2,11 @@
 
 Rules:
   * Time separates: the model learns from days whose labels were known when the held-out days began.
+  * Velocity is declared once. `ri.replay` counts it over history for training, a Scorer counts it as requests and labels
+    come in: the same kernel. A customer's windows leave the payment itself out; a terminal's see labels, as they come.
   * The two specs differ by the velocity columns only, so that their difference is what velocity is worth.
   * The matrix comes out of `FeatureSpec.transform`, the native program that serves.
-Data and velocity features: `payments.py`. Replay: `replay.py`.
+Data: `payments.py`. Timing: `replay.py`.
 """
 
 from __future__ import annotations
@@ -14,18 +16,33 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.demo.metrics import card_precision, ranking_quality
-from retailinfer.demo.payments import DAY_S, LABEL_DELAY_S, VELOCITY_COLUMNS, Payments
+from retailinfer.demo.payments import DAY_S, LABEL_DELAY_S, Payments, labels
 
 if TYPE_CHECKING:
     import lightgbm
 
-__all__ = ["FraudData", "FraudQuality", "make_spec", "prepare", "quality", "train"]
+__all__ = [
+    "REQUEST",
+    "VELOCITY_COLUMNS",
+    "WINDOWS_D",
+    "FraudData",
+    "FraudQuality",
+    "make_spec",
+    "prepare",
+    "quality",
+    "train",
+]
+
+WINDOWS_D: Final = (1, 7, 30)
+VELOCITY_COLUMNS: Final = (
+    *(f"customer_{what}_{days}d" for days in WINDOWS_D for what in ("count", "mean_amount")),
+    *(f"terminal_{what}_{days}d" for days in WINDOWS_D for what in ("count", "fraud_share")),
+)
 
 REQUEST: Final[dict[str, Any]] = {
     "payment_id": str,
@@ -36,17 +53,22 @@ REQUEST: Final[dict[str, Any]] = {
     "channel": str,
     "merchant_category": str,
     "card_type": str,
-    **dict.fromkeys(VELOCITY_COLUMNS, float),
 }
+LABEL: Final[dict[str, Any]] = {"terminal_id": str, "fraud": bool, "known_at": ri.Timestamp}
 _HISTORY_DAYS: Final = 37  # the longest window and the label delay: before that, windows are not full
 
 
 @dataclass(frozen=True, slots=True)
 class FraudData:
-    """Payments split by time, with stored columns beside the request fields ("customer.home_x")."""
+    """Payments split by time, with stored columns ("customer.home_x") and windows beside the request fields.
+
+    before: all payments before the held-out ones; labels: what was found, of all payments, by the time it was known.
+    """
 
     train: pa.Table
     held_out: pa.Table
+    before: pa.Table
+    labels: pa.Table
     entities: dict[str, tuple[pa.Table, tuple[str, ...]]]
 
     @property
@@ -79,21 +101,34 @@ def make_spec(*, velocity: bool = True) -> ri.FeatureSpec:
         c.elapsed("customer.since", unit="d", null=0.0, name="customer_for_days"),
     ]
     if velocity:
-        columns += [c.numeric(name) for name in VELOCITY_COLUMNS]
-        columns += [
-            c.ratio("amount", f"customer_mean_amount_{days}d", null=0.0, name=f"amount_over_mean_{days}d")
-            for days in (1, 7, 30)
-        ]
+        for days in WINDOWS_D:
+            over = f"{days}d"
+            columns += [
+                c.window(
+                    "customer", "count", on="payment", over=over, current="exclude", name=f"customer_count_{over}"
+                ),
+                c.window(
+                    "customer", "mean", on="payment", of="amount", scale=100, over=over, current="exclude",
+                    null=0.0, name=f"customer_mean_amount_{over}",
+                ),
+                c.window("terminal", "count", on="label", over=over, name=f"terminal_count_{over}"),
+                c.window(
+                    "terminal", "mean", on="label", of="fraud", over=over, null=0.0, name=f"terminal_fraud_share_{over}"
+                ),
+                c.ratio("amount", f"customer_mean_amount_{over}", null=0.0, name=f"amount_over_mean_{over}"),
+            ]  # fmt: skip
     return ri.FeatureSpec(
         request=REQUEST,
         event_time="at",
         entities={"customer": "customer_id", "terminal": "terminal_id"},
+        streams={"payment": None, "label": ri.Stream(LABEL, event_time="known_at")} if velocity else None,
         columns=columns,
     )
 
 
-def prepare(payments: pa.Table, world: Payments, *, held_out_days: int = 21) -> FraudData:
-    """Split payments (with velocity columns) by time and join what is stored about customers and terminals."""
+def prepare(world: Payments, *, held_out_days: int = 21) -> FraudData:
+    """Replay all payments, each as it would have been scored at its moment, and split them by time."""
+    payments = world.payments
     at_s = payments["at"].cast(pa.int64()).to_numpy()
     day = (at_s - at_s[0] // DAY_S * DAY_S) // DAY_S
     held_out_from = int(day[-1]) + 1 - held_out_days
@@ -103,18 +138,22 @@ def prepare(payments: pa.Table, world: Payments, *, held_out_days: int = 21) -> 
     first, last, test = (
         int(np.searchsorted(day, d)) for d in (learn_from, held_out_from - label_delay_days, held_out_from)
     )
-
-    customers = world.customers
-    terminals = world.terminals.drop_columns(["merchant_category"])
-    wide = payments
-    for entity, table in (("customer", customers), ("terminal", terminals)):
-        place = pc.index_in(payments[f"{entity}_id"], value_set=table[f"{entity}_id"].combine_chunks())
-        for name in table.column_names[1:]:
-            wide = wide.append_column(f"{entity}.{name}", table[name].take(place))
+    tables = {"customer": world.customers, "terminal": world.terminals.drop_columns(["merchant_category"])}
+    found = labels(payments)
+    replayed = ri.replay(
+        make_spec(),
+        payments,
+        labels={"label": found},
+        tables=tables,
+        updated_at=None,  # profiles that never change
+    )
+    wide = replayed.table
     return FraudData(
         train=wide.slice(first, last - first),
         held_out=wide.slice(test),
-        entities={"customer": (customers, ("customer_id",)), "terminal": (terminals, ("terminal_id",))},
+        before=payments.slice(0, test),
+        labels=found,
+        entities={entity: (table, (f"{entity}_id",)) for entity, table in tables.items()},
     )
 
 

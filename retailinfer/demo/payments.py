@@ -1,4 +1,4 @@
-"""Card payments for the demo: a seeded generator, velocity features without leakage, and the fraud model.
+"""Card payments for the demo: a seeded generator, and the labels that come a week later.
 
 The data follow the published design of the Fraud Detection Handbook (Le Borgne, Siblini, Lebichot, Bontempi:
 "Reproducible Machine Learning for Credit Card Fraud Detection", 2022); the code is our own. Customers and
@@ -14,11 +14,10 @@ Rules:
   * Same `PaymentsConfig`, same bytes: every part draws from a stream of its own, so that a new field leaves the
     others as they were.
   * Channel, merchant category and card type are drawn without looking at fraud.
-  * A velocity feature looks strictly before the payment; a label counts only `LABEL_DELAY_S` after its payment.
-  * The arrays of this file are sorted by time. The velocity features here are the offline form: one pass over
-    sorted keys and running sums.
+  * A label is an event of its own, `LABEL_DELAY_S` after its payment: nobody knows it before.
+  * The tables of this file are sorted by time.
 
-What is trained on them, and how it is replayed: `fraud.py`.
+What is counted of them, what is trained on them, and how it is replayed: `fraud.py`.
 """
 
 from __future__ import annotations
@@ -35,12 +34,10 @@ from numpy.typing import NDArray
 __all__ = [
     "DAY_S",
     "LABEL_DELAY_S",
-    "VELOCITY_COLUMNS",
-    "WINDOWS_D",
     "Payments",
     "PaymentsConfig",
     "generate",
-    "velocity_features",
+    "labels",
 ]
 
 Floats = NDArray[np.float64]
@@ -48,13 +45,6 @@ Ints = NDArray[np.int64]
 
 DAY_S: Final = 86_400
 LABEL_DELAY_S: Final = 7 * DAY_S  # how long an investigation takes before the label is known
-WINDOWS_D: Final = (1, 7, 30)
-
-# In the order in which `velocity_features` gives them.
-VELOCITY_COLUMNS: Final = (
-    *(f"customer_{what}_{days}d" for days in WINDOWS_D for what in ("count", "mean_amount")),
-    *(f"terminal_{what}_{days}d" for days in WINDOWS_D for what in ("count", "fraud_share")),
-)
 
 CHANNELS: Final = ("chip", "contactless", "swipe", "online")
 CARD_TYPES: Final = ("debit", "credit", "prepaid")
@@ -174,56 +164,12 @@ def generate(config: PaymentsConfig) -> Payments:
     return Payments(payments, customers, terminals)
 
 
-def velocity_features(payments: pa.Table, *, label_delay_s: int = LABEL_DELAY_S) -> pa.Table:
-    """Add `VELOCITY_COLUMNS` to payments sorted by time.
-
-    Customer columns see payments at `[at - window, at)`; terminal columns see payments, and their labels, at
-    `[at - delay - window, at - delay)`: at the moment of the payment exactly those labels are known. A mean or a
-    share over no payments is 0.
-    """
-    at_s = payments["at"].cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()
-    amount = payments["amount"].to_numpy()
-    fraud = payments["fraud"].cast(pa.float64()).to_numpy()
-    customer, terminal = _codes(payments["customer_id"]), _codes(payments["terminal_id"])
-
-    for entity, codes, values, what, delay_s in (
-        ("customer", customer, amount, "mean_amount", 0),
-        ("terminal", terminal, fraud, "fraud_share", label_delay_s),
-    ):
-        windows_s = [days * DAY_S for days in WINDOWS_D]
-        for days, (count, total) in zip(
-            WINDOWS_D, _window_sums(codes, at_s, values, windows_s=windows_s, delay_s=delay_s), strict=True
-        ):
-            mean = np.divide(total, count, out=np.zeros(len(total)), where=count > 0)
-            payments = payments.append_column(f"{entity}_count_{days}d", pa.array(count))
-            payments = payments.append_column(f"{entity}_{what}_{days}d", pa.array(mean))
-    return payments
-
-
-def _window_sums(
-    entity: Ints, at_s: Ints, values: Floats, *, windows_s: list[int], delay_s: int
-) -> list[tuple[Ints, Floats]]:
-    """Count and sum of `values` of the same entity at `[at - delay - window, at - delay)`, for each window.
-
-    Entity and time are packed into one sorted integer key, so that a window is two binary searches and the
-    difference of two running sums. Amounts are summed in hundredths as integers: running sums of floats would
-    let far-away payments change a window's last bits.
-    """
-    order = np.lexsort((at_s, entity))
-    since = at_s - at_s.min()
-    reach = int(since.max()) + delay_s + max(windows_s) + 1  # entities stay apart, whatever is subtracted
-    key = entity[order] * (2 * reach) + since[order] + reach
-    running = np.concatenate([[0], np.cumsum(np.rint(values[order] * 100).astype(np.int64))])
-
-    end = np.searchsorted(key, key - delay_s, side="left")
-    found = []
-    for window_s in windows_s:
-        begin = np.searchsorted(key, key - (delay_s + window_s), side="left")
-        count, total = np.empty(len(key), np.int64), np.empty(len(key))
-        count[order] = end - begin
-        total[order] = (running[end] - running[begin]) / 100.0
-        found.append((count, total))
-    return found
+def labels(payments: pa.Table, *, delay_s: int = LABEL_DELAY_S) -> pa.Table:
+    """What investigations find, when they find it: terminal_id, fraud, known_at; sorted by time as the payments are."""
+    known_at = pc.add(payments["at"], pa.scalar(delay_s, pa.duration("s")))
+    return pa.table(
+        {"terminal_id": payments["terminal_id"], "fraud": payments["fraud"], "known_at": known_at}
+    )
 
 
 def _plant_fraud(
@@ -273,11 +219,6 @@ def _groups(codes: Ints, n: int) -> Callable[[int], Ints]:
 def _grid(shape: tuple[int, ...]) -> tuple[Ints, Ints]:
     rows, columns = np.indices(shape, dtype=np.int64)
     return rows.ravel(), columns.ravel()
-
-
-def _codes(column: pa.ChunkedArray) -> Ints:
-    encoded = column.combine_chunks().dictionary_encode()
-    return np.asarray(encoded.indices.to_numpy(), np.int64)
 
 
 def _ids(prefix: str, numbers: Ints) -> pa.Array:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ import retailinfer as ri
 from retailinfer.demo import NEEDED, fraud, grocery, payments, recommend, replay
 from retailinfer.demo.bare import BareRun
 from retailinfer.demo.metrics import recall_by_group
+from retailinfer.demo.past import Past
 from retailinfer.demo.report import FraudResult, RecommendResult, Results, html_page, terminal_summary
 from retailinfer.errors import ConfigError
 
@@ -272,9 +274,8 @@ def _fraud(demo: Demo) -> FraudResult:
     config = payments.PaymentsConfig(n_days=60) if demo.short else payments.PaymentsConfig()
     with demo.step(f"payments: simulating {config.n_days} days of {config.n_customers:,} customers"):
         world = payments.generate(config)
-    with demo.step("payments: velocity of customers and terminals, without a look ahead"):
-        table = payments.velocity_features(world.payments)
-        data = fraud.prepare(table, world, held_out_days=7 if demo.short else 21)
+    with demo.step("payments: playing history again, each payment as it looked at its moment"):
+        data = fraud.prepare(world, held_out_days=7 if demo.short else 21)
 
     def train(spec: ri.FeatureSpec) -> tuple[ri.FeatureSpec, Any, NDArray[np.float32], NDArray[np.float64]]:
         fitted, booster = fraud.train(spec, data, n_trees=100 if demo.short else 300)
@@ -300,15 +301,20 @@ def _fraud(demo: Demo) -> FraudResult:
             golden=data.held_out.take(pa.array(np.arange(0, n_held_out, n_held_out // 50))),
             out=folder,
         )
-    with demo.step("payments: loading, verifying, warming up"):
-        scorer = ri.Scorer.load(folder, store=_store(data.entities), trust="unsigned")
+    with demo.step("payments: loading, verifying, counting what came before the held-out days"):
+        past = Past(data)
+        store = _store(data.entities, windows=ri.Windows.memory(clock=past.clock))
+        scorer = ri.Scorer.load(folder, store=store, trust="unsigned")
+        past.backfill(store, spec)
         bare = BareRun(folder, scorer.manifest)
-    with demo.step(f"payments: replaying {n_held_out:,} requests"):
+    with demo.step(f"payments: replaying {n_held_out:,} requests, and the labels that came meanwhile"):
         bodies = _bodies(data.held_out, list(fraud.REQUEST))
         times, answers = replay.replay(
             bodies,
             bare.feeds(matrix),
-            call=scorer.score_json,
+            call=functools.partial(scorer.score_json, observe=True),
+            warm=scorer.score_json,
+            before=functools.partial(past.until, scorer),
             staged=scorer._engine.score_json_staged,
             bare=bare,
             slice_size=1_000,
@@ -323,8 +329,8 @@ def _fraud(demo: Demo) -> FraudResult:
 
     scenario = data.held_out["scenario"].to_numpy()
     return FraudResult(
-        n_payments=table.num_rows,
-        fraud_share=float(pc.mean(table["fraud"]).as_py()),
+        n_payments=world.payments.num_rows,
+        fraud_share=float(pc.mean(world.payments["fraud"]).as_py()),
         n_train=data.train.num_rows,
         with_velocity=fraud.quality(data, served),
         without_velocity=fraud.quality(data, score_without),
@@ -353,12 +359,15 @@ def _bodies(table: pa.Table, names: list[str]) -> list[bytes]:
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _store(tables: dict[str, tuple[pa.Table, tuple[str, ...]]]) -> ri.Store:
+def _store(
+    tables: dict[str, tuple[pa.Table, tuple[str, ...]]], *, windows: ri.Windows | None = None
+) -> ri.Store:
     return ri.Store(
         tables={
             entity: ri.Snapshot.from_arrow(table, key=key[0] if len(key) == 1 else key, name=entity)
             for entity, (table, key) in tables.items()
-        }
+        },
+        windows=windows,
     )
 
 
