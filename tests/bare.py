@@ -16,7 +16,9 @@ from strategies import Case
 
 from retailinfer._native import reference
 from retailinfer._native.table import SnapshotTable, compose_keys
+from retailinfer.clock import SystemClock
 from retailinfer.contracts import Contract
+from retailinfer.deadline import budget_ns
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import Body
 from retailinfer.pipeline import MAX_BYTES, MAX_DEPTH, Pipeline
@@ -56,6 +58,8 @@ class BarePipeline(Pipeline):
         self.row_independent = row_independent
         self.program = compile_program(case.body, allow_nan=allow_nan)
         self._keep = []
+        self.clock = SystemClock()
+        self.budget_ns = budget_ns(self.contract.deadline_ms)
         self.seen: list[dict[str, NDArray[Any]]] = []
         inputs: list[Any] = []
         self.names: list[str] = []
