@@ -100,26 +100,27 @@ def after(value: bytes | None, event: Event) -> bytes | None:
     if has_id and ring is not None and struct.unpack("<Q", event.id) in ring.entries:
         return value
     made: dict[bytes, Section] = {}
-    known_s, taken, last, refused = old.known_s, False, 0, False
+    known_s, taken, end_of_ids, refused = old.known_s, False, 0, False
     for step in event.steps:
         if not step.applies:
             continue
+        end_of_ids = max(end_of_ids, event.now_s + step.life_s)
         before = old.sections.get(step.digest, Section(step.kind, 0, 0, []))
-        keep, until_s = max(before.keep, step.keep), max(before.until_s, event.now_s + step.life_s)
-        last = max(last, until_s)
+        keep, until_s = max(before.keep, step.keep), before.until_s
         entries = [entry for entry in before.entries if entry[0] <= step.limit]
-        if len(entries) < len(before.entries):
-            known_s = event.now_s + 1
         changed = len(entries) < len(before.entries)
-        newest = max((entry[0] for entry in entries), default=step.pane)
-        if step.pane > newest - keep:
+        if changed:
+            known_s = event.now_s + 1
+        newest = max((entry[0] for entry in entries), default=-1)
+        if not entries or step.pane > newest - keep:
             taken = True
             try:
                 entries, touched = with_event(step, entries)
             except Refused:
                 refused, touched = True, False
             changed |= touched
-            if touched and step.pane > newest:
+            if touched and step.pane > newest:  # how long it matters is written with every new pane
+                until_s = max(until_s, event.now_s + step.life_s)
                 entries = [entry for entry in entries if entry[0] > step.pane - keep]
         if changed:
             made[step.digest] = Section(step.kind, keep, until_s, entries)
@@ -129,8 +130,8 @@ def after(value: bytes | None, event: Event) -> bytes | None:
         return value
     if has_id:
         seen = ring.entries if ring else []
-        last = max(last, ring.until_s if ring else 0)
-        made[event.ring] = Section(IDS, 0, last, [*seen[-7:], struct.unpack("<Q", event.id)])
+        end_of_ids = max(end_of_ids, ring.until_s if ring else 0)
+        made[event.ring] = Section(IDS, 0, end_of_ids, [*seen[-7:], struct.unpack("<Q", event.id)])
     if not made:
         return value
     sections = {}

@@ -42,6 +42,26 @@ DIGESTS = [(bytes([65 + i]) * 8, kind) for i, kind in enumerate((COUNT, SUM, MIN
 
 
 @st.composite
+def usual_events(draw):
+    """Events as requests of one release make them: the same accumulators, times that mostly go on."""
+    chosen = draw(st.lists(st.sampled_from(DIGESTS[:4] + DIGESTS[5:]), min_size=1, max_size=5, unique=True))
+    pane = 10
+    made = []
+    for i in range(draw(st.integers(1, 25))):
+        pane += draw(st.sampled_from([0, 0, 1, 1, 2, 7, -1]))
+        steps = [
+            Step(
+                digest, kind, draw(st.integers(0, 5)) > 0, 5, 20, pane, 2**32 - 1,
+                0 if kind == COUNT else draw(st.sampled_from([1, 2, -2, 3, BIG, 1 - BIG])),
+            )
+            for digest, kind in chosen
+        ]  # fmt: skip
+        identity = struct.pack("<Q", i + 1) if draw(st.integers(0, 19)) == 0 else bytes(8)
+        made.append([Event(2_000_000_000 + 5 * i, steps, identity, add=draw(st.integers(0, 19)) > 0)] * 2)
+    return made
+
+
+@st.composite
 def events(draw):
     """Events of one entity whose panes, ids and values meet often."""
     now = 2_000_000_000 + draw(st.integers(0, 30))
@@ -60,7 +80,9 @@ def events(draw):
     return Event(now, steps, identity, add=draw(st.integers(0, 9)) > 0)
 
 
-@given(requests=st.lists(st.lists(events(), min_size=2, max_size=2), min_size=1, max_size=25))
+@given(
+    requests=usual_events() | st.lists(st.lists(events(), min_size=2, max_size=2), min_size=1, max_size=25)
+)
 @example(
     requests=[
         [Event(2_000_000_000, [Step(b"B" * 8, SUM, True, 3, 5, 10, 50, v)])] * 2 for v in (BIG, 1, -1, 1)

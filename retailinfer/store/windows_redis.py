@@ -54,10 +54,10 @@ _TRIES = 3  # rounds of one request: the script unknown, the registry changed
 _ADD = """
 local unpack, pack, sub, concat = struct.unpack, struct.pack, string.sub, table.concat
 local WIDTH = {[0] = 8, [1] = 16, [2] = 12, [3] = 12, [4] = 8, [5] = 8}
-local MOST, U32 = 9007199254740992, 4294967295
+local MOST, U32, NO_ID = 9007199254740992, 4294967295, '\\0\\0\\0\\0\\0\\0\\0\\0'
 local refused = false
 
--- Entries with the event in them, or nil if nothing changes; then whether the event was taken.
+-- Entries with the event in them, or nil if nothing changes; then whether the event was taken, and whether it is the newest.
 local function with_event(kind, e, n, pane, value, keep)
   local w = WIDTH[kind]
   local newest = n > 0 and unpack('<I4', e, (n - 1) * w + 1) or pane
@@ -107,7 +107,7 @@ local function with_event(kind, e, n, pane, value, keep)
   if pane > newest then
     while first <= cut and unpack('<I4', e, first) <= pane - keep do first = first + w end
   end
-  return sub(e, first, here and cut - w or cut) .. entry .. sub(e, cut + 1), true
+  return sub(e, first, here and cut - w or cut) .. entry .. sub(e, cut + 1), true, n == 0 or pane > newest
 end
 
 -- The value with the event in it and how many seconds it may matter, or nil if it stays as it is.
@@ -131,22 +131,23 @@ local function after_event(old, ops)
       at = stop
     end
   end
-  local has_id = id ~= '\\0\\0\\0\\0\\0\\0\\0\\0'
+  local has_id = id ~= NO_ID
   if has_id and from[ring] then
     for p = from[ring] + 20, to[ring], 8 do
       if sub(old, p, p + 7) == id then return nil end
     end
   end
-  local made, last, taken = {}, 0, false
+  local made, end_of_ids, taken = {}, 0, false
   for i = 0, n_accs - 1 do
     local digest, kind, applies, _, keep, life, pane, limit, value = unpack('<c8BBI2I4I4I4I4i8', ops, 25 + 36 * i)
     if applies == 1 then
       local e, n, w, cut_off = '', 0, WIDTH[kind], false
       local till = now + life
+      if till > U32 then till = U32 end
+      if till > end_of_ids then end_of_ids = till end
       if from[digest] then
         if unpack('<B', old, from[digest] + 8) ~= kind then return nil end
         if keeps[digest] > keep then keep = keeps[digest] end
-        if untils[digest] > till then till = untils[digest] end
         e = sub(old, from[digest] + 20, to[digest])
         n = #e / w
         while n > 0 and unpack('<I4', e, (n - 1) * w + 1) > limit do
@@ -158,13 +159,16 @@ local function after_event(old, ops)
           known = now + 1
         end
       end
-      local with, took = with_event(kind, e, n, pane, value, keep)
+      local with, took, newer = with_event(kind, e, n, pane, value, keep)
       taken = taken or took
       if cut_off and not with then with = e end
-      if till > U32 then till = U32 end
-      if till > last then last = till end
       if with then
-        if not from[digest] then order[#order + 1] = digest end
+        if not from[digest] then
+          order[#order + 1] = digest
+        elseif not newer or untils[digest] > till then
+          till = untils[digest]
+        end
+        untils[digest] = till
         made[digest] = pack('<c8BBI2I4I4', digest, kind, 0, #with / w, keep, till) .. with
       end
     end
@@ -174,27 +178,93 @@ local function after_event(old, ops)
     local e = ''
     if from[ring] then
       e = sub(old, from[ring] + 20, to[ring])
-      if untils[ring] > last then last = untils[ring] end
+      if untils[ring] > end_of_ids then end_of_ids = untils[ring] end
     else
       order[#order + 1] = ring
     end
     e = sub(e, -56) .. id
-    made[ring] = pack('<c8BBI2I4I4', ring, 5, 0, #e / 8, 0, last) .. e
+    untils[ring] = end_of_ids
+    made[ring] = pack('<c8BBI2I4I4', ring, 5, 0, #e / 8, 0, end_of_ids) .. e
   end
   if next(made) == nil then return nil end
-  local parts, total = {'', '', ''}, 12
+  local parts, total, last = {''}, 12, 0
   for i = 1, #order do
     local digest = order[i]
     local part = made[digest]
-    if not part and untils[digest] >= now then
-      part = sub(old, from[digest], to[digest])
-      if untils[digest] > last then last = untils[digest] end
-    end
+    if not part and untils[digest] >= now then part = sub(old, from[digest], to[digest]) end
     if part then
       parts[#parts + 1] = part
       total = total + #part
+      if untils[digest] > last then last = untils[digest] end
     end
   end
+  parts[1] = pack('<c4I4I4', 'RIW1', total, known)
+  return concat(parts), last - now
+end
+
+-- The same for what comes most: no id, the sections of this plan and no others, in its order, and the event in the newest
+-- pane of each or in a newer one. Third: it is not that.
+local function after_usual(old, ops)
+  local size = #old
+  if size < 12 then return nil, nil, true end
+  local _, add, n_accs, now, id = unpack('<BBI2I4c8', ops, 1)
+  local magic, total, known = unpack('<c4I4I4', old, 1)
+  if magic ~= 'RIW1' or total ~= size or id ~= NO_ID then return nil, nil, true end
+  if add == 0 then return nil end
+  local parts, n_parts, copied, at, last = {''}, 1, 13, 13, 0
+  for i = 25, 24 + 36 * n_accs, 36 do
+    if at + 19 > size then return nil, nil, true end
+    local digest, kind, applies, _, keep, life, pane, limit, value = unpack('<c8BBI2I4I4I4I4i8', ops, i)
+    local section, its_kind, _, count, kept, till = unpack('<c8BBI2I4I4', old, at)
+    local w = WIDTH[kind]
+    local stop = at + 20 + count * w
+    if section ~= digest or its_kind ~= kind or kind > 3 or count == 0 or stop > size + 1 then return nil, nil, true end
+    if applies == 1 then
+      local newest, c, s, entry
+      if kind == 1 then newest, c, s = unpack('<I4I4i8', old, stop - 16)
+      elseif kind == 0 then newest, c = unpack('<I4I4', old, stop - 8)
+      else newest, c = unpack('<I4i8', old, stop - 12) end
+      if newest > limit or pane < newest then return nil, nil, true end
+      local here = pane == newest
+      if kind == 1 then
+        if not here then c, s = 0, 0 end
+        if c >= U32 or (value > 0 and s > MOST - value) or (value < 0 and s < -MOST - value) then return nil, nil, true end
+        entry = pack('<I4I4i8', pane, c + 1, s + value)
+      elseif kind == 0 then
+        if not here then c = 0 end
+        if c >= U32 then return nil, nil, true end
+        entry = pack('<I4I4', pane, c + 1)
+      else
+        if here and ((kind == 2 and c < value) or (kind == 3 and c > value)) then value = c end
+        entry = pack('<I4i8', pane, value)
+      end
+      if here then
+        parts[n_parts + 1] = sub(old, copied, stop - w - 1)
+        parts[n_parts + 2] = entry
+        n_parts = n_parts + 2
+      else
+        if kept > keep then keep = kept end
+        if now + life > till then till = now + life end
+        if till > U32 then till = U32 end
+        local from = at + 20
+        while from < stop and unpack('<I4', old, from) <= pane - keep do from = from + w end
+        count = (stop - from) / w + 1
+        parts[n_parts + 1] = sub(old, copied, at - 1)
+        parts[n_parts + 2] = pack('<c8BBI2I4I4', digest, kind, 0, count, keep, till)
+        parts[n_parts + 3] = sub(old, from, stop - 1)
+        parts[n_parts + 4] = entry
+        n_parts = n_parts + 4
+        total = total + w - (from - at - 20)
+      end
+      copied = stop
+    end
+    if applies ~= 1 and till < now then return nil, nil, true end
+    if till > last then last = till end
+    at = stop
+  end
+  if at ~= size + 1 then return nil, nil, true end
+  if n_parts == 1 then return nil end
+  parts[n_parts + 1] = sub(old, copied)
   parts[1] = pack('<c4I4I4', 'RIW1', total, known)
   return concat(parts), last - now
 end
@@ -210,7 +280,11 @@ local new, life = {}, {}
 for i = 1, n do
   local old = redis.pcall('GET', KEYS[first + i])
   out[i + 1] = old
-  if type(old) ~= 'table' then new[i], life[i] = after_event(old, ARGV[i + 1]) end
+  if type(old) ~= 'table' then
+    local unusual = true
+    if old then new[i], life[i], unusual = after_usual(old, ARGV[i + 1]) end
+    if unusual then new[i], life[i] = after_event(old, ARGV[i + 1]) end
+  end
 end
 if not refused then
   for i = 1, n do
