@@ -23,6 +23,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -250,6 +251,9 @@ class PostgresServer(_Server):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        if self.account is not None:  # pytest closes its folders to others whenever a session begins anywhere
+            self.folder = Path(tempfile.mkdtemp(prefix="retailinfer-postgres-"))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.files = self._readable(package_folder("pgserver", "pgserver") / "pginstall")
         self.data = self.folder / "data"
         self.log_start = 0
