@@ -284,7 +284,9 @@ class ReadThrough:
             try:
                 yield key, plain_row(row, self._columns)
             except Rubbish as exc:
-                raise ConfigError(f"Expected rows that fit table `{self.name}` from its source, got a {exc}") from exc
+                raise ConfigError(
+                    f"Expected rows that fit table `{self.name}` from its source, got a {exc}"
+                ) from exc
 
     def stats(self) -> ReadThroughStats:
         """Counts since the start, and the state now."""
@@ -564,7 +566,8 @@ class ReadThrough:
 
     def _fill(self, call: _Call, answer: Mapping[Any, Any], life: int) -> None:
         """Put every usable row into the table."""
-        asked_s = call.asked_ns * 1e-9  # as tables take it; for rows that do not say themselves when they were true
+        # In seconds, as tables take it; for rows that do not say themselves when they were true.
+        asked_s = call.asked_ns / 1e9
         for flight in call.flights:
             for key in flight.keys:
                 row: dict[str, Any] | None
