@@ -360,6 +360,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.target = port
+        self.pieces = 65536  # bytes of an answer that are passed on at a time
         self.mangle: Any = (
             None  # bytes of an answer -> bytes that are passed on, or None to cut the connection
         )
@@ -386,7 +387,9 @@ class Proxy:
                     data = self.mangle(data)
                     if data is None:
                         break
-                sink.sendall(data)
+                size = self.pieces if answers else len(data)
+                for at in range(0, len(data), size):
+                    sink.sendall(data[at : at + size])
         except OSError:
             pass
         for sock in (source, sink):
