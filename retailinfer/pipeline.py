@@ -48,6 +48,7 @@ from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
 from retailinfer.runtime.session import Backend, ModelSession, open_session
+from retailinfer.runtime.trees import TreeSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,14 +106,13 @@ class Pipeline:
         self.contract: Contract = bundle.read("contract", _decode_contract) or Contract()
         self.sessions: dict[str, ModelSession] = {}
         for model in self.manifest.models:
-            if model.engine != "onnx":
-                raise ManifestError(
-                    f"this version cannot run engine `{model.engine}` - at model `{model.role}`"
-                )
             # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
-            session = bundle.read(
-                f"model:{model.role}", partial(open_session, backend=backend, many_rows=ranks)
+            opened: Callable[[bytes], ModelSession] = (
+                TreeSession
+                if model.engine == "trees"
+                else partial(open_session, backend=backend, many_rows=ranks)
             )
+            session = bundle.read(f"model:{model.role}", opened)
             if session is None:
                 raise ManifestError(f"the release has no file of model `{model.role}`", hint="pack it again")
             have = [name for name, _, _ in session.outputs]
@@ -183,7 +183,7 @@ class Pipeline:
     @property
     def is_chain(self) -> bool:
         """Several models, or one through the Python API: their scores come through `chain_scores`."""
-        return len(self.sessions) > 1 or next(iter(self.sessions.values())).backend != "c"
+        return len(self.sessions) > 1 or next(iter(self.sessions.values())).backend == "python"
 
     def _inputs(self) -> list[tuple[InputSource, bool, int, tuple[int, ...]]]:
         """(source, is mask, tensor number, shape of a row) of what the models take from the features, checked."""
@@ -525,12 +525,15 @@ class Pipeline:
         score = self.manifest.score
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
+        forest = session if isinstance(session, TreeSession) and not self.is_chain else None
         return Engine(
             program=self.program,
             reader=reader,
             model=native,
             # only where it is needed: it refers back to us, and a cycle is freed late
-            session=None if native is not None else lambda arrays: self.chain_scores(inputs, arrays),
+            session=(lambda arrays: self.chain_scores(inputs, arrays)) if self.is_chain else None,
+            trees=None if forest is None else forest.model,
+            tree_column=0 if forest is None else forest.column,
             inputs=tuple((is_mask, number, shape) for _, is_mask, number, shape in inputs),
             bands=tuple(bands),
             n_common_bands=0 if self.policy is None else len(self.policy.body.bands),

@@ -491,7 +491,8 @@ def test_a_context_tensor_has_one_row_for_all_candidates(tmp_path):
     ("changes", "says"),
     [
         ({"names": "maybe"}, "names"),
-        ({"engine": "trees"}, "engine"),
+        ({"engine": "gpu"}, "engine"),
+        ({"engine": "trees", "quantize": "static"}, "not quantised"),
         ({"task": "magic"}, "task"),
         ({"quantize": "int4"}, "quantize"),
         ({"model": {}}, "at least one model"),

@@ -13,24 +13,12 @@ from retailinfer.authoring.preflight import inspect
 from retailinfer.authoring.prune import without_labels
 from retailinfer.authoring.trees import Unfit
 from retailinfer.authoring.trees.onnx_graph import forest_of_graph
+from retailinfer.authoring.trees.use import hard_rows
 from retailinfer.runtime.session import open_session
 from retailinfer.runtime.trees import TreeSession, encode_forest
 
 FEATURES = 6
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GT", "BRANCH_GTE")
-
-
-def hard_rows(forest, n=1500, seed=7):
-    """Rows on, just above and just below thresholds, missing, infinite and zero."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(n, forest.n_features)).astype(np.float32)
-    feature, threshold = forest.arrays["feature"], forest.arrays["threshold"]
-    for column in np.unique(feature[feature >= 0]):
-        own = rng.choice(threshold[feature == column].astype(np.float32), n)
-        near = np.nextafter(own, rng.choice([-np.inf, np.inf], n).astype(np.float32))
-        rows[:, column] = np.choose(rng.integers(0, 3, n), [rows[:, column], own, near])
-    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0], np.float32)
-    return np.where(rng.random(rows.shape) < 0.05, rng.choice(odd, rows.shape), rows)
 
 
 def assert_same_bits(data):

@@ -6,6 +6,7 @@ from retailinfer._native.program cimport Program, RequestReader, RowState, ri_sl
 from retailinfer._native.resolve cimport CallOptions, Lease, Resolver
 from retailinfer._native.table cimport SnapshotTable, TableSlot, TableView, ri_index
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
+from retailinfer._native.trees cimport TreeModel
 
 cdef enum:
     TILE = 512          # rows of tensors that a workspace holds; larger requests loop
@@ -81,6 +82,7 @@ cdef class Workspace:
         TensorRef* inputs             # in the order of the model's inputs
         int n_tensors
         RiLane* lane                  # the single row, prepared
+        void* tree_scratch            # of a forest's call; NULL: no forest
         OrtModel model                # kept alive for the lane
         float scores[TILE]
         int64_t capacity              # candidates that the arrays below hold
@@ -136,7 +138,9 @@ cdef class Engine:
     cdef:
         readonly Program program
         readonly RequestReader reader
-        readonly OrtModel model       # None: `session` is asked
+        readonly OrtModel model       # None: `session` or `trees` is asked
+        readonly TreeModel trees      # the forest that is the model; None: there is none
+        int tree_column               # of its answer
         readonly object session
         readonly str release
         readonly str arm
@@ -218,6 +222,7 @@ cdef class Engine:
     cdef bint seen_fresh(self, Workspace ws) noexcept nogil
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
     cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
+    cdef int tree_scores(self, Workspace ws, int64_t n, RunError* err) noexcept nogil
     cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil
     cdef int refuse_range(self, Workspace ws, int64_t n) except -1
     cdef int python_scores(self, Workspace ws, int64_t n) except -1

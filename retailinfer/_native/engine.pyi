@@ -13,6 +13,7 @@ from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import Program, RequestReader
 from retailinfer._native.resolve import Resolver
 from retailinfer._native.table import SnapshotTable, TableSlot
+from retailinfer._native.trees import TreeModel
 
 def new_id_prefix() -> None:
     """Draw this process's prefix of answer ids; runs at the first answer and in every forked child."""
@@ -66,6 +67,7 @@ class Engine:
 
     Args:
         model: a session over the C API with its score selected; None: `session` is called with one array per input.
+        trees: instead of `model`: a forest over the one tensor; `tree_column` of its answer is the score.
         inputs: (is mask, tensor number, shape of a row) per model input.
         bands: (action, lowest score) of the common bands, then of each segment; segments: value -> (first band, number).
         sections: {"columns": "context" | "item" | "cross" per column}.
@@ -82,6 +84,7 @@ class Engine:
     program: Program
     reader: RequestReader
     model: OrtModel | None
+    trees: TreeModel | None
     session: Any
     release: str
     arm: str
@@ -101,6 +104,8 @@ class Engine:
         reader: RequestReader,
         model: OrtModel | None = None,
         session: Callable[[list[NDArray[Any]]], NDArray[np.float32]] | None = None,
+        trees: TreeModel | None = None,
+        tree_column: int = 0,
         inputs: tuple[tuple[bool, int, tuple[int, ...]], ...],
         bands: tuple[tuple[str, float], ...],
         n_common_bands: int,

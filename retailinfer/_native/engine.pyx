@@ -19,6 +19,7 @@ from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
 from libc.math cimport isfinite
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -34,6 +35,7 @@ from retailinfer._native.table cimport (
     ri_updated_at_ns, scan_ids,
 )
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
+from retailinfer._native.trees cimport TreeModel, free_scratch
 
 import os
 from itertools import islice
@@ -45,6 +47,9 @@ from retailinfer.errors import (
     ConfigError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
     SchemaMismatchError, ScoreError, SessionError, clip,
 )
+
+cdef extern from "ort_run.h" nogil:
+    int RI_ERR_SCORE
 
 cdef inline int ri_dtype_size(int dtype) noexcept nogil:
     if dtype == 8:
@@ -321,6 +326,7 @@ cdef class Workspace:
         cdef int t
         if self.lane != NULL:
             self.model.close_lane(self.lane)
+        free_scratch(self.tree_scratch)
         for t in range(self.n_tensors):
             if self.tensors != NULL:
                 ri_aligned_free(self.tensors[t])
@@ -555,7 +561,7 @@ cdef int add_segment(Segment* segments, int n, Program program, int column, int6
 cdef class Engine:
     """See engine.pyi. Built by `pipeline.Pipeline`, which says what the arguments are."""
 
-    def __init__(self, *, Program program not None, RequestReader reader not None, OrtModel model=None, session=None,
+    def __init__(self, *, Program program not None, RequestReader reader not None, OrtModel model=None, session=None, TreeModel trees=None, int tree_column=0,
                  tuple inputs, tuple bands, int n_common_bands, dict segments, int segment_slot, str review_action, tuple plans, dict sections,
                  int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
@@ -566,6 +572,8 @@ cdef class Engine:
         self.program = program
         self.reader = reader
         self.model = model
+        self.trees = trees
+        self.tree_column = tree_column
         self.session = session
         self.release = release
         self.arm = "default"
@@ -765,7 +773,9 @@ cdef class Engine:
             for j in range(len(shape)):
                 ws.inputs[i].dims[j + 1] = shape[j]
         self._set_rows(ws, 1)
-        if self.model is not None and not text:
+        if self.trees is not None:
+            ws.tree_scratch = self.trees.new_scratch()
+        elif self.model is not None and not text:
             ws.lane = self.model.open_lane(ws.inputs, 1, &err)  # NULL: run_scores will say what is wrong
         return ws
 
@@ -986,7 +996,13 @@ cdef class Engine:
         cdef int failed
         if self.has_masks:
             self._widen_masks(ws, n)
-        if self.model is None:
+        if self.trees is not None:
+            if release_gil:
+                with nogil:
+                    failed = self.tree_scores(ws, n, &err)
+            else:
+                failed = self.tree_scores(ws, n, &err)
+        elif self.model is None:
             self.python_scores(ws, n)
             failed = 0
         elif n == 1 and ws.lane != NULL:
@@ -1007,6 +1023,18 @@ cdef class Engine:
             raise_run_error(&err)
         if self.out_of_range(ws, n):
             self.refuse_range(ws, n)
+        return 0
+
+    cdef int tree_scores(self, Workspace ws, int64_t n, RunError* err) noexcept nogil:
+        """The forest over the first n rows of its one tensor. -1: a score that is not finite, told by `err`."""
+        cdef int64_t i
+        self.trees.run_into(ws.inputs[0].data, ws.inputs[0].dims[1], n, ws.tree_scratch, ws.scores, self.tree_column, False)
+        for i in range(n):
+            if not isfinite(ws.scores[i]):
+                err.code = RI_ERR_SCORE
+                snprintf(err.message, sizeof(err.message), "Expected a finite score, got %g in row %lld", <double>ws.scores[i],
+                         <long long>i)
+                return -1
         return 0
 
     cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil:
@@ -1507,7 +1535,7 @@ cdef class Engine:
 
     cdef bint releases(self, int64_t n) noexcept:
         """Is the GIL given up for a ranking of n candidates?"""
-        return self.model is None or self.fixed_us + n * self.row_us >= self.hold_below_us
+        return (self.model is None and self.trees is None) or self.fixed_us + n * self.row_us >= self.hold_below_us
 
     def compile_available(self, str text not None, list terms):
         """`available=` as native comparisons. terms: ((column, operator number, constant), ...) of the candidates' table."""
@@ -2003,7 +2031,7 @@ cdef class Engine:
             self.gather_cross(ws, m)
         if marks != NULL:
             marks[0] = self.clock.monotonic_ns()
-        if self.model is None or marks != NULL:
+        if (self.model is None and self.trees is None) or marks != NULL:
             total = self.python_tiles(ws, m, marks)
         elif self.releases(n):
             with nogil:  # once per call, over all tiles
@@ -2091,9 +2119,13 @@ cdef class Engine:
             if placed > 0:
                 if self.has_masks:
                     self._widen_masks(ws, placed)
-                self._set_rows(ws, placed)
-                if self.model.run_scores(ws.inputs, placed, ws.scores, err):
-                    return -2
+                if self.trees is not None:
+                    if self.tree_scores(ws, placed, err):
+                        return -2
+                else:
+                    self._set_rows(ws, placed)
+                    if self.model.run_scores(ws.inputs, placed, ws.scores, err):
+                        return -2
                 if self.out_of_range(ws, placed):
                     ws.bad_rows = placed
                     return -3

@@ -81,7 +81,7 @@ def write_release(
     if found.golden is not None:
         files["golden.msgpack"] = ("golden", encode_golden(found.golden))
     for part in found.parts:
-        files[f"{part.role}.onnx"] = (f"model:{part.role}", part.graph.data)
+        files[_file(part)] = (f"model:{part.role}", part.trees or part.graph.data)
     now = dt.datetime.now(dt.UTC)
     content = hashlib.sha256(
         b"".join(hashlib.sha256(data).digest() for _, (_, data) in sorted(files.items()))
@@ -109,10 +109,15 @@ def write_release(
     return write_bundle(out, files, manifest)
 
 
+def _file(part: Part) -> str:
+    return f"{part.role}.{'onnx' if part.trees is None else 'trees'}"
+
+
 def _entry(part: Part) -> ModelEntry:
     return ModelEntry(
         role=part.role,
-        file=f"{part.role}.onnx",
+        file=_file(part),
+        engine="onnx" if part.trees is None else "trees",
         inputs=dict(part.inputs),
         outputs=part.outputs,
         source=part.converted.source,

@@ -46,6 +46,7 @@ from retailinfer.authoring.quantize import (
     check_asked,
     choose,
 )
+from retailinfer.authoring.trees.use import to_trees
 from retailinfer.authoring.trial import Filled, Trial, context_of, row_difference
 from retailinfer.authoring.wiring import (
     Part,
@@ -94,7 +95,7 @@ def pack(
     tolerance: Tolerance | Mapping[str, float] | float | None = None,
     names: Literal["match", "ignore"] = "match",
     quantize: Literal["none", "dynamic", "static", "auto"] = "none",
-    engine: Literal["auto", "onnx"] = "auto",
+    engine: Literal["auto", "onnx", "trees"] = "auto",
     info: Info | Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -116,7 +117,8 @@ def pack(
         tolerance: `retailinfer.release.manifest.Tolerance`, some of its fields, or its `score`.
         names: "match" compares the columns that the model was trained on with the spec's, in order.
         quantize: "auto" keeps int8 where it is faster on the contract's batch sizes and answers alike.
-        engine: "onnx"; "auto" means the same in this version.
+        engine: "trees" = models that are tree ensembles run in native kernels instead of ONNX Runtime, with its bits, several
+            times as fast; a model that has no exact form as a forest is refused. "onnx"; "auto" means that in this version.
         info: what only people know, see `retailinfer.release.manifest.Info`.
         progress: called with a line of text before each step that takes a while.
     Returns: the manifest, which says what was found, chosen and measured.
@@ -166,7 +168,7 @@ class _Packing:
         if self.spec is None:
             found = self._arrays(parts, score, golden, quantize)
         else:
-            found = self._features(parts, self.spec, score, golden, calibration, names, quantize)
+            found = self._features(parts, self.spec, score, golden, calibration, names, quantize, engine)
         self.say("writing the release")
         return write_release(
             out,
@@ -187,8 +189,13 @@ class _Packing:
             raise ConfigError(f"Expected quantize= one of {METHODS}, got {clip(quantize)}")
         if names not in ("match", "ignore"):
             raise ConfigError(f'Expected names "match" or "ignore", got {clip(names)}')
-        if engine not in ("auto", "onnx"):
-            raise ConfigError(f'Expected engine "auto" or "onnx", got {clip(engine)}')
+        if engine not in ("auto", "onnx", "trees"):
+            raise ConfigError(f'Expected engine "auto", "onnx" or "trees", got {clip(engine)}')
+        if engine == "trees" and (quantize != "none" or self.spec is None):
+            raise ConfigError(
+                'engine="trees" needs features=, and trees are not quantised',
+                hint='say quantize="none", or engine="onnx"',
+            )
         if task not in (None, "classification", "regression", "ranking"):
             raise ConfigError(f'Expected task "classification", "regression" or "ranking", got {clip(task)}')
         for label, value in (("name", self.name), ("info.version", self.info.version or "0")):
@@ -281,6 +288,7 @@ class _Packing:
         calibration: Any,
         names: str,
         quantize: str,
+        engine: str,
     ) -> Found:
         compile_program(spec.body)  # a spec that is not fitted: said before anything about models
         find_inputs(parts, spec)
@@ -313,6 +321,11 @@ class _Packing:
         report = QuantizationReport(asked=quantize, why=why or "")  # type: ignore[arg-type]  # checked
         if why is None:
             parts, report = self._quantise(trial, spec, program, table, calibration, quantize, found)
+            trial = Trial(parts, found, context=trial.context)
+        if engine == "trees":
+            self.say("compiling the trees")
+            for part in parts:
+                to_trees(part)
             trial = Trial(parts, found, context=trial.context)
         self.say("running the golden rows")
         return self._golden(trial, spec, program, real, edges, report, nan_allowed)

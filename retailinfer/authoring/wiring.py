@@ -41,6 +41,7 @@ class Part:
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     quantized: Literal["none", "dynamic", "static"] = "none"
     feature_names: Literal["matched", "ignored", "unknown"] = "unknown"
+    trees: bytes | None = None  # the file of its forest, where that is what runs
 
     def width(self, output: str, shape: Sequence[int | None]) -> int | None:
         """Columns of an output: as declared, else as seen in a trial run."""

@@ -33,7 +33,7 @@ class ModelSession(Protocol):
     """One model in one session. The methods are described in `_native/ort.pyi`."""
 
     @property
-    def backend(self) -> Literal["c", "python"]: ...
+    def backend(self) -> Literal["c", "python", "trees"]: ...
     @property
     def version(self) -> str:
         """Version of ONNX Runtime that runs the model."""
