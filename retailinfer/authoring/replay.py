@@ -12,6 +12,8 @@ Rules:
   * An event counts in the pane of its own time, from its arrival on. A label counts from its own arrival.
   * Windows, dates and ages are measured at the event's time and arrival as serving measures them: windows up to the event
     time, ages (`max_age`) and stored rows at the arrival.
+  * Serving in memory forgets an entity when nothing of it can count any more by the clock, and calls what an event of
+    before that asks for `stale`. Replay keeps it: an event that comes later than all its windows reach back sees more here.
   * Rows stay in the order of `events`.
 The kernel is `_native/windows` (WindowReplay); the joins are `history.py`; the cells are `features.transform`.
 """
