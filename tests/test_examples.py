@@ -118,6 +118,29 @@ def test_rank_items_ranks_and_swaps(tmp_path):
     assert "after the swap: ['sku-" in said
 
 
+@pytest.mark.requires("sklearn", "skl2onnx", "sqlalchemy")
+def test_read_through_asks_once_and_outlives_its_source(tmp_path):
+    """Three requests are one key of the database; unknown is remembered; too old and away are listed, and nothing fails."""
+    assert run("read_through.py", cwd=tmp_path).splitlines() == [
+        "approve; 3 requests, 1 key asked of the database",
+        "unknown: ('card.mean_amount_30d',); 2 keys asked",
+        "stale: ('card.mean_amount_30d',)",
+        "away: approve, missing ('card.mean_amount_30d',)",
+        "in memory: ()",
+        "6 of 8 answers were fresh",
+    ]
+
+
+@pytest.mark.requires("sklearn", "skl2onnx", "pyarrow")
+def test_velocity_windows_catch_a_burst(tmp_path):
+    """Attempts in quick succession end in a refusal; that a duplicate and a restart change nothing, it checks itself."""
+    lines = run("velocity_windows.py", cwd=tmp_path).splitlines()
+    assert lines[0].startswith("replayed and backfilled 12180 payments")
+    assert lines[1].startswith("attempt 1: approve")
+    assert lines[7].startswith("attempt 7: decline")
+    assert lines[8] == "restored: the same score"
+
+
 @pytest.mark.requires("fastapi", "httpx", "lightgbm", "onnxmltools")
 def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
     """A decision as JSON; a wrong field is 422 and names it; what is no JSON is 400."""
