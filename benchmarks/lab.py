@@ -28,6 +28,7 @@ __all__ = ["MEASURES", "Figures", "Lab", "Measure", "UnmeasurableError", "measur
 
 Figures = dict[str, Figure]
 _STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")
+_INNER = ("of resolve: tables", "windows")
 
 
 class UnmeasurableError(Exception):
@@ -63,10 +64,11 @@ class Lab:
             PeerRow(what, timing.name, timing.us(), timing.us(0.99), library.us() if library else None)
         )
 
-    def stage(self, what: str, marks: Sequence[Sequence[int]]) -> None:
-        """Note the stages of many calls, in ns, for the table."""
+    def stage(self, what: str, marks: Sequence[Sequence[int]], *, inner: bool = False) -> None:
+        """Note the stages of many calls, in ns, for the table. `inner`: with what resolving spent on tables and windows."""
         medians = np.median(np.array(marks, np.int64), axis=0).tolist()
-        self.stages += [StageRow(what, name, ns) for name, ns in zip(_STAGES, medians, strict=True)]
+        names = (*_STAGES, *_INNER) if inner else _STAGES
+        self.stages += [StageRow(what, name, ns) for name, ns in zip(names, medians, strict=True)]
 
     # ---- fraud-lean ---------------------------------------------------------------------------------------------
 
@@ -164,6 +166,37 @@ class Lab:
         scorer = ri.Scorer.load(release, store=ri.Store(tables=made), trust="unsigned")
         return scorer._engine, scorer.request_type
 
+    # ---- trees --------------------------------------------------------------------------------------------------
+
+    def tree_scorer(self, level: str, *, deep: bool = False) -> Any:
+        """fraud-lean through the tree kernels of one instruction set. Raises: UnmeasurableError."""
+        import retailinfer as ri
+        from benchmarks import library
+
+        name = f"{FRAUD_LEAN.name}-deep" if deep else FRAUD_LEAN.name
+        release = self.folder / f"{name}-trees"
+        if not release.exists():
+            library.pack_fraud(
+                self.folder, self.fraud_spec, models.gbdt(name), name=release.name, engine="trees"
+            )
+        return _with_trees(level, lambda: ri.Scorer.load(release, trust="unsigned"))
+
+    def forest_ranker(self, level: str) -> Any:
+        """The 40 columns of a ranking through the tree kernels of one instruction set. Raises: UnmeasurableError."""
+        import retailinfer as ri
+        from benchmarks import library
+
+        release = self.folder / "rank-trees"
+        if not release.exists():
+            library.pack_rank(
+                self.folder,
+                release.name,
+                library.rank_spec(RANK_GBDT_COLUMNS),
+                models.gbdt("rank-gbdt"),
+                engine="trees",
+            )
+        return _with_trees(level, lambda: ri.Ranker.load(release, store=self.items, trust="unsigned"))
+
     # ---- ranking ------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -200,6 +233,23 @@ class Lab:
 
         release = library.pack_rank(self.folder, name, library.rank_spec(columns), model)
         return ri.Ranker.load(release, store=self.items, trust="unsigned")
+
+
+def _with_trees(level: str, load: Callable[[], Any]) -> Any:
+    """Load with the kernels of one instruction set. Raises: UnmeasurableError where this machine has none."""
+    from retailinfer._native.trees import levels
+
+    if level not in levels():
+        raise UnmeasurableError(f"needs a CPU with {level}")
+    before = os.environ.get("RETAILINFER_TREES")
+    os.environ["RETAILINFER_TREES"] = level
+    try:
+        return load()
+    finally:
+        if before is None:
+            del os.environ["RETAILINFER_TREES"]
+        else:
+            os.environ["RETAILINFER_TREES"] = before
 
 
 @dataclass(frozen=True)

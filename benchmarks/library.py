@@ -135,9 +135,11 @@ def rank_spec(defs: Sequence[ColumnDef] = RANK.columns) -> ri.FeatureSpec:
     )
 
 
-def pack_fraud(folder: Path, spec: ri.FeatureSpec, model: bytes) -> Path:
+def pack_fraud(
+    folder: Path, spec: ri.FeatureSpec, model: bytes, *, name: str = "fraud-lean", engine: Literal["onnx", "trees"] = "onnx"
+) -> Path:
     """A release of fraud-lean as an author packs it, with golden rows."""
-    out = folder / "fraud-lean"
+    out = folder / name
     golden = arrow(FRAUD_LEAN, workloads.draw(FRAUD_LEAN, 32, seed=workloads.SEED + 2))
     ri.pack(
         "fraud-lean",
@@ -146,6 +148,7 @@ def pack_fraud(folder: Path, spec: ri.FeatureSpec, model: bytes) -> Path:
         policy=ri.Policy(list(BANDS)),
         contract=ri.Contract(deadline_ms=20, p99_ms=2),
         golden=golden,
+        engine=engine,
         out=out,
     )
     return out

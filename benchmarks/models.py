@@ -118,7 +118,7 @@ def _train(name: str, n_trees: int) -> bytes:
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
 
-    if name == "fraud-lean":
+    if name.startswith("fraud-lean"):
         x = reference.matrix(FRAUD_LEAN.columns, training_rows(FRAUD_LEAN), codes(FRAUD_LEAN))
     elif name == "fraud-full":
         x = reference.matrix(FRAUD_FULL.columns, full_training_rows(), codes(FRAUD_FULL))
@@ -133,7 +133,7 @@ def _train(name: str, n_trees: int) -> bytes:
     model = lightgbm.LGBMClassifier(
         n_estimators=n_trees,
         num_leaves=N_LEAVES,
-        max_depth=DEPTH,
+        max_depth=-1 if name.endswith("-deep") else DEPTH,
         learning_rate=0.05,
         min_child_samples=5,
         n_jobs=1,
