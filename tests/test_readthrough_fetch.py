@@ -480,6 +480,41 @@ def test_no_more_threads_to_be_had(monkeypatch: pytest.MonkeyPatch):
     assert (stats.threads, stats.pending, stats.in_flight, stats.last_error) == (0, 0, 0, "RuntimeError")
 
 
+def test_key_whose_asker_was_interrupted_is_asked_for_again_after_a_minute():
+    """Ctrl-C between taking a key and queueing it must not keep the key from ever being fetched."""
+    source, clock = Counting(), ManualClock()
+    table, through = bound(source, clock=clock)
+
+    def interrupt(n: int) -> None:
+        raise KeyboardInterrupt
+
+    through._wake, wake = interrupt, through._wake  # type: ignore[method-assign]
+    through._urgent, queue = [], through._urgent  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        through.fetch(["a"], WAIT_S)
+    through._wake, through._urgent = wake, queue  # type: ignore[method-assign]
+    clock.advance_ns(59_000 * MS)
+    through.fetch(["a"], 0.001)
+    assert source.calls == []
+    clock.advance_ns(2_000 * MS)
+    through.fetch(["a"], WAIT_S)
+    assert table.rows == {"a": {"x": 1.0}}
+
+
+def test_thread_that_fails_by_our_own_mistake_is_replaced(monkeypatch: pytest.MonkeyPatch):
+    """It says so, does not count any more, and the next fetch starts another."""
+    table, through = bound(Counting())
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: said.append(args.exc_type))
+    with monkeypatch.context() as patch:
+        patch.setattr(through, "_more_to_warm", lambda: 1 / 0)
+        through.fetch(["a"], WAIT_S)
+        until(lambda: said == [ZeroDivisionError])
+    assert through.stats().threads == 0
+    through.fetch(["b"], WAIT_S)
+    assert set(table.rows) == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("source", "settings"),
     [

@@ -39,7 +39,7 @@ __all__ = ["Fills", "ReadThrough", "ReadThroughStats"]
 
 _LONGEST_WAIT_S = 3_600.0
 _EXIT_WAIT_S = 0.1
-_FORGOTTEN_NS = 60_000_000_000  # a flight that nobody takes: its asker was interrupted before it was queued
+_FORGOTTEN_NS = 60_000_000_000
 
 
 class Fills(Protocol):
@@ -290,7 +290,7 @@ class ReadThrough:
 
     def stats(self) -> ReadThroughStats:
         """Counts since the start, and the state now."""
-        with self._lock:
+        with self.lock:
             return ReadThroughStats(
                 **self._counts,
                 pending=sum(self._pending.values()),
@@ -302,7 +302,7 @@ class ReadThrough:
 
     def close(self) -> None:
         """Ask for nothing more, let the threads end, and close the source. Calls under way may still fill the table."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             self._drop_pending()
             self._warm = None
@@ -323,7 +323,7 @@ class ReadThrough:
             missing = []
             for key in dict.fromkeys(keys):
                 flight = self._flights.get(key)
-                if flight is None or flight.lost or now_ns - flight.asked_ns > _FORGOTTEN_NS:
+                if flight is None or flight.lost or self._is_forgotten(flight, now_ns):
                     missing.append(key)
                     continue
                 waits[flight] = None
@@ -364,6 +364,10 @@ class ReadThrough:
             self._pending[True] += len(flight.keys)
             self._wake(1)  # the thread that is kept free of refreshes may take it
 
+    def _is_forgotten(self, flight: _Flight, now_ns: int) -> bool:
+        """Whether nobody will ever take it: its asker was interrupted (Ctrl-C, a timeout of gevent) before it was queued."""
+        return now_ns - flight.asked_ns > _FORGOTTEN_NS and not (flight.taken and self._waits)
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             self.begin_in_child()
@@ -389,17 +393,25 @@ class ReadThrough:
 
     def _work(self, life: int) -> None:
         """A thread's life: calls while there are any, then a wait for more."""
-        while self._life == life:
-            call = self._take()
-            if call is not None:
-                self._run(call)
-                if call.replaced:
-                    with self._lock:
-                        if self._life == life:
-                            self._stuck -= 1
+        try:
+            while self._life == life:
+                call = self._take()
+                if call is not None:
+                    self._run(call)
+                    if call.replaced:
+                        with self._lock:
+                            if self._life == life:
+                                self._stuck -= 1
+                        return
+                elif not self._more_to_warm() and not self._wait_for_token(life):
                     return
-            elif not self._more_to_warm() and not self._wait_for_token(life):
-                return
+        except (
+            BaseException
+        ):  # no memory, or a mistake of ours: seen by threading's hook, and another thread may start
+            with self._lock:
+                if self._life == life:
+                    self._threads -= 1
+            raise
 
     def _wait_for_token(self, life: int) -> bool:
         """Whether there may be work; if not, this thread no longer counts."""
