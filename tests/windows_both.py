@@ -44,7 +44,7 @@ def program_of(n_windows: int, *, offset_s: int = 0) -> Program:
     slots += [{"name": f"w{i}", "wire": f"w{i}", "kind": FLOAT, "optional": True} for i in range(n_windows)]
     return Program(
         slots=slots, n_request=len(FIELDS), event_slot=-1, columns=[], vocabularies=[], tensors=[],
-        zone_at_s=(-(2**63),), zone_offset_s=(offset_s,),
+        zone_at_s=(), zone_offset_s=(offset_s,),
     )  # fmt: skip
 
 
