@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retailinfer.store.sources import isolate
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What the back end says of a key."""
 
 
@@ -23,13 +23,13 @@ def test_only_bad_keys_get_the_exception(n: int, bad: set[int]):
     def fetch(keys):
         calls.append(list(keys))
         if bad & set(keys):
-            raise Refused
+            raise RefusedError
         return {key: {"x": key} for key in keys}
 
-    answer = isolate(fetch, list(range(n)), blames_key=(Refused,), time_is_up=lambda: False)
+    answer = isolate(fetch, list(range(n)), blames_key=(RefusedError,), time_is_up=lambda: False)
     assert list(answer) == list(range(n))
     for key, row in answer.items():
-        assert isinstance(row, Refused) if key in bad else row == {"x": key}
+        assert isinstance(row, RefusedError) if key in bad else row == {"x": key}
     here = len(bad & set(range(n)))
     assert len(calls) <= 1 + 2 * here * math.ceil(math.log2(max(2, n)))
 
@@ -41,12 +41,12 @@ def test_nothing_is_tried_again_when_time_is_up():
     def fetch(keys):
         left[0] -= 1
         if 5 in keys:
-            raise Refused
+            raise RefusedError
         return dict.fromkeys(keys)
 
-    answer = isolate(fetch, list(range(8)), blames_key=(Refused,), time_is_up=lambda: left[0] <= 0)
+    answer = isolate(fetch, list(range(8)), blames_key=(RefusedError,), time_is_up=lambda: left[0] <= 0)
     assert [key for key, row in answer.items() if row is None] == [0, 1, 2, 3]
-    assert [key for key, row in answer.items() if isinstance(row, Refused)] == [4, 5, 6, 7]
+    assert [key for key, row in answer.items() if isinstance(row, RefusedError)] == [4, 5, 6, 7]
     assert left[0] == 0
 
 
@@ -57,4 +57,4 @@ def test_other_failures_are_raised():
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        isolate(fetch, ["a", "b"], blames_key=(Refused,), time_is_up=lambda: False)
+        isolate(fetch, ["a", "b"], blames_key=(RefusedError,), time_is_up=lambda: False)
