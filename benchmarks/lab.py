@@ -5,6 +5,7 @@ A measure is a function of a `Lab` that `@measures(...)` registers under the fig
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

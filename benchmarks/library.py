@@ -9,7 +9,7 @@ import datetime as dt
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -136,7 +136,12 @@ def rank_spec(defs: Sequence[ColumnDef] = RANK.columns) -> ri.FeatureSpec:
 
 
 def pack_fraud(
-    folder: Path, spec: ri.FeatureSpec, model: bytes, *, name: str = "fraud-lean", engine: Literal["onnx", "trees"] = "onnx"
+    folder: Path,
+    spec: ri.FeatureSpec,
+    model: bytes,
+    *,
+    name: str = "fraud-lean",
+    engine: Literal["onnx", "trees"] = "onnx",
 ) -> Path:
     """A release of fraud-lean as an author packs it, with golden rows."""
     out = folder / name
@@ -188,8 +193,10 @@ def pack_untrained(folder: Path, name: str, spec: ri.FeatureSpec) -> Path:
     return out
 
 
-def pack_rank(folder: Path, name: str, spec: ri.FeatureSpec, model: bytes) -> Path:
+def pack_rank(
+    folder: Path, name: str, spec: ri.FeatureSpec, model: bytes, *, engine: Literal["onnx", "trees"] = "onnx"
+) -> Path:
     """A release of a ranker; the network is already int8, so that bare run has the same bytes."""
     out = folder / name
-    ri.pack(name, model=model, features=spec, contract=ri.Contract(max_rows=5_000), out=out)
+    ri.pack(name, model=model, features=spec, contract=ri.Contract(max_rows=5_000), engine=engine, out=out)
     return out

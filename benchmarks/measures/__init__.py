@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from benchmarks.lab import MEASURES, Lab, Measure, UnmeasurableError
-from benchmarks.measures import processes, rankings, scores, services, tables, windows
+from benchmarks.measures import processes, rankings, scores, services, tables, trees, windows
 from benchmarks.measures.rankings import checked_rankings
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "scores",
     "services",
     "tables",
+    "trees",
     "windows",
 ]

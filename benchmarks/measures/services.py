@@ -18,18 +18,21 @@ from benchmarks.report import PeerRow
 from benchmarks.workloads import FRAUD_LEAN
 
 
-@measures("http_ort_p50", "http_ort_p99")
+@measures("http_ort_p50", "http_ort_p99", "http_trees_p50", "http_trees_p99")
 def http(lab: Lab) -> Figures:
     """The same bodies through FastAPI on loopback."""
     from benchmarks.peers import fastapi_app
+    from retailinfer._native.trees import levels
 
-    bodies = lab.fraud_bodies
+    bodies, forest = lab.fraud_bodies, lab.tree_scorer(levels()[-1])
     with fastapi_app.serve(models.gbdt(FRAUD_LEAN.name), lab.codes) as client:
         check_fraud_answers(lab, "FastAPI", client.post, bodies[:500])
         check_fraud_answers(lab, "library", lab.scorer.score_json, bodies[:500])
+        check_fraud_answers(lab, "library, trees", forest.score_json, bodies[:500])
         times = alternate(
             [
                 Case.over("library", lab.scorer.score_json, bodies),
+                Case.over("trees", forest.score_json, bodies),
                 Case.over("FastAPI + uvicorn, loopback", client.post, bodies),
             ],
             lab.scaled(1.5),
@@ -39,6 +42,8 @@ def http(lab: Lab) -> Figures:
     return {
         "http_ort_p50": ratio(peer, library, lower_is_better=False),
         "http_ort_p99": ratio(peer, library, quantile=0.99, lower_is_better=False),
+        "http_trees_p50": ratio(peer, times["trees"], lower_is_better=False),
+        "http_trees_p99": ratio(peer, times["trees"], quantile=0.99, lower_is_better=False),
     }
 
 

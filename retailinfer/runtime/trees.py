@@ -9,6 +9,7 @@ Kernels: `_native/trees.h`. What makes such files: `authoring/trees/`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -160,7 +161,11 @@ def decode_forest(data: bytes | bytearray | memoryview) -> Forest:
 
 
 class TreeSession:
-    """One forest, ready to run; safe to use from many threads. The methods are those of `ModelSession`."""
+    """One forest, ready to run; safe to use from many threads. The methods are those of `ModelSession`.
+
+    level: instruction set of the kernels, "baseline", "avx2" or "avx512"; None = what the setting RETAILINFER_TREES says, else
+    the best one here. calibrate: time the kernels; else the plan is a guess. Neither can change an answer.
+    """
 
     backend: Literal["trees"] = "trees"
     version = ""  # of ONNX Runtime, which has no part in it
@@ -171,7 +176,7 @@ class TreeSession:
     ) -> None:
         forest = decode_forest(data)
         self.forest = forest
-        self.model = forest.model(level)
+        self.model = forest.model(level or os.environ.get("RETAILINFER_TREES") or None)
         if calibrate:
             self.model.calibrate(_likely_rows(forest))
         self.inputs: tuple[IoEntry, ...] = (
