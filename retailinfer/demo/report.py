@@ -266,7 +266,8 @@ def _fraud_section(fraud: FraudResult) -> str:
         "Fraud: one card payment a request",
         f"{fraud.n_payments:,} payments generated after the design of the Fraud Detection Handbook, "
         f"{fraud.fraud_share:.2%} of them fraud; {fraud.n_train:,} to learn from, {len(fraud.label):,} later ones held "
-        f"out and replayed. Model: {fraud.model}.",
+        "out and replayed. Velocity is declared once, as windows: counted over history to train, read and added to by each "
+        f"request here. Model: {fraud.model}.",
         tiles=[
             _latency_tile(replay),
             _ratio_tile(replay),

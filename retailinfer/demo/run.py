@@ -342,8 +342,8 @@ def _fraud(demo: Demo) -> FraudResult:
         looked_at=LOOKED_AT,
         replay=times,
         parity=parity,
-        model=f"LightGBM, {booster.num_trees()} trees of at most 31 leaves, {matrix.shape[1]} columns, "
-        "through ONNX Runtime",
+        model=f"LightGBM, {booster.num_trees()} trees of at most 31 leaves, {matrix.shape[1]} columns "
+        f"({len(fraud.VELOCITY_COLUMNS)} windows), through ONNX Runtime",
     )
 
 
