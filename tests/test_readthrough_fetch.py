@@ -367,6 +367,41 @@ def test_what_waits_is_bounded():
     assert stats.in_flight == 201
 
 
+def test_nothing_piles_up_while_threads_are_busy():
+    """What wakes threads is not stored for those that work: a thousand requests leave nothing behind."""
+    source = held()
+    _, through = bound(source, threads=1)
+    through.fetch(["busy"], 0)
+    source.wait()
+    for i in range(1_000):
+        through.fetch([i], 0)
+    assert through._tokens.qsize() == 0
+    source.let_go()
+    until(lambda: through.stats().in_flight == 0)
+    assert through._tokens.qsize() == 0
+    assert len(source.calls) == 3
+
+
+def test_every_fetch_finds_a_thread_however_they_come_and_go():
+    """Threads that end after 1 ms without work, and fetches from eight sides: none is left waiting."""
+    table, through = bound(Counting(), threads=3, idle_s=0.001)
+    wrong = []
+
+    def run(seed: int) -> None:
+        chance = random.Random(seed)
+        for i in range(150):
+            key = f"{seed}-{i}"
+            through.fetch([key], WAIT_S)
+            if key not in table.rows:
+                wrong.append(key)
+            threading.Event().wait(chance.choice([0, 0, 0.0005, 0.001, 0.0015]))
+
+    join(*[start(run, seed) for seed in range(8)])
+    assert wrong == []
+    until(lambda: through.stats().threads == 0)
+    assert through._idle == 0
+
+
 def test_threads_start_when_needed_and_end_when_idle():
     """None before the first fetch, no more than asked for, none after a while without work."""
     _, through = bound(Counting(), idle_s=0.02, name="ending")

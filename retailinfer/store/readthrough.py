@@ -194,9 +194,9 @@ class ReadThrough:
         self._running: list[_Call] = []
         self._warm: Iterator[Key] | None = None
         self._threads = 0
-        self._idle = 0
+        self._idle = 0  # threads that wait for a token that nobody has put yet
         self._stuck = 0  # threads in calls that were written off
-        # Takes a token per flight. A SimpleQueue may be used inside a signal handler or a finaliser.
+        # A token wakes an idle thread, which then no longer counts as idle.
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def begin_in_child(self) -> None:
@@ -306,8 +306,9 @@ class ReadThrough:
             self._closed = True
             self._drop_pending()
             self._warm = None
-            for _ in range(self._threads):
+            for _ in range(self._idle):
                 self._tokens.put(None)
+            self._idle = 0
         close = getattr(self.source, "close", None)
         if callable(close):
             close()
@@ -375,10 +376,12 @@ class ReadThrough:
     # ---- threads ------------------------------------------------------------------------------------------------
 
     def _wake(self, n_flights: int) -> None:
-        """See to it that up to `n_flights` threads look for work. Under the lock."""
-        for _ in range(n_flights):
+        """See to it that up to `n_flights` threads look for work, besides those that do so anyway. Under the lock."""
+        woken = min(n_flights, self._idle)
+        self._idle -= woken
+        for _ in range(woken):
             self._tokens.put(None)
-        for _ in range(min(n_flights - self._idle, self._max_threads - self._threads)):
+        for _ in range(min(n_flights - woken, self._max_threads - self._threads)):
             self._threads += 1
             try:
                 threading.Thread(
@@ -418,20 +421,25 @@ class ReadThrough:
         with self._lock:
             if self._life != life:
                 return False
+            if self._closed:
+                self._threads -= 1
+                return False
+            if self._urgent or (self._later and self._may_refresh()) or self._may_warm():
+                return True  # it came after the last look, when this thread was not yet idle
             self._idle += 1
             tokens = self._tokens
         try:
             tokens.get(timeout=self._idle_s)
-            woken = True
         except queue.Empty:
-            woken = False
-        with self._lock:
-            if self._life != life:
-                return False
-            self._idle -= 1
-            if self._closed or not (woken or self._urgent or self._later):
-                self._threads -= 1
-                return False
+            with self._lock:
+                if self._life != life:
+                    return False
+                try:
+                    tokens.get_nowait()  # put in the last moment: whoever did so counts on this thread
+                except queue.Empty:
+                    self._idle -= 1
+                    self._threads -= 1
+                    return False
         return True
 
     def _take(self) -> _Call | None:
@@ -455,6 +463,17 @@ class ReadThrough:
         refreshing = sum(not call.urgent for call in self._running)
         return refreshing < max(1, self._max_threads - 1)
 
+    def _may_warm(self) -> bool:
+        """Whether there are keys to warm, and nothing better to do. Under the lock."""
+        return (
+            self._warm is not None
+            and not self._later
+            and self._may_refresh()
+            and self._backoff.would_admit(
+                self._clock.monotonic_ns()
+            )  # else with the next fetch after the wait
+        )
+
     def _take_from(self, waiting: deque[_Flight], flights: list[_Flight], room: int) -> int:
         while waiting:
             flight = waiting[0]
@@ -476,12 +495,10 @@ class ReadThrough:
     def _more_to_warm(self) -> bool:
         """Queue the next batch of what is to be warmed; False if there is none, or not now."""
         with self._lock:
-            now_ns = self._clock.monotonic_ns()
-            if self._later or not self._may_refresh() or not self._backoff.would_admit(now_ns):
-                return False  # goes on when a thread is free, or with the next fetch after the wait
-            keys, self._warm = self._warm, None
-            if keys is None:
+            if not self._may_warm():
                 return False
+            keys, self._warm = self._warm, None
+        assert keys is not None
         try:
             batch = list(itertools.islice(keys, self._max_batch))
         except Exception as exc:  # noqa: BLE001 - any iterator may be given
