@@ -34,7 +34,7 @@ from retailinfer._native.table cimport (
     ri_key_room, ri_updated_at_ns, texts_of, wrong_key,
 )
 
-from retailinfer._native.table import COLUMN_KINDS, KEY_KINDS, MAX_COLUMNS, MAX_TEXT, MAX_VECTOR
+from retailinfer._native import table as _table
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError, IntegrityError, LimitError, ShapeError, clip
 
 
@@ -132,18 +132,19 @@ cdef enum:
     KEPT_KEYS = 4096      # scratch up to here is kept for the next call
     KEPT_BYTES = 1 << 20
     SWEEP = 2             # rows looked at with every row written
-    SEEN_PER_ROW = 16     # fingerprints of keys seen lately
+    SEEN_PER_ROW = 24     # fingerprints of keys seen lately
     MAX_ROWS = 1 << 30
 
-KINDS = {**COLUMN_KINDS, "f32": RI_COLUMN_F32}
+KINDS = {**_table.COLUMN_KINDS, "f32": RI_COLUMN_F32}
 
 globals().update(
     ROW_FRESH=ROW_FRESH, ROW_REFRESH=ROW_REFRESH, ROW_EXPIRED=ROW_EXPIRED, ROW_ABSENT=ROW_ABSENT, ROW_UNKNOWN=ROW_UNKNOWN
 )
 
+cdef Py_ssize_t MOST_TEXT = _table.MAX_TEXT
 cdef int64_t EXACT_IN_DOUBLE = 1 << 53
 cdef int64_t MAX_SPAN_NS = 1 << 62   # so that a moment and a span add up in 64 bits
-UNKNOWN_ENTRY = 64 + 12 + 32          # bytes of a key that is known not to exist, if it is short
+cdef int64_t UNKNOWN_ENTRY = 64 + 12 + 32   # bytes of a key that is known not to exist, if it is short
 
 
 # A row on its way into a table: where its parts stand in the scratch.
@@ -296,13 +297,13 @@ cdef class LruTable:
 
     def _set_key_kind(self, key_kind):
         cdef tuple parts = key_kind if isinstance(key_kind, tuple) else (key_kind,)
-        if not 1 <= len(parts) <= MAX_PARTS or any([not isinstance(part, str) or part not in KEY_KINDS for part in parts]):
-            raise ConfigError(f"Expected key kinds out of {sorted(KEY_KINDS)}, at most {MAX_PARTS} of them, got {clip(key_kind)}")
+        if not 1 <= len(parts) <= MAX_PARTS or any([not isinstance(part, str) or part not in _table.KEY_KINDS for part in parts]):
+            raise ConfigError(f"Expected key kinds out of {sorted(_table.KEY_KINDS)}, at most {MAX_PARTS} of them, got {clip(key_kind)}")
         cdef int i
         self.key_kind = key_kind
         self.n_parts = <int>len(parts)
         for i in range(self.n_parts):
-            self.part_codes[i] = KEY_KINDS[parts[i]]
+            self.part_codes[i] = _table.KEY_KINDS[parts[i]]
         self.key_code = KEY_PARTS if isinstance(key_kind, tuple) else self.part_codes[0]
 
     def _lay_out(self, list columns, dict ttls):
@@ -310,8 +311,8 @@ cdef class LruTable:
         cdef Py_ssize_t n = len(columns), c
         cdef size_t offset = 8 + 8 * ((<size_t>n + 63) // 64)
         names = [column[0] for column in columns]
-        if n > MAX_COLUMNS:
-            raise LimitError(f"Expected at most {MAX_COLUMNS} columns in table `{self.name}`, got {n}")
+        if n > _table.MAX_COLUMNS:
+            raise LimitError(f"Expected at most {_table.MAX_COLUMNS} columns in table `{self.name}`, got {n}")
         if n == 0 or len(set(names)) != n or not all([isinstance(column, str) for column in names]):
             raise ConfigError(f"Expected one column or more in table `{self.name}`, each name once, got {clip(names, 200)}")
         unknown = [column for column in ttls if column not in names]
@@ -326,8 +327,8 @@ cdef class LruTable:
             for column, kind, width in columns:
                 if kind not in KINDS:
                     raise ConfigError(f"Expected a column kind out of {sorted(KINDS)} for `{self.name}.{column}`, got {clip(kind)}")
-                if type(width) is not int or not 1 <= width <= MAX_VECTOR or (kind != "vec" and width != 1):
-                    raise ConfigError(f"Expected a width of 1 to {MAX_VECTOR} floats for `{self.name}.{column}`, got {clip(width)}")
+                if type(width) is not int or not 1 <= width <= _table.MAX_VECTOR or (kind != "vec" and width != 1):
+                    raise ConfigError(f"Expected a width of 1 to {_table.MAX_VECTOR} floats for `{self.name}.{column}`, got {clip(width)}")
                 if kind in picked:
                     offsets[column] = offset
                     offset += (4 * <size_t>width + 7) & ~<size_t>7 if kind == "vec" else 4 if kind == "f32" else 8
@@ -665,8 +666,8 @@ cdef class LruTable:
                     raise FeatureRangeError(
                         f"Expected text that has a UTF-8 form, got {clip(value)} with a lone surrogate", path=f"$.{self.name}.{name}"
                     ) from None
-            if size > <Py_ssize_t>MAX_TEXT:
-                raise FeatureRangeError(f"Expected at most {MAX_TEXT} bytes in a cell, got {size}", path=f"$.{self.name}.{name}")
+            if size > MOST_TEXT:
+                raise FeatureRangeError(f"Expected at most {MOST_TEXT} bytes in a cell, got {size}", path=f"$.{self.name}.{name}")
             scratch.reserve(<size_t>size)
             overflow = <int>(scratch.size - text_zero)
             memcpy(scratch.data + at, &overflow, 4)
@@ -975,6 +976,27 @@ cdef class LruTable:
             "returned": counts.returned,
         }
 
+    def trace(self, keys, int64_t now_ns):
+        """Tests and benchmarks only: look each integer key up and put an empty row where there is none. uint8 (n,), 1 = hit."""
+        if self.key_code != KEY_INT:
+            raise ConfigError(f"Expected a table of integer keys for a trace, got `{self.key_kind}`")
+        cdef const int64_t[::1] numbers = np.ascontiguousarray(keys, np.int64)
+        found = np.zeros(numbers.shape[0], np.uint8)
+        cdef uint8_t[::1] hits = found
+        cdef bytes empty = bytes(self.record_size)
+        cdef const uint8_t* record = <const uint8_t*>PyBytes_AS_STRING(empty)
+        cdef Py_ssize_t i
+        cdef int outcome = 0
+        cdef uint64_t hash
+        cdef const char* key
+        for i in range(numbers.shape[0]):
+            key = <const char*>&numbers[i]
+            hash = ri_lru_hash(self.rows, key, 8)
+            hits[i] = ri_lru_probe(self.rows, self.unknown, hash, key, 8, now_ns, &outcome) != NULL
+            if not hits[i] and ri_lru_put(self.rows, hash, key, 8, record, NULL, 0, now_ns, INT64_MAX) < 0:
+                raise MemoryError("no memory for a row of a trace")
+        return found
+
     def check(self):
         """Tests only: count everything again. 0, or the line of lru_table.c that found a difference."""
         cdef int line = ri_lru_check(self.rows)
@@ -1106,7 +1128,7 @@ cdef class LruTable:
                         raise _broken(self.name, row)
             elif cell.kind != RI_COLUMN_I64:
                 memcpy(pair, record + cell.offset, 8)
-                if pair[0] < text_base or pair[1] > <uint32_t>MAX_TEXT or <size_t>pair[0] + pair[1] > text_base + text_bytes:
+                if pair[0] < text_base or pair[1] > <uint32_t>MOST_TEXT or <size_t>pair[0] + pair[1] > text_base + text_bytes:
                     raise _broken(self.name, row)
                 if cell.kind == KIND_STR:   # texts of a dump stand apart from the record's fixed part
                     PyUnicode_DecodeUTF8(<const char*>record + self.record_size + (pair[0] - text_base), pair[1], NULL)

@@ -324,9 +324,28 @@ static void evict_row(ri_lru *lru) {
 
 /* ---- keys seen lately -------------------------------------------------------------------------------------------------- */
 
-RI_INLINE uint16_t *seen_cell(const ri_lru *lru, uint64_t hash, uint16_t *print) {
-    *print = (uint16_t)((hash >> 32) | !((hash >> 32) & 0xFFFF));
-    return &lru->seen[((hash & 0xFFFFFFFFu) * lru->n_seen) >> 32];
+/* Fingerprints have 12 bits, two in three bytes. Of 10 M keys, nine in ten never to return, 8 bits let so many of these through
+ * that a small hot set suffered; 16 bits remember fewer keys in the same memory, which a large one feels. */
+RI_INLINE uint16_t fingerprint(uint64_t hash) {
+    const uint16_t print = (uint16_t)(hash >> 32) & 0xFFF;
+    return print ? print : 1; /* 0 = nothing here */
+}
+
+RI_INLINE size_t seen_bytes(uint64_t n_seen) { return n_seen ? (size_t)(n_seen * 3 / 2 + 2) : 0; }
+
+/* Whether a key came lately; puts `print` in the place of what is there. */
+RI_INLINE int exchange_seen(ri_lru *lru, uint64_t hash, uint16_t print) {
+    const uint64_t at = ((hash & 0xFFFFFFFFu) * lru->n_seen) >> 32;
+    const int shift = (at & 1) * 4;
+    uint8_t *cell = lru->seen + at * 3 / 2;
+    uint16_t pair;
+    memcpy(&pair, cell, 2);
+    const int found = ((pair >> shift) & 0xFFF) == fingerprint(hash);
+    if (print || found) {
+        pair = (uint16_t)((pair & ~(0xFFF << shift)) | (print << shift));
+        memcpy(cell, &pair, 2);
+    }
+    return found;
 }
 
 /* ---- making and freeing ------------------------------------------------------------------------------------------------- */
@@ -349,7 +368,7 @@ RI_INLINE size_t whole_lines(size_t size) { return (size + RI_LINE - 1) & ~(size
 static size_t index_bytes(const ri_lru_plan *plan) {
     const size_t rows = (size_t)plan->max_rows + 2;
     return (size_t)slots_for(plan->max_rows) * 8 + whole_lines(rows * sizeof(ri_lru_links)) + whole_lines(rows * 4) +
-           whole_lines((size_t)seen_for(plan) * 2);
+           whole_lines(seen_bytes(seen_for(plan)));
 }
 
 size_t ri_lru_fixed_bytes(const ri_lru_plan *plan) {
@@ -414,7 +433,7 @@ ri_lru *ri_lru_new(const ri_lru_plan *plan) {
     behind += whole_lines(((size_t)plan->max_rows + 2) * sizeof(ri_lru_links));
     lru->blocks = (uint32_t *)(void *)behind;
     behind += whole_lines(((size_t)plan->max_rows + 2) * 4);
-    lru->seen = lru->n_seen ? (uint16_t *)(void *)behind : NULL;
+    lru->seen = lru->n_seen ? behind : NULL;
     empty_lists(lru);
     return lru;
 }
@@ -437,7 +456,7 @@ void ri_lru_clear(ri_lru *lru) {
             drop_chunk(lru, i);
     memset(lru->slots, 0, ((size_t)lru->mask + 1) * 8);
     if (lru->seen)
-        memset(lru->seen, 0, (size_t)lru->n_seen * 2);
+        memset(lru->seen, 0, seen_bytes(lru->n_seen));
     memset(lru->free_heads, 0, sizeof(lru->free_heads));
     memset(lru->free_classes, 0, sizeof(lru->free_classes));
     lru->n_empty = 0;
@@ -588,12 +607,10 @@ int ri_lru_put(ri_lru *lru, uint64_t hash, const char *key, int64_t size, const 
         clear_slot(lru, (uint64_t)found);
         drop_row(lru, row);
     } else if (!lru->exact) {
-        uint16_t print, *cell = seen_cell(lru, hash, &print);
-        if (*cell == print) {
+        if (exchange_seen(lru, hash, fingerprint(hash))) {
             segment = RI_SEGMENT_PROTECTED;
             ++lru->counts.returned;
         }
-        *cell = print;
     }
     while (lru->n_rows >= lru->max_rows)
         evict_row(lru);
@@ -634,11 +651,8 @@ int ri_lru_put(ri_lru *lru, uint64_t hash, const char *key, int64_t size, const 
 int ri_lru_erase(ri_lru *lru, uint64_t hash, const char *key, int64_t size) {
     if (size > RI_LRU_MAX_KEY)
         return 0;
-    if (lru->seen) {
-        uint16_t print, *cell = seen_cell(lru, hash, &print);
-        if (*cell == print)
-            *cell = 0;
-    }
+    if (lru->seen)
+        (void)exchange_seen(lru, hash, 0);
     const int64_t slot = find_slot(lru, ri_lru_hash32(hash), (const uint8_t *)key, (size_t)size);
     if (slot < 0)
         return 0;

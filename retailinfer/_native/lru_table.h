@@ -132,7 +132,7 @@ typedef struct ri_lru {
     uint32_t free_row;     /* first of the freed ones; 0 = none */
     uint32_t hand;         /* where the sweep goes on */
     uint32_t n_chunks, max_chunks, n_empty;
-    uint16_t *seen;        /* fingerprints of keys that came lately; NULL = none */
+    uint8_t *seen;         /* fingerprints of keys that came lately; NULL = none */
     uint64_t n_seen;
     size_t index_bytes;    /* slots to fingerprints */
     size_t max_bytes, bytes, fixed_bytes, row_bytes; /* fixed: without a row; row_bytes: blocks in use */

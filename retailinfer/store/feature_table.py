@@ -1,10 +1,10 @@
 """FeatureTable: rows of entities that change, bounded in rows and bytes, with the age of each; alone or over a source.
 
 Rules:
-  * One declared schema: columns with their kinds, one kind of key. A row of another shape is refused by name; an old dump of
-    another schema is refused whole, never read as something else.
-  * A row past its time to live is not gone: it is `STALE`, and each column of a feature spec says what that means. Gone is what
-    was evicted, erased, or is older than `retention`.
+  * One declared schema: columns with their kinds, one kind of key. A row of another shape is refused by name; an old dump
+    of another schema is refused whole, never read as something else.
+  * A row past its time to live is not gone: it is `STALE`, and each column of a feature spec says what that means. Gone is
+    what was evicted, erased, or is older than `retention`.
   * Expiry runs on the monotonic clock and survives a step of the clock of the day; ages (`age_s`, `max_age`) are the time since
     `updated_at` on the clock of the day, and never negative.
   * With a source, a look-up that misses waits for it, no longer than `wait_ns` says; what comes later fills the table all the
@@ -154,8 +154,8 @@ class FeatureTable:
         """Declare a table; it takes no row and asks no source yet.
 
         Args:
-            columns: name -> kind: "f64", "f32", "i64" (also "bool", "timestamp", "category"), "str", "bytes", or ("vec", width)
-                for float32 vectors.
+            columns: name -> kind: "f64", "f32", "i64" (also "bool", "timestamp", "category"), "str", "bytes", or
+                ("vec", width) for float32 vectors.
             key: kind of the keys: "str", "int", "bytes", or a tuple of those for keys of several parts.
             ttl: how long a row is fresh, as in "15m"; None = for ever.
             column_ttl: a shorter time for some columns.
@@ -246,7 +246,7 @@ class FeatureTable:
         columns: Sequence[str] | None = None,
         **options: Any,
     ) -> FeatureTable:
-        """A table with the schema of Arrow data, and its rows in it; kinds as in `Snapshot.from_arrow`, but float32 stays "f32".
+        """A table with the schema of Arrow data, and its rows in it; kinds as in a Snapshot, but float32 stays "f32".
 
         `key` names the column with the keys, or several; `options` are those of the class.
         """
@@ -289,9 +289,7 @@ class FeatureTable:
             for column, kind, values, _ in read.columns
         }
         kinds = tuple(kind for kind, _ in read.keys)
-        made = cls(
-            schema, key=kinds[0] if isinstance(key, str) else kinds, updated_at=updated_at, **options
-        )
+        made = cls(schema, key=kinds[0] if isinstance(key, str) else kinds, updated_at=updated_at, **options)
         made._key_columns = names
         return made, read
 
@@ -352,7 +350,7 @@ class FeatureTable:
             *self.core.gather(keys, reader, self.clock.monotonic_ns(), self.clock.wall_ns(), out)
         )
         if unknown:  # said so just now, but not remembered
-            for i in np.flatnonzero(gathered.outcome == Outcome.UNAVAILABLE):
+            for i in np.flatnonzero(gathered.outcome == Outcome.UNAVAILABLE).tolist():
                 if keys[i] in unknown:
                     gathered.outcome[i] = Outcome.UNKNOWN
         return gathered
@@ -454,7 +452,8 @@ class FeatureTable:
         names = self._key_columns if key is None else (key,) if isinstance(key, str) else tuple(key)
         if names is None:
             raise ConfigError(
-                f"Expected the name of the column with the keys of table `{self.name}`", hint="load(data, key='card_id')"
+                f"Expected the name of the column with the keys of table `{self.name}`",
+                hint="load(data, key='card_id')",
             )
         loaded = 0
         columns = [column for column, *_ in self.core.schema]
@@ -496,7 +495,8 @@ class FeatureTable:
         if type(row) is not dict:
             if not isinstance(row, Mapping):
                 raise FeatureTypeError(
-                    f"Expected a mapping from column to value, got `{type(row).__name__}`", path=f"$.{self.name}"
+                    f"Expected a mapping from column to value, got `{type(row).__name__}`",
+                    path=f"$.{self.name}",
                 )
             row = dict(row)
         if self.updated_at is not None and self.updated_at in row:
@@ -505,7 +505,9 @@ class FeatureTable:
             updated_at = own if updated_at is None else updated_at
         if updated_at is None:
             return row, self.clock.wall_ns()
-        return row, time_ns(updated_at, f"$.{self.name}.{self.updated_at or 'updated_at'}") or self.clock.wall_ns()
+        return row, time_ns(
+            updated_at, f"$.{self.name}.{self.updated_at or 'updated_at'}"
+        ) or self.clock.wall_ns()
 
     @contextlib.contextmanager
     def _overtaking(self, keys: Iterable[Any]) -> Iterator[None]:
@@ -514,10 +516,8 @@ class FeatureTable:
             yield
             return
         with self._through.lock:
-            try:
+            with contextlib.suppress(TypeError):  # a key that cannot be hashed is no key: the table says so
                 self._through.fence(keys)
-            except TypeError:
-                pass  # a key that cannot be hashed is no key: the table says so
             yield
 
     def _load_pairs(self, pairs: Iterable[tuple[Any, Mapping[str, Any]]]) -> int:
@@ -533,7 +533,7 @@ class FeatureTable:
         """Rows of Arrow columns into the table, slice by slice."""
         kinds = tuple(kind for kind, _ in read.keys)
         key_kind: str | tuple[str, ...] = kinds if isinstance(self.core.key_kind, tuple) else kinds[0]
-        if key_kind != self.core.key_kind or len(kinds) > 1 and not isinstance(self.core.key_kind, tuple):
+        if key_kind != self.core.key_kind or (len(kinds) > 1 and not isinstance(self.core.key_kind, tuple)):
             raise FeatureTypeError(
                 f"Expected keys of kind `{self.core.key_kind}` for table `{self.name}`, got `{clip(kinds)}`",
                 path=f"$.{self.name}.keys",
@@ -634,7 +634,9 @@ class FeatureTable:
         start = len(MAGIC) + 4
         body, seal = image[:-_DIGEST], image[-_DIGEST:]
         if len(image) < start + _DIGEST or bytes(image[: len(MAGIC)]) != MAGIC:
-            raise IntegrityError(f"Expected a dump of table `{self.name}`, got {len(image)} bytes of something else")
+            raise IntegrityError(
+                f"Expected a dump of table `{self.name}`, got {len(image)} bytes of something else"
+            )
         if not hmac.compare_digest(hashlib.sha256(body).digest(), bytes(seal)):
             raise IntegrityError(
                 f"Expected a whole dump of table `{self.name}`, got bytes that were changed or cut off",
@@ -694,7 +696,7 @@ class FeatureTable:
         ages = None
         if len(sample):
             age_s = np.maximum(0, now_ns - sample) / 1e9
-            ages = tuple(float(one) for one in (np.median(age_s), np.quantile(age_s, 0.9), age_s.max()))
+            ages = (float(np.median(age_s)), float(np.quantile(age_s, 0.9)), float(age_s.max()))
         return TableStats(
             name=self.name,
             age_s=ages,
@@ -739,11 +741,14 @@ def _kind(column: str, kind: Kind) -> tuple[str, int]:
     """(kind, width) as the table stores it."""
     if isinstance(kind, tuple):
         if len(kind) != 2 or kind[0] != "vec":
-            raise ConfigError(f"Expected a kind such as `f64` or `('vec', 32)` for `{column}`, got {clip(kind)}")
+            raise ConfigError(
+                f"Expected a kind such as `f64` or `('vec', 32)` for `{column}`, got {clip(kind)}"
+            )
         return kind
     if kind not in _KINDS:
         raise ConfigError(
-            f"Expected a kind for column `{column}` out of {', '.join(sorted(set(_KINDS)))} or ('vec', width), got {clip(kind)}"
+            f"Expected a kind for column `{column}` out of {', '.join(sorted(set(_KINDS)))} or ('vec', width), "
+            f"got {clip(kind)}"
         )
     return _KINDS[kind], 1
 
@@ -776,7 +781,9 @@ def _read(data: Any) -> bytes:
         raise ConfigError(f"Expected a path, bytes or a file to restore from, got `{type(data).__name__}`")
     image = read()
     if not isinstance(image, bytes):
-        raise ConfigError(f"Expected a file opened for bytes to restore from, got `{type(image).__name__}` from it")
+        raise ConfigError(
+            f"Expected a file opened for bytes to restore from, got `{type(image).__name__}` from it"
+        )
     return image
 
 

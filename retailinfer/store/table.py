@@ -354,7 +354,7 @@ def plain_cell(kind: str, width: int, value: Any, path: str) -> Any:
             return vector.astype(np.float32)
     if not isinstance(value, str if kind == "str" else bytes):
         raise _wrong_cell(kind, value, path)
-    return "".join((value,)) if isinstance(value, str) else bytes(value)
+    return str.__str__(value) if isinstance(value, str) else bytes(value)
 
 
 def _vectors(values: list[Any], path: str) -> NDArray[np.float32]:
