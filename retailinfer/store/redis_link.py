@@ -68,13 +68,17 @@ class ErrorReply(NamedTuple):
         return self.text.partition(" ")[0]
 
 
+_SIZES = [b"\r\n$%d\r\n" % size for size in range(1_024)]
+
+
 def encode(*words: bytes) -> bytes:
     """One command as RESP."""
-    parts = [b"*%d\r\n" % len(words)]
+    parts = [b"*%d" % len(words)]
     for word in words:
-        parts.append(b"$%d\r\n" % len(word))
+        size = len(word)
+        parts.append(_SIZES[size] if size < 1_024 else b"\r\n$%d\r\n" % size)
         parts.append(word)
-        parts.append(b"\r\n")
+    parts.append(b"\r\n")
     return b"".join(parts)
 
 
@@ -446,6 +450,24 @@ class RedisLink:
             if type(reply) is ErrorReply:
                 self._check_ready(reply)
         return replies
+
+    def call(self, key: bytes | None, command: bytes, *, timeout_s: float) -> Reply:
+        """One command's reply: what `request` does, in half its time where there is one server."""
+        if self._settings.kind != "single" or self._pid != os.getpid():
+            return self.request([(key, command)], timeout_s=timeout_s)[0]
+        end_s = _now_s() + timeout_s
+        self.flights += 1
+        wire = self._take(self._settings.addresses[0], end_s)
+        try:
+            wire.send(command, end_s)
+            reply = wire.read(end_s)
+        except BaseException:  # as in `_fly`
+            wire.close()
+            raise
+        self._give_back(wire)
+        if type(reply) is ErrorReply:
+            self._check_ready(reply)
+        return reply
 
     def _check_ready(self, reply: ErrorReply) -> None:
         """Turn errors that concern the server and not the command into a LinkError."""

@@ -211,7 +211,7 @@ local function after_usual(old, ops)
   local magic, total, known = unpack('<c4I4I4', old, 1)
   if magic ~= 'RIW1' or total ~= size or id ~= NO_ID then return nil, nil, true end
   if add == 0 then return nil end
-  local parts, n_parts, copied, at, last = {''}, 1, 13, 13, 0
+  local body, copied, at, last = '', 13, 13, 0
   for i = 25, 24 + 36 * n_accs, 36 do
     if at + 19 > size then return nil, nil, true end
     local digest, kind, applies, _, keep, life, pane, limit, value = unpack('<c8BBI2I4I4I4I4i8', ops, i)
@@ -239,9 +239,7 @@ local function after_usual(old, ops)
         entry = pack('<I4i8', pane, value)
       end
       if here then
-        parts[n_parts + 1] = sub(old, copied, stop - w - 1)
-        parts[n_parts + 2] = entry
-        n_parts = n_parts + 2
+        body = body .. sub(old, copied, stop - w - 1) .. entry
       else
         if kept > keep then keep = kept end
         if now + life > till then till = now + life end
@@ -249,11 +247,8 @@ local function after_usual(old, ops)
         local from = at + 20
         while from < stop and unpack('<I4', old, from) <= pane - keep do from = from + w end
         count = (stop - from) / w + 1
-        parts[n_parts + 1] = sub(old, copied, at - 1)
-        parts[n_parts + 2] = pack('<c8BBI2I4I4', digest, kind, 0, count, keep, till)
-        parts[n_parts + 3] = sub(old, from, stop - 1)
-        parts[n_parts + 4] = entry
-        n_parts = n_parts + 4
+        local head = pack('<c8BBI2I4I4', digest, kind, 0, count, keep, till)
+        body = body .. sub(old, copied, at - 1) .. head .. sub(old, from, stop - 1) .. entry
         total = total + w - (from - at - 20)
       end
       copied = stop
@@ -263,10 +258,9 @@ local function after_usual(old, ops)
     at = stop
   end
   if at ~= size + 1 then return nil, nil, true end
-  if n_parts == 1 then return nil end
-  parts[n_parts + 1] = sub(old, copied)
-  parts[1] = pack('<c4I4I4', 'RIW1', total, known)
-  return concat(parts), last - now
+  if body == '' then return nil end
+  local head = total == size and sub(old, 1, 12) or pack('<c4I4I4', 'RIW1', total, known)
+  return head .. body .. sub(old, copied), last - now
 end
 
 local n = #ARGV - 1
@@ -468,6 +462,8 @@ class RedisWindows:
         Returns: one value each, for `remote_read`; None if Redis did not answer: all windows are unavailable then, and
         whether the event was added is not known. Never raises for what Redis does.
         """
+        if not entities:
+            return []
         if self._pid != os.getpid():
             self._begin()
         self._requests += 1
@@ -519,9 +515,7 @@ class RedisWindows:
         keys = [self._starts[name] + key for name, key, _ in entities]
         if add and self._one_step:
             operations = [ops for _, _, ops in entities]
-            reply = self._run(
-                [(keys[0] if keys else None, [self._registry_key, *keys], [known, *operations])], timeout_s
-            )[0]
+            reply = self._run_one([self._registry_key, *keys], [known, *operations], timeout_s)
             if not isinstance(reply, list) or not reply:
                 raise LinkError(_wrong(reply))
             if reply[0] != known:
@@ -555,6 +549,17 @@ class RedisWindows:
 
     def _ask_id(self) -> bytes:
         return encode(b"HGET", self._registry_key, b"id")
+
+    def _run_one(self, keys: Sequence[bytes], arguments: Sequence[bytes], timeout_s: float) -> Reply:
+        reply = self._link.call(keys[1], _ADD_SCRIPT.call(keys, arguments), timeout_s=timeout_s)
+        if type(reply) is ErrorReply:
+            if reply.code == "NOSCRIPT":
+                self._scripts_sent += 1
+                whole = _ADD_SCRIPT.call(keys, arguments, whole=True)
+                reply = self._link.call(keys[1], whole, timeout_s=timeout_s)
+            elif "READONLY" in reply.text:
+                self._link.distrust()  # what was the master is one no more
+        return reply
 
     def _run(
         self, calls: Sequence[tuple[bytes | None, Sequence[bytes], Sequence[bytes]]], timeout_s: float, *, asks: bool = False
