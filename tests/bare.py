@@ -16,7 +16,7 @@ from strategies import Case
 
 from retailinfer._native import reference
 from retailinfer._native.table import SnapshotTable, compose_keys
-from retailinfer.clock import SystemClock
+from retailinfer.clock import ManualClock, SystemClock
 from retailinfer.contracts import Contract
 from retailinfer.deadline import budget_ns
 from retailinfer.features.program import compile_program
@@ -25,6 +25,7 @@ from retailinfer.pipeline import MAX_BYTES, MAX_DEPTH, Pipeline
 from retailinfer.policy import Policy
 from retailinfer.store.store import Store
 from retailinfer.store.table import Snapshot
+from retailinfer.store.windows import Windows
 
 CELL_KINDS = {
     "float": "f64",
@@ -69,7 +70,11 @@ class BarePipeline(Pipeline):
             if mask is not None:
                 inputs.append((None, True, number, (cells,)))
                 self.names.append(mask)
-        self.store = store or Store(tables={name: snapshot_of(case, name) for name in case.tables})
+        # windows of no event, complete because their clock says that they were there in 1970
+        windows = Windows.memory(clock=ManualClock(wall_ns=0)) if case.body.windows else None
+        self.store = store or Store(
+            tables={name: snapshot_of(case, name) for name in case.tables}, windows=windows, clock=self.clock
+        )
         self.engine: Any = self._build(inputs, self.store, ranks, MAX_BYTES, MAX_DEPTH, 100.0)
 
     def chain_scores(self, inputs: Any, arrays: Any) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import operator as op
 from typing import Any
 
 import msgspec
@@ -16,13 +17,18 @@ import pytest
 from bare import BarePipeline, snapshot_of
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Case, as_request, as_wire, cases, same_bits, same_place, tables_again
+from strategies import Case, as_request, as_wire, cases, same_bits, same_place, state_of, tables_again
 
 from retailinfer import columns as columns_
 from retailinfer._native import reference
 from retailinfer.contracts import Decision, Ranking
 from retailinfer.errors import FeatureError
 from retailinfer.features.spec import Entity, FeatureSpec, Tensor
+
+COUNTED_FROM_NS = -600_000_000 * 10**9  # 1950 to 2086, and a little less: the ids of panes of a second
+COUNTED_TO_NS = 3_600_000_000 * 10**9
+LONGEST_KEY = 1024
+COMPARE = dict(zip(columns_.COMPARISONS, (op.lt, op.le, op.gt, op.ge, op.eq, op.ne), strict=True))
 
 
 def one(case: Case, row: int) -> Case:
@@ -128,6 +134,69 @@ def test_a_batch_gives_the_bits_of_its_rows(case):
             assert type(decision) is type(want)
             assert same_place(decision.path, f"$[{i}]" + want.path.removeprefix("$[0]"))
         else:
+            assert_decision(case, want, decision)
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def of_no_history(case: Case, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The row with what its windows hold when nothing was counted yet: the request itself at most.
+
+    None: windows cannot hold its time, or a value of it in their scale; the request is then refused.
+    """
+    body = case.body
+    at_ns = row[body.event_time] if body.event_time and row[body.event_time] is not None else case.now_ns
+    if not COUNTED_FROM_NS < at_ns < COUNTED_TO_NS:
+        return None
+    made = dict(row)
+    for name, window in body.windows.items():
+        value = None if window.of is None or window.on != "payment" else row[window.of]
+        scale = window.scale
+        if scale is not None and value is not None and abs(float(value)) * scale > 2**53:
+            return None
+        keys = [row[k] for k in body.entities[window.entity].key]
+        long = sum(
+            4 + len(k.encode() if isinstance(k, str) else bytes(8) if isinstance(k, int) else k)
+            for k in keys
+            if k is not None
+        )
+        unknown = None in keys or long > LONGEST_KEY
+        counted = (
+            window.on == "payment"
+            and window.current == "include"
+            and window.delay_ns == 0
+            and all(row[t.field] is not None and COMPARE[t.op](row[t.field], t.value) for t in window.where)
+            and (window.of is None or value is not None)
+        )
+        if window.what in ("count", "distinct"):
+            held: float | None = float(counted)
+        elif counted:
+            assert scale is not None
+            held = round(float(value) * scale) / scale
+        else:
+            held = 0.0 if window.what == "sum" else None
+        made[name] = None if unknown else held
+        made[state_of(name)] = reference.UNKNOWN if unknown else reference.PRESENT
+    return made
+
+
+@given(case=cases(max_rows=3, windows=True))
+def test_windows_stand_in_the_slots_that_columns_read(case):
+    """Beside fields and stored values of all types, through every form of a request: what no event has touched yet."""
+    rows = [of_no_history(case, row) for row in case.rows]
+    case = dataclasses.replace(case, rows=[row for row in rows if row is not None])
+    pipe = BarePipeline(case)
+    for i, row in enumerate(case.rows):
+        want = outcome(case, i)
+        for form, call in answers(pipe, case, row).items():
+            if isinstance(want, FeatureError):
+                with pytest.raises(type(want)) as caught:
+                    call()
+                assert same_place(caught.value.path.replace("$[0]", "$"), want.path.replace("$[0]", "$"))
+                continue
+            decision = call()
+            assert_same(pipe.last(), want.tensors, form)
             assert_decision(case, want, decision)
 
 
