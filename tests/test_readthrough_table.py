@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -366,22 +367,48 @@ def test_whole_sources_are_loaded_in_one_go(tmp_path: Path):
         table(MemorySource({"a": {"y": 1}})).load()
 
 
-@pytest.mark.requires("sqlalchemy", "psycopg")
-def test_postgres_that_hangs_dies_and_comes_back_under_requests(own_postgres):
-    """Requests go on within their wait, with the declared outcome; within 2 s of its return rows are fetched again."""
-    import psycopg
+class PostgresRows:
+    """10,000 rows in a database of one's own."""
 
-    from retailinfer.store.sources.sql import SqlSource
+    def __init__(self, server: Any) -> None:
+        from retailinfer.store.sources.sql import SqlSource
 
-    def fill() -> None:
-        with psycopg.connect(own_postgres.conninfo, autocommit=True) as db:
+        self.server = server
+        self.source = SqlSource(server.url, "t", key="id", columns=["x"])
+
+    def fill(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self.server.conninfo, autocommit=True) as db:
             db.execute("CREATE TABLE IF NOT EXISTS t (id text PRIMARY KEY, x float8)")
             db.execute(
                 "INSERT INTO t SELECT 'k' || i, i FROM generate_series(0, 9999) i ON CONFLICT DO NOTHING"
             )
 
-    fill()
-    made = table(SqlSource(own_postgres.url, "t", key="id", columns=["x"]), max_rows=20_000, timeout_ms=30)
+
+class RedisRows:
+    """The same in a Redis that forgets everything when it is killed."""
+
+    def __init__(self, server: Any) -> None:
+        from retailinfer.store.sources.redis import RedisSource
+
+        self.server = server
+        self.source = RedisSource(server.url, prefix="row:", rows="json")
+
+    def fill(self) -> None:
+        client = self.server.client()
+        client.mset({f"row:k{i}": json.dumps({"x": i}) for i in range(10_000)})
+        client.close()
+
+
+@pytest.mark.requires("sqlalchemy", "psycopg", "redis")
+@pytest.mark.parametrize("kind", [PostgresRows, RedisRows])
+def test_server_that_hangs_dies_and_comes_back_under_requests(kind: Any, request: pytest.FixtureRequest):
+    """Requests go on within their wait, with the declared outcome; within 2 s of its return rows are fetched again."""
+    server = request.getfixturevalue("own_postgres" if kind is PostgresRows else "own_redis")
+    rows = kind(server)
+    rows.fill()
+    made = table(rows.source, max_rows=20_000, timeout_ms=30)
     numbers = iter(range(10_000))
     slowest = [0.0]
 
@@ -402,7 +429,7 @@ def test_postgres_that_hangs_dies_and_comes_back_under_requests(own_postgres):
             threading.Event().wait(0.01)
 
     until_present(10)
-    for fault, mend in ((own_postgres.pause, own_postgres.resume), (own_postgres.kill, own_postgres.start)):
+    for fault, mend in ((server.pause, server.resume), (server.kill, server.start)):
         fault()
         seen = Counter()
         end = time.monotonic() + 0.8
@@ -412,12 +439,35 @@ def test_postgres_that_hangs_dies_and_comes_back_under_requests(own_postgres):
         assert set(seen) == {"UNAVAILABLE"}
         assert sum(seen.values()) > 20  # most of them held back: a source that is down costs next to nothing
         mend()
-        fill()
+        rows.fill()
         until_present(2.0)
     assert slowest[0] < 1.0
     stats = made.stats.source
     assert stats.threads <= 8
     assert stats.held_back > 0
+
+
+@pytest.mark.requires("redis")
+def test_foreign_values_in_redis_are_unavailable_one_by_one(redis_server):
+    """A list, a number, half a row and a row of another shape under our keys: each is no answer, the others are."""
+    from retailinfer.store.sources.redis import RedisSource
+
+    client = redis_server.client()
+    client.rpush("foreign:list", "a")
+    client.mset(
+        {
+            "foreign:number": "7",
+            "foreign:half": '{"x": 1',
+            "foreign:other": '{"y": 1}',
+            "foreign:good": '{"x": 1.5}',
+        }
+    )
+    client.close()
+    made = table(RedisSource(redis_server.url, prefix="foreign:", rows="json"), timeout_ms=10_000)
+    for _ in range(4):
+        got = outcomes(made, ["list", "number", "half", "other", "good", "nobody"])
+        assert got == [*["UNAVAILABLE"] * 4, "PRESENT", "UNKNOWN"]
+    assert made.stats.source.healthy
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
