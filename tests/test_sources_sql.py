@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import sqlite3
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -224,6 +226,56 @@ def test_locked_sqlite_file_costs_no_more_than_the_limit(sqlite_url: str):
         writer.execute("ROLLBACK")
     writer.close()
     assert source.fetch([5], timeout_s=1)[5] is not None
+
+
+def test_sqlite_is_read_by_many_threads(sqlite_url: str):
+    """Each fetch has a connection to itself, with its own time limit."""
+    source = sql_source(sqlite_url, "customers", key="id", columns=["age"])
+    wrong = []
+
+    def run(first: int) -> None:
+        for i in range(first, first + 30):
+            rows = source.fetch([f"c-{i}", "nobody"], timeout_s=10)
+            if rows != {f"c-{i}": {"id": f"c-{i}", "age": i / 4}, "nobody": None}:
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=run, args=(50 * i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.requires("psycopg")
+def test_postgres_is_scanned_in_a_stream(postgres_url: str):
+    """Every row once, without all of them in memory at once; stopping early leaves the connection in order."""
+    source = sql_source(postgres_url, "shop.customers", key="id", columns=["age"])
+    rows = dict(source.scan())
+    assert rows.keys() == {f"c-{i}" for i in range(N_ROWS)}
+    first = source.scan()
+    next(first)
+    first.close()
+    assert source.fetch(["c-4"], timeout_s=5)["c-4"]["age"] == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "arguments"),
+    [
+        ("sqlalchemy", "sql.SqlSource", {"database": "sqlite://", "rows": "t", "key": "id"}),
+        ("feast", "feast.FeastSource", {"store": ".", "features": ["a:b"], "entity": "id"}),
+        ("pyarrow", "arrow.ArrowSource", {"data": "t.parquet", "key": "id"}),
+    ],
+)
+def test_package_that_is_not_installed_is_named(
+    package: str, source: str, arguments: dict, monkeypatch: pytest.MonkeyPatch
+):
+    """The error says what to install, when the source is made."""
+    module, name = source.split(".")
+    made = getattr(importlib.import_module(f"retailinfer.store.sources.{module}"), name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"retailinfer\[{module}\]"):
+        made(**arguments)
 
 
 def test_scan_gives_every_row_once(sqlite_url: str):

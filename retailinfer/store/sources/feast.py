@@ -163,7 +163,9 @@ def _plain(value: Any) -> Any:
 def _feast() -> Any:
     try:
         import feast  # noqa: PLC0415 - an optional extra
-    except ImportError as exc:
+
+        feast.FeatureStore  # noqa: B018 - a folder of this name can be imported too, and has none
+    except (ImportError, AttributeError) as exc:
         raise ConfigError(
             "Reading Feast's online store needs Feast",
             hint="pip install retailinfer[feast], in an environment with pandas < 3",

@@ -118,9 +118,10 @@ class SqlSource:
         """Every key with its row, as the database sends them."""
         self._check_process()
         with self._engine.connect() as connection:
-            options = connection.execution_options(stream_results=True, yield_per=1_000)
-            for row in options.execute(self._select).mappings():
-                yield self._keyed(row)
+            streaming = connection.execution_options(stream_results=True, yield_per=1_000)
+            with streaming.execute(self._select) as result:
+                for row in result.mappings():
+                    yield self._keyed(row)
 
     def close(self) -> None:
         """Close the connections of an engine that was made here."""
