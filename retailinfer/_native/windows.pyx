@@ -824,6 +824,8 @@ cdef class History:
         const uint64_t* ids
         bint adds
         tuple windows
+        int* window_slots
+        int n_windows
         object keep
         object values
         object states
@@ -834,6 +836,7 @@ cdef class History:
     def __dealloc__(self):
         free(self.cells)
         free(self.slots)
+        free(self.window_slots)
 
     cdef int load(self, int64_t row) noexcept nogil:
         """Slots of one row; -1, or the slot whose number is infinite."""
@@ -902,8 +905,12 @@ cdef class WindowReplay:
         h.n_slots = max(program.n_slots, len(columns), 1 + max(used | given | {0}))
         h.slots = <ri_slot*>calloc(<size_t>h.n_slots + 1, sizeof(ri_slot))
         h.cells = <Cells*>calloc(<size_t>len(used) + 1, sizeof(Cells))
-        if h.slots == NULL or h.cells == NULL:
+        h.n_windows = len(h.windows)
+        h.window_slots = <int*>calloc(<size_t>h.n_windows + 1, sizeof(int))
+        if h.slots == NULL or h.cells == NULL or h.window_slots == NULL:
             raise MemoryError()
+        for i in range(h.n_windows):
+            h.window_slots[i] = h.windows[i]
         h.keep = []
         for slot in sorted(used):
             c = h.cells + h.n_cells
@@ -1001,13 +1008,13 @@ cdef class WindowReplay:
                 if ri_windows_prepare(plan.group.w, &plan.c, &call.c, &h.st, h.at_ns[row], now,
                                       h.ids[row] if h.ids != NULL else 0, before_since):
                     plan.fail(call, row)
-            n_windows = len(h.windows)
+            n_windows = h.n_windows
             if n_windows:
                 for k in range(n_plans):
                     plan = <WindowPlan>h.plans[k]
                     ri_windows_read(plan.group.w, &plan.c, &(<WindowCall>h.calls[k]).c, &h.st)
                 for w in range(n_windows):
-                    s = h.slots + <int>h.windows[w]
+                    s = h.slots + h.window_slots[w]
                     h.out_values[row * n_windows + w] = s.v.f
                     h.out_states[row * n_windows + w] = s.state
             if h.adds:
