@@ -27,7 +27,7 @@ def forest_sums(
     average: bool = False,
 ) -> NDArray[np.float32]:
     """Sums before the last step, shape (rows, n_outputs). Arguments: those of `trees.TreeModel`."""
-    kind = np.float64 if doubles else np.float32
+    kind: Any = np.float64 if doubles else np.float32
     values, base = arrays["values"].astype(kind), arrays["base"].astype(kind)
     width = 1 if len(arrays["targets"]) == len(arrays["roots"]) else n_outputs
     out = np.zeros((len(rows), n_outputs), kind)

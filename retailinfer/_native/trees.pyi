@@ -2,7 +2,7 @@
 #
 # A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
 # go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
-# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` gives up the GIL.
+# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` releases the GIL
 
 from collections.abc import Mapping
 from typing import Any, final

@@ -168,7 +168,7 @@ def _nodes(attributes: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[tu
     if len(np.unique(trees[first])) != len(first):
         raise Unfit("the nodes of its trees are mixed")
     _refuse_nan_comparisons(modes, threshold)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "roots": first.astype(np.int32),
         "feature": np.where(leaf, -1, feature).astype(np.int32),
         "threshold": threshold.astype(np.float64),
