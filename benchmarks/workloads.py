@@ -371,7 +371,7 @@ def entity_table(workload: Workload, entity: str, *, n_rows: int = N_ENTITIES) -
 
 
 class FullRequests:
-    """Requests of fraud-full, without end: number i is dated base_s + i / 20, so time moves on and windows move with it.
+    """Requests of fraud-full, without end: number i is dated base_s + i / 20, or whatever moment is asked for.
 
     All but the moment and the three keys comes from 2,000 drawn rows in rotation. Keys are drawn anew for every number
     out of a million, uniformly among the 100,000 of each table: neither look-ups nor windows stay in the cache.
@@ -398,13 +398,13 @@ class FullRequests:
             for middle, end in zip(middles, ends, strict=True)
         ]
 
-    def body(self, number: int) -> bytes:
-        """The request as JSON."""
+    def body(self, number: int, at_us: int | None = None) -> bytes:
+        """The request as JSON; `at_us`: dated otherwise, in microseconds since the epoch."""
         key = number % self.N_KEYS
         card, customer, terminal = (keys[key] for keys in self._keys.values())
-        second, part = divmod(number, self.PER_SECOND)
-        micros = part * (1_000_000 // self.PER_SECOND)
-        at = (self.base_s + second, micros)
+        if at_us is None:
+            at_us = self.base_s * 1_000_000 + number * (1_000_000 // self.PER_SECOND)
+        at = divmod(at_us, 1_000_000)
         return self._templates[number % N_REQUESTS] % (card, customer, terminal, *at)
 
     def values(self, numbers: Sequence[int]) -> Values:
