@@ -1,6 +1,7 @@
 """The compiled feature program: raw values in, cells of the model's input tensors out. Readable twin: reference.py.
 
-Order everywhere: slots are the request's fields, then stored columns, then windows; tensors and columns are in the order of the spec.
+Order everywhere: slots are the request's fields, then stored columns, then windows; tensors and columns are in the order
+of the spec.
 """
 
 import builtins
