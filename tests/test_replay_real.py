@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import releases
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -23,6 +24,7 @@ from replay_oracle import NULL, OrderedOracle  # noqa: E402
 
 from retailinfer.authoring.replay import Replayed  # noqa: E402
 from retailinfer.demo import payments as demo_payments  # noqa: E402
+from retailinfer.demo.past import HistoryClock  # noqa: E402
 
 RETAIL = ri.FeatureSpec(
     request={
@@ -43,17 +45,19 @@ RETAIL = ri.FeatureSpec(
     },
     columns=[
         c.numeric("quantity"),
-        c.window("customer", "count", on="sale", over="30d"),
-        c.window("customer", "sum", on="sale", of="price", scale=1000, over="7d", current="exclude"),
-        c.window("customer", "mean", on="sale", of="quantity", over="90d", current="exclude"),
-        c.window("customer", "distinct", on="sale", of="item", over="1d", pane="1h"),
-        c.window("item", "sum", on="sale", of="quantity", over="24h", where="quantity < 100"),
-        c.window("item", "max", on="sale", of="price", scale=1000, over="7d"),
-        c.window("item", "min", on="sale", of="price", scale=1000, over="7d", delay="7d"),
-        c.window("both", "count", on="sale", over="60d", current="exclude"),
-        c.window("country", "count", on="sale", over="1h", where="country != 'United Kingdom'"),
-        c.window("item", "sum", on="return", of="quantity", over="30d"),
-        c.window("customer", "count", on="return", over="30d", delay="1d"),
+        c.window("customer", "count", on="sale", over="30d", null=0.0),
+        c.window(
+            "customer", "sum", on="sale", of="price", scale=1000, over="7d", current="exclude", null=0.0
+        ),
+        c.window("customer", "mean", on="sale", of="quantity", over="90d", current="exclude", null=0.0),
+        c.window("customer", "distinct", on="sale", of="item", over="1d", pane="1h", null=0.0),
+        c.window("item", "sum", on="sale", of="quantity", over="24h", where="quantity < 100", null=0.0),
+        c.window("item", "max", on="sale", of="price", scale=1000, over="7d", null=0.0),
+        c.window("item", "min", on="sale", of="price", scale=1000, over="7d", delay="7d", null=0.0),
+        c.window("both", "count", on="sale", over="60d", current="exclude", null=0.0),
+        c.window("country", "count", on="sale", over="1h", where="country != 'United Kingdom'", null=0.0),
+        c.window("item", "sum", on="return", of="quantity", over="30d", null=0.0),
+        c.window("customer", "count", on="return", over="30d", delay="1d", null=0.0),
     ],
 )
 
@@ -73,7 +77,8 @@ def retail_tables(path: Path) -> tuple[pa.Table, pa.Table]:
         }
     )
     sale = pc.equal(table["kind"], "sale")
-    return table.filter(sale).drop_columns(["kind"]), table.filter(pc.invert(sale)).drop_columns(["kind"])
+    returned = ["customer", "item", "quantity", "at"]
+    return table.filter(sale).drop_columns(["kind"]), table.filter(pc.invert(sale)).select(returned)
 
 
 def equal_to_oracle(replayed: Replayed, oracle: OrderedOracle) -> None:
@@ -94,6 +99,39 @@ def test_replay_of_online_retail_equals_the_oracle(shared_data: Path):
     replayed = ri.replay(RETAIL, sales, labels={"return": returns})
     assert len(replayed) == len(sales)
     equal_to_oracle(replayed, OrderedOracle(RETAIL, sales, labels={"return": returns}))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_serving_online_retail_gives_the_replayed_rows(shared_data: Path):
+    """The same year through a Scorer, sale by sale with observe=True and return by return: the matrix, bit for bit."""
+    sales, returns = retail_tables(shared_data)
+    replayed = ri.replay(RETAIL, sales, labels={"return": returns})
+    matrix = np.ascontiguousarray(replayed.matrix)
+    clock = HistoryClock(int(min(replayed.at_ns.min(), _ns(returns["at"]).min())))
+    files = releases.packed("retail", releases.weighted(*[0.0] * len(RETAIL.names)), RETAIL)
+    scorer = releases.scorer_of(files, store=ri.Store(windows=ri.Windows.memory(clock=clock)))
+    vectorize, score, observe = scorer._engine.vectorize, scorer.score, scorer.observe
+    times = [replayed.at_ns, _ns(returns["at"])]
+    which = np.repeat([0, 1], [len(sales), len(returns)])
+    rows = np.concatenate([np.arange(len(sales)), np.arange(len(returns))])
+    order = np.lexsort((rows, which, np.concatenate(times)))
+    requests, found = sales.to_pylist(), returns.to_pylist()
+    served = np.empty_like(matrix)
+    for stream, row in zip(which[order].tolist(), rows[order].tolist(), strict=True):
+        clock.now_ns = int(times[stream][row])
+        if stream:
+            observe("return", found[row])
+            continue
+        served[row] = vectorize(requests[row])[0]
+        decision = score(requests[row], observe=True)
+        if row % 997 == 0:
+            assert set(decision.stale) == {RETAIL.names[k] for k in np.flatnonzero(replayed.flags[row] == 3)}
+    assert served.tobytes() == matrix.tobytes()
+
+
+def _ns(moments: pa.ChunkedArray) -> np.ndarray:
+    return moments.cast(pa.int64()).to_numpy() * 1000
 
 
 PAYMENT_FIELDS = {

@@ -1,10 +1,10 @@
-"""What runs before production: converting, checking, quantising and packing models into releases.
+"""What runs before production: training sets out of history; converting, checking, quantising and packing models.
 
 Rules:
   * `onnx`, converters and trainers are imported here only, and only by the function that needs them.
   * What is refused is refused here, with the operator, dtype or column named, so that it never comes up at a request.
-pack.py = the whole way; convert/ = one file per trainer; preflight.py = what an ONNX graph may contain; facts.py = what
-can be told from it; wiring.py = which input takes what; trial.py = running the models over rows; agreement.py = the
-trainer's answers; quantize.py = int8, measured; golden.py = rows with known answers; arrays.py = releases without
-features; describe.py = the manifest.
+replay.py = training sets without leakage, history.py = its joins; pack.py = the whole way; convert/ = one file per trainer;
+preflight.py = what an ONNX graph may contain; facts.py = what can be told from it; wiring.py = which input takes what;
+trial.py = running the models over rows; agreement.py = the trainer's answers; quantize.py = int8, measured; golden.py = rows
+with known answers; arrays.py = releases without features; describe.py = the manifest.
 """

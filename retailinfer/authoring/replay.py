@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Replayed", "replay"]
 
 NO_BOUND = 1 << 50
+MAX_STREAMS = 255
 STALE = 3
 
 
@@ -538,6 +539,8 @@ def _run_windows(
     # The state knows all of its panes before the first event comes: what is kept must not depend on who asks first.
     for stream in streams:
         stream.plans(groups, since_ns)
+    if len(streams) > MAX_STREAMS:
+        raise ConfigError(f"Expected at most {MAX_STREAMS} streams, got {len(streams)}")
     runner = WindowReplay()
     names = slot_names(body)
     window_slots = [names.index(name) for name in body.windows]
