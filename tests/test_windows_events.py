@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from windows_both import PRESENT, SECOND, STALE, UNKNOWN, Both, acc_digest, native_plan, program_of
 
 from retailinfer._native.windows import MAX_KEEP, WindowGroup, WindowPlan, event_hash
 from retailinfer._native.windows_reference import Accumulator, Add, Plan, Read
 from retailinfer.clock import ManualClock
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError
-from tests.windows_both import PRESENT, SECOND, STALE, UNKNOWN, Both, acc_digest, native_plan, program_of
 
 MINUTE = 60 * SECOND
 T0 = 28_000_000 * MINUTE  # the start of a pane
@@ -462,7 +462,7 @@ class TestBounds:
             group.register(b"short", "count", MINUTE, 12)
         for wrong in (("float",), (), "text"):
             with pytest.raises(ConfigError):
-                WindowGroup("card", wrong)  # type: ignore[arg-type]
+                WindowGroup("card", wrong)
 
     def test_a_plan_that_makes_no_sense_is_refused(self) -> None:
         """Windows longer than what is kept, sums of counts, texts compared with numbers, keys of another kind."""

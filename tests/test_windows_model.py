@@ -12,10 +12,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from windows_both import SECOND, Both, bits, native_plan
 
 from retailinfer._native.windows import WindowGroup
 from retailinfer._native.windows_reference import Accumulator, Add, Plan, Read
-from tests.windows_both import SECOND, Both, bits, native_plan
 
 T0 = 1_700_000_000 * SECOND
 CARDS = ["a", "b", "", "cc" * 40, "ü"]

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from windows_both import PRESENT, SECOND, STALE, native_plan
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -25,7 +26,6 @@ from retailinfer._native.windows import WindowGroup, WindowReplay
 from retailinfer._native.windows_reference import Accumulator, Add, Plan, Read
 from retailinfer.clock import ManualClock
 from retailinfer.errors import ConfigError, FeatureError, IntegrityError
-from tests.windows_both import PRESENT, SECOND, STALE, native_plan
 
 MINUTE = 60 * SECOND
 DAY = 86_400 * SECOND
@@ -185,11 +185,12 @@ class TestRestore:
             again.run({0: "a", 3: 1, 4: "x"}, T0 + 3 * MINUTE)  # whatever was taken can be worked with
             assert fresh.load_blocks(fresh.state(), list(fresh.blocks())) >= 1
         assert refused > 1_000
-        for change in (
+        changes: tuple[dict[str, Any], ...] = (
             {"name": "device"}, {"key_kind": "int"}, {"accumulators": []}, {"evicted_until_ns": -1}, {"saved_at_ns": None},
             {"accumulators": [*state["accumulators"], state["accumulators"][0]]},
             {"accumulators": [state["accumulators"][0] | {"keep_panes": 10**6}]},
-        ):  # fmt: skip
+        )  # fmt: skip
+        for change in changes:
             with pytest.raises(IntegrityError):
                 group.load_blocks(state | change, [piece])
         assert b"".join(group.blocks()) == piece
@@ -396,7 +397,9 @@ class TestReplay:
         spec = payments_spec()
         one, other = Shop(clock, spec), Shop(clock, spec)
         found = spec.read_events(table, "payment")
-        at_ns = np.ascontiguousarray(found.by_name["at"][0])
+        moments = found.by_name["at"]
+        assert moments is not None
+        at_ns = np.ascontiguousarray(moments[0])
         columns = [found.by_name.get(name) for name in spec.program.slot_names]
         replay = WindowReplay()
         slots = [slot for plan in other.plans for slot in plan.slots]

@@ -1,7 +1,7 @@
 """Velocity windows: state by entity, plans, one call, replay. Layout and arithmetic: panes.h; steps of a call: windows.pxd."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ MAX_DISTINCT: int
 def event_hash(event_id: str | bytes | int) -> int:
     """What the rings of seen ids hold of an event's id: 64 bits, never 0. Raises: FeatureTypeError, FeatureRangeError."""
 
+@final
 class WindowGroup:
     """State of all windows of one kind of entity. Use it from any thread: every method is one step under the GIL.
 
@@ -114,9 +115,11 @@ class WindowGroup:
     def clear(self) -> None:
         """Forget all entities; accumulators stay, complete from now on."""
 
+@final
 class LoadedWindows:
     """State that was loaded and not taken over yet. Made by `WindowGroup.prepare_load`."""
 
+@final
 class WindowCall:
     """Memory of one plan for one call at a time. Made by `WindowPlan.new_call` (native)."""
 
@@ -182,6 +185,7 @@ class WindowPlan:
         Raises: ValueError for bytes that are no value; FeatureRangeError for a sum that overflows.
         """
 
+@final
 class WindowReplay:
     """Runs history through plans, without Python per event: for replay and backfill.
 
