@@ -104,6 +104,7 @@ def after(value: bytes | None, event: Event) -> bytes | None:
     for step in event.steps:
         if not step.applies:
             continue
+        # How long a section matters is written with every new pane, not with every event.
         end_of_ids = max(end_of_ids, event.now_s + step.life_s)
         before = old.sections.get(step.digest, Section(step.kind, 0, 0, []))
         keep, until_s = max(before.keep, step.keep), before.until_s
@@ -119,9 +120,11 @@ def after(value: bytes | None, event: Event) -> bytes | None:
             except Refused:
                 refused, touched = True, False
             changed |= touched
-            if touched and step.pane > newest:  # how long it matters is written with every new pane
+            if touched and step.pane > newest:
                 until_s = max(until_s, event.now_s + step.life_s)
                 entries = [entry for entry in entries if entry[0] > step.pane - keep]
+        if step.digest in old.sections and before.until_s < event.now_s:
+            until_s, changed = event.now_s + step.life_s, True  # an event out of the past, but it is one
         if changed:
             made[step.digest] = Section(step.kind, keep, until_s, entries)
     if refused:

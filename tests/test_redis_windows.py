@@ -529,7 +529,7 @@ def test_foreign_types_and_truncated_values_spoil_their_entity_only(own_redis):
     """Whatever stands under a key: its entity is unavailable, counted and left alone; erasing mends it."""
     shared = Shared(own_redis.url, prefix="f")
     client = own_redis.client()
-    for card in ("list", "hash", "set", "stream", "number", "empty", "short", "good"):
+    for card in ("list", "hash", "set", "stream", "number", "empty", "short", "long", "good"):
         shared.pay(card)
     whole = client.get("f:card:good")
     for card, spoil in {
@@ -540,16 +540,18 @@ def test_foreign_types_and_truncated_values_spoil_their_entity_only(own_redis):
         "number": client.incr,
         "empty": lambda key: client.set(key, ""),
         "short": lambda key: client.set(key, whole[:-1]),
+        "long": lambda key: client.setrange(key, 70_000_000, "x"),
     }.items():
         client.delete(f"f:card:{card}")
         spoil(f"f:card:{card}")
         before = client.dump(f"f:card:{card}")
         assert states(shared.pay(card)) == {UNAVAILABLE}
+        assert states(shared.pay(card, add=False)) == {UNAVAILABLE}
         assert client.dump(f"f:card:{card}") == before
         assert states(shared.pay("good")) != {UNAVAILABLE}
         assert shared.windows.erase("card", card.encode())
         assert shared.pay(card)[0][0] == 1.0
-    assert shared.windows.stats.foreign == 7
+    assert shared.windows.stats.foreign == 2 * 8
     assert shared.windows.stats.healthy
     shared.windows.close()
 

@@ -161,11 +161,12 @@ local function after_event(old, ops)
       end
       local with, took, newer = with_event(kind, e, n, pane, value, keep)
       taken = taken or took
-      if cut_off and not with then with = e end
+      local passed = from[digest] and untils[digest] < now
+      if (cut_off or passed) and not with then with = e end
       if with then
         if not from[digest] then
           order[#order + 1] = digest
-        elseif not newer or untils[digest] > till then
+        elseif not (newer or passed) or untils[digest] > till then
           till = untils[digest]
         end
         untils[digest] = till
@@ -219,6 +220,7 @@ local function after_usual(old, ops)
     local w = WIDTH[kind]
     local stop = at + 20 + count * w
     if section ~= digest or its_kind ~= kind or kind > 3 or count == 0 or stop > size + 1 then return nil, nil, true end
+    if till < now then return nil, nil, true end
     if applies == 1 then
       local newest, c, s, entry
       if kind == 1 then newest, c, s = unpack('<I4I4i8', old, stop - 16)
@@ -253,7 +255,6 @@ local function after_usual(old, ops)
       end
       copied = stop
     end
-    if applies ~= 1 and till < now then return nil, nil, true end
     if till > last then last = till end
     at = stop
   end
@@ -273,6 +274,7 @@ end
 local new, life = {}, {}
 for i = 1, n do
   local old = redis.pcall('GET', KEYS[first + i])
+  if old and #old > 4194304 then old = {err = 'WRONGTYPE a value of this size is not one of ours'} end
   out[i + 1] = old
   if type(old) ~= 'table' then
     local unusual = true
@@ -513,36 +515,27 @@ class RedisWindows:
     def _round(self, entities: Sequence[Entity], add: bool, timeout_s: float) -> list[Value]:
         known = self._id
         keys = [self._starts[name] + key for name, key, _ in entities]
-        if add and self._one_step:
-            operations = [ops for _, _, ops in entities]
+        operations = [ops for _, _, ops in entities]
+        if self._one_step:
             reply = self._run_one([self._registry_key, *keys], [known, *operations], timeout_s)
             if not isinstance(reply, list) or not reply:
                 raise LinkError(_wrong(reply))
             if reply[0] != known:
                 raise _Changed
             values = reply[1:]
-        elif add:
-            replies = self._run(
-                [(key, [key], [b"", ops]) for key, (_, _, ops) in zip(keys, entities, strict=True)], timeout_s, asks=True
-            )  # fmt: skip
+        else:
+            calls = [(key, [key], [b"", ops]) for key, ops in zip(keys, operations, strict=True)]
+            replies = self._run(calls, timeout_s, asks=True)
             values = []
             for reply in replies[1:]:
                 if not isinstance(reply, list) or len(reply) != 2:
                     raise LinkError(_wrong(reply))
                 values.append(reply[1])
-            if (
-                replies[0] != known
-            ):  # what was added is added: read since when it counts, not the values again
-                self._id = b""
-                self._register(timeout_s)
-        else:
-            replies = self._link.request(
-                [(self._registry_key, self._ask_id()), *((key, encode(b"GET", key)) for key in keys)],
-                timeout_s=timeout_s,
-            )
             if replies[0] != known:
-                raise _Changed
-            values = replies[1:]
+                if not add:
+                    raise _Changed
+                self._id = b""  # what was added is added: read since when it counts, not the values again
+                self._register(timeout_s)
         if len(values) != len(keys):
             raise LinkError("Redis answered for other entities")
         return [self._value(value) for value in values]
