@@ -9,11 +9,14 @@ The doors themselves are scorer.py and ranker.py.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from retailinfer.contracts import Freshness
+from retailinfer.deadline import budget_ns
 from retailinfer.errors import ConfigError
+from retailinfer.pipeline import moment_ns
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +99,32 @@ class Door:
         """How many answers were made without a stale and without an unavailable value, since the release was loaded."""
         engine = self._pipeline.need_engine()
         return Freshness(answers=engine.n_answers, fresh=engine.n_fresh)
+
+    def observe(
+        self,
+        stream: str,
+        event: object,
+        *,
+        event_id: EventId | None = None,
+        at: dt.datetime | float | None = None,
+        deadline_ms: float | None = None,
+    ) -> None:
+        """Count an event of a stream in the windows, without an answer: a label that arrives, a payment scored elsewhere.
+
+        Args:
+            event: dict, msgspec Struct or dataclass with the stream's fields.
+            event_id: one that its entity saw lately (among its last 8) is not counted again.
+            at: when it happened, where it has no time of its own; now by default.
+            deadline_ms: of the round trip to shared windows; the contract's by default.
+        Raises: FeatureError for the event; ConfigError for a stream that no window counts.
+        """
+        self._engine.has_clock  # noqa: B018 - a closed door, and one without features, says so
+        self._pipeline.observer(stream).observe(
+            event,
+            event_id,
+            0 if at is None else moment_ns(at),
+            0 if deadline_ms is None else budget_ns(deadline_ms),
+        )
 
     def close(self) -> None:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""

@@ -206,31 +206,6 @@ class Scorer(Door):
         )
         return answers
 
-    def observe(
-        self,
-        stream: str,
-        event: object,
-        *,
-        event_id: EventId | None = None,
-        at: dt.datetime | float | None = None,
-        deadline_ms: float | None = None,
-    ) -> None:
-        """Count an event of a stream in the windows, without a score: a label that arrives, a payment scored elsewhere.
-
-        Args:
-            event: dict, msgspec Struct or dataclass with the stream's fields.
-            event_id: as in `score`. at: when it happened, where it has no time of its own; now by default.
-        Raises: FeatureError for the event; ConfigError for a stream that no window counts.
-        """
-        if self._closed:
-            raise ConfigError("this Scorer is closed", hint="load the release again")
-        self._pipeline.observer(stream).observe(
-            event,
-            event_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-        )
-
     def score_table(self, table: Any, *, at: dt.datetime | float | None = None) -> Any:
         """Score a whole table, in slices, as it streams in.
 

@@ -934,6 +934,8 @@ cdef class Engine:
             resolver.read_clocks(lease)
             for plan in snapshots:  # what allocates may run a collection, and that anything
                 plan.current()
+            if resolver.n_windows and not resolver.shared:  # their memory is on its way while tables are read
+                resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
             wanted = resolver.probe(lease, st, live)
             if wanted < 0:
                 raise MemoryError()
@@ -950,7 +952,8 @@ cdef class Engine:
             lease.tables_ns = <int64_t>self.clock.monotonic_ns() - start
             start += lease.tables_ns
         if resolver.n_windows and not resolver.shared:
-            resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
+            if lease.timed:  # the clock was read: other code ran
+                resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
             resolver.use_windows(lease, st, ws.options.observe)
             if lease.timed:
                 lease.windows_ns = <int64_t>self.clock.monotonic_ns() - start

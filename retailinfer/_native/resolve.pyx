@@ -13,14 +13,15 @@ Tables are feature_table.pyx, windows windows.pyx, aliases aliases.pyx; who call
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from retailinfer._native.aliases cimport AliasTable
 from retailinfer._native.feature_table cimport (
-    LruTable, ROW_ABSENT, ROW_EXPIRED, ROW_FRESH, ROW_REFRESH, ROW_UNKNOWN, ri_cell_f32, ri_row_cell_expires_ns,
-    ri_row_expires_ns, ri_row_text,
+    LruTable, ROW_ABSENT, ROW_EXPIRED, ROW_FRESH, ROW_REFRESH, ROW_UNKNOWN, ri_cell_f32, ri_lru,
+    ri_row_cell_expires_ns, ri_row_expires_ns,
+    ri_row_text,
 )
 from retailinfer._native.program cimport (
     Program, RequestReader, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_TEXT, RI_STALE, RI_UNAVAILABLE, RI_UNKNOWN, RowState, ri_slot,
@@ -34,7 +35,32 @@ from retailinfer._native.windows cimport WindowCall, WindowPlan, hash_event_id
 
 from retailinfer.errors import ConfigError, SchemaMismatchError, clip
 
+cdef extern from *:
+    """
+    #include "lru_table.h"
+    /* Rows of several tables on their way into the cache at once, step by step as their addresses become known; hints only. */
+    static inline uint32_t ri_ahead_block(const ri_lru *lru, uint64_t hash) {
+        const uint64_t slot = lru->slots[ri_lru_hash32(hash) >> lru->slot_shift];
+        const uint8_t *block;
+        if (slot >> 32 != ri_lru_hash32(hash) || (uint32_t)slot == 0)
+            return 0;
+        block = (const uint8_t *)ri_lru_block(lru, (uint32_t)slot - 1);
+        RI_PREFETCH(block);
+        if (lru->record_size + sizeof(ri_row_head) > RI_LINE)
+            RI_PREFETCH(block + RI_LINE);
+        return (uint32_t)slot;
+    }
+    static inline void ri_ahead_links(const ri_lru *lru, uint32_t block) {
+        RI_PREFETCH(&lru->links[ri_lru_block(lru, block - 1)->row]);
+    }
+    """
+    uint64_t ri_lru_hash(const ri_lru* lru, const char* key, int64_t size)
+    void ri_lru_ahead(const ri_lru* lru, uint64_t hash)
+    uint32_t ri_ahead_block(const ri_lru* lru, uint64_t hash)
+    void ri_ahead_links(const ri_lru* lru, uint32_t block)
+
 cdef enum:
+    IN_FLIGHT = 8           # tables whose rows are asked for before the first is read
     BLOCK = 4096            # the first block of a lease; larger ones are given back when the call is over
     MAX_KEYS = 16           # parts of a key, as in table.pyx
     MAX_CLOCKS = 8
@@ -422,6 +448,24 @@ cdef class Resolver:
         cdef const uint8_t* record
         cdef int64_t now
         cdef int outcome, known, absent, wanted = 0
+        cdef uint64_t hashes[IN_FLIGHT]
+        cdef uint32_t blocks[IN_FLIGHT]
+        cdef int i, n = <int>len(plans)
+        if n > IN_FLIGHT:
+            n = IN_FLIGHT
+        if n > 1:
+            for i in range(n):  # keys of one field; those of several are put together in memory that they share
+                plan = plans[i]
+                blocks[i] = plan.n_keys == 1 and lease.key_of(st.slots, plan.keys, 1, &key) > 0
+                if blocks[i]:
+                    hashes[i] = ri_lru_hash(plan.core.rows, key.data, key.size)
+                    ri_lru_ahead(plan.core.rows, hashes[i])
+            for i in range(n):
+                if blocks[i]:
+                    blocks[i] = ri_ahead_block((<LivePlan>plans[i]).core.rows, hashes[i])
+            for i in range(n):
+                if blocks[i]:
+                    ri_ahead_links((<LivePlan>plans[i]).core.rows, blocks[i])
         for plan in plans:
             lease.wanted[plan.number] = 0
             known = lease.key_of(st.slots, plan.keys, plan.n_keys, &key)
@@ -535,6 +579,11 @@ cdef class Resolver:
             if lease.wanted[plan.number] and lease.key_of(st.slots, plan.keys, plan.n_keys, &key) > 0:
                 kept = PyBytes_FromStringAndSize(key.data, key.size)
                 missing[plan.number] = {plan.core.key_object(key.data, key.size): kept}
+        if not options.may_wait:  # the call that may wait counts these look-ups anew
+            for plan in plans:
+                if lease.key_of(st.slots, plan.keys, plan.n_keys, &key) > 0:
+                    self.uncount(plan, plan.core.state(key.data, key.size, lease.now[plan.clock]))
+            raise WouldWait
         self.fetch(lease, missing, options, False)
         lease.again = True
         return 0

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,6 +37,7 @@ CALLS = (200, 20_000)  # at least, at most, where --n does not say
 FEW_CALLS = 5_000
 FEED_BYTES = 64 << 20  # of the bare run's inputs, which are all made beforehand
 STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")  # as the engine tells them
+INNER = ("tables", "windows")  # what `resolve` is made of, where a release looks up more than snapshots
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,10 @@ def _requests(loaded: Loaded, bare: Any, options: argparse.Namespace, console: C
     answers = _compare(loaded, bare, bodies, prepared)
     door: Any = loaded.door
     call = door.rank_json if loaded.ranks else door.score_json
-    staged = engine.rank_json_staged if loaded.ranks else engine.score_json_staged
+    names = STAGES if loaded.ranks or engine.resolver is None else (*STAGES, *INNER)
+    staged: Any = engine.rank_json_staged
+    if not loaded.ranks:
+        staged = partial(engine.score_json_staged, inner=len(names) > len(STAGES))
     n_bodies, n_prepared = len(bodies), len(prepared)
     contestants = [
         lambda i: call(bodies[i % n_bodies]),
@@ -168,9 +173,9 @@ def _requests(loaded: Loaded, bare: Any, options: argparse.Namespace, console: C
     ]
     n = options.n or calls_that_fit(contestants, SECONDS, low=CALLS[0], high=CALLS[1])
     console.step(f"timing {n:,} calls of each")
-    whole, parts, alone = measure(contestants, n, parts=[0, len(STAGES), 0], say=console.later)
+    whole, parts, alone = measure(contestants, n, parts=[0, len(names), 0], say=console.later)
     return _result(loaded, bare, whole, alone, "rank_json" if loaded.ranks else "score_json") | {
-        "stages_us": {name: quantiles_us(parts.ns[:, :, k]) for k, name in enumerate(STAGES)},
+        "stages_us": {name: quantiles_us(parts.ns[:, :, k]) for k, name in enumerate(names)},
         "requests": {
             "source": sample.source,
             "distinct": sample.n_distinct,
@@ -322,7 +327,9 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     console.say()
     lines: list[tuple[str, ...]] = [("microseconds", *QUANTILES)]
     lines.append(("whole call", *(_figure(found["whole_us"][q]) for q in QUANTILES)))
-    lines += [(f"  {name}", *(_figure(us[q]) for q in QUANTILES)) for name, us in found["stages_us"].items()]
+    for name, us in found["stages_us"].items():
+        shown = f"  of resolve: {name}" if name in INNER else f"  {name}"
+        lines.append((shown, *(_figure(us[q]) for q in QUANTILES)))
     lines.append(("bare run", *(_figure(found["bare_us"][q]) for q in QUANTILES)))
     for line in columns_text(lines, right=(1, 2, 3, 4)):
         console.say(f"  {line}")
