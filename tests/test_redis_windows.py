@@ -14,6 +14,7 @@ import time
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from processes import run_script
 from services import Proxy, RedisCluster, RedisServer
 
 from retailinfer._native.program import Program
@@ -753,3 +754,37 @@ def test_password_is_in_no_message():
     windows = RedisWindows("redis://me:hunter2@127.0.0.1:1/0", timeout_ms=50)
     assert not windows.ready()
     assert "hunter2" not in repr(windows) + repr(windows.stats) + str(windows._link._settings)
+
+
+@pytest.mark.requires("gevent")
+def test_greenlets_wait_for_each_other_and_may_be_killed(redis_server):
+    """Under gevent one thread has many requests under way; a greenlet that is killed meanwhile spoils nobody's answer."""
+    script = f"""
+    from gevent import monkey
+    monkey.patch_all()
+    import gevent, random
+    import test_redis_windows as t
+
+    shared = t.Shared({redis_server.url!r}, prefix="greenlets")
+    shared.windows.ready()
+    plans = [t.plan_for(shared.group) for _ in range(20)]
+    values = {{t.CARD: "g", t.SHOP: 1, t.AMOUNT: 1.0, t.CHANNEL: "online"}}
+    seen, chance = [], random.Random(5)
+
+    def work(plan):
+        for _ in range(30):
+            [value] = shared.windows.exchange([plan.remote(values, t.NOW_NS)], add=True)
+            seen.append(plan.remote_result(values, t.NOW_NS, value)[0][0])
+
+    workers = [gevent.spawn(work, plan) for plan in plans]
+    victims = workers[::4]
+    while any(not victim.dead for victim in victims):
+        gevent.sleep(0)
+        chance.choice(victims).kill(block=False)
+    gevent.joinall(workers, timeout=60)
+    assert len(seen) == len(set(seen)) >= 15 * 30, (len(seen), len(set(seen)))
+    assert shared.windows.stats.healthy and shared.windows.stats.connections > 2
+    shared.windows.close()
+    print("good")
+    """
+    assert run_script(script) == "good"

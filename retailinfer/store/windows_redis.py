@@ -498,7 +498,8 @@ class RedisWindows:
                 self._unavailable += 1
                 return None
         except BaseException:  # a greenlet that is killed here must not leave the door waiting for its probe
-            self._report(permit, "interrupted")
+            if self._door.state is not State.OPEN:
+                self._report(permit, "interrupted")
             raise
         self._report(permit, failure)
         self._unavailable += 1
