@@ -478,12 +478,12 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
 static double derived(const ri_forest *f, int32_t c, const void *row) {
     const ri_derived *d = f->columns + c;
     const double x = f->wide ? ((const double *)row)[d->feature] : (double)((const float *)row)[d->feature];
-    return x != x || (d->zero >= 0 && fabs(x) <= (f->wide ? 1e-35 : (double)d->zero)) ? (double)d->fill : x;
+    return x != x || fabs(x) <= (double)d->zero ? (double)d->fill : x;
 }
 
 static int in_set(const ri_forest *f, int32_t set, double x) {
     const int64_t n_bits = 32 * (f->set_ends[set + 1] - f->set_ends[set]);
-    if (!(x >= 0 && x < (double)n_bits)) /* NaN, negative, or beyond every category of the set */
+    if (!(x > -1 && x < (double)n_bits)) /* NaN, negative, or beyond every category of the set; -0.5 counts as 0 */
         return 0;
     const int64_t i = (int64_t)x;
     return (int)(f->set_words[f->set_ends[set] + i / 32] >> (i % 32) & 1);

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["forest_sums"]
 
-_ZERO = {np.float32: np.float32(1e-35), np.float64: np.float64(1e-35)}
+_ZERO = np.float32(1e-35)  # LightGBM's, whatever the rows are
 
 
 def forest_sums(
@@ -55,13 +55,13 @@ def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int)
     x, missing = row[arrays["feature"][node]], arrays["missing"][node]
     if missing == 1:
         x = x.dtype.type(0) if np.isnan(x) else x
-    elif np.isnan(x) or (missing == 2 and abs(x) <= _ZERO[x.dtype.type]):
+    elif np.isnan(x) or (missing == 2 and abs(x) <= _ZERO):
         if arrays["category"][node] < 0:
             return bool(arrays["missing_left"][node])
         x = x.dtype.type(-np.inf if arrays["missing_left"][node] else np.nan)  # no category either way
     if arrays["category"][node] < 0:
         return bool(float(x) <= arrays["threshold"][node])
     first, last = arrays["set_ends"][arrays["category"][node] :][:2]
-    if not 0 <= x < 32 * (last - first):
+    if not -1 < x < 32 * (last - first):
         return False
     return bool(arrays["set_words"][first + int(x) // 32] >> np.uint32(int(x) % 32) & np.uint32(1))

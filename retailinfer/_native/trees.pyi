@@ -27,9 +27,9 @@ class TreeModel:
             roots int32 (trees): first node of each tree.
             feature int32 (nodes): -1 = a leaf. threshold float64 (nodes), finite or infinite; float32 values unless `wide`.
             left, right int32 (nodes): node numbers; of a leaf, `left` is its number.
-            missing uint8 (nodes): 0 = NaN is missing, 1 = nothing is (NaN counts as 0), 2 = NaN and |x| <= 1e-35 are.
+            missing uint8 (nodes): 0 = NaN is missing, 1 = nothing is (NaN counts as 0), 2 = NaN and |x| <= float32(1e-35) are.
             missing_left uint8 (nodes): 1 = missing values go left.
-            category int32 (nodes): -1, or a set of categories: members go left, everything else (NaN, negative) right.
+            category int32 (nodes): -1, or a set of categories: members go left, everything else (NaN, -1 and below) right.
             set_ends int64 (sets + 1), set_words uint32: bit i of a set's words = category i is a member.
             values float64: one a leaf, added to output `targets[tree]`; or, with empty `targets`, `n_outputs` a leaf.
             targets int32 (trees, or none), base float64 (n_outputs).

@@ -39,6 +39,7 @@ class Converted:
         output: name of the output that `predict` computes. None: nothing to compare with.
         codes: columns that hold codes of categories, not quantities.
         predict: matrix, shape (rows, n_features) -> shape (rows,) or (rows, columns).
+        text: the model in its trainer's own text, where the tree engine reads that: LightGBM.
     """
 
     data: bytes
@@ -50,6 +51,7 @@ class Converted:
     output: str | None = None
     codes: tuple[int, ...] = ()
     predict: Predict | None = None
+    text: str | None = None
 
 
 # First part of the module of a model's class (or of a base class) -> the file here that converts it.

@@ -96,6 +96,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         output="probabilities" if classifies else "variable",
         codes=_codes(text),
         predict=predict,
+        text=booster.model_to_string(),
     )
 
 

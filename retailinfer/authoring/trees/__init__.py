@@ -3,7 +3,8 @@
 Rules:
   * A parser returns a forest, or says in one line why there is none (`Unfit`): then ONNX Runtime runs the model.
   * Nothing is approximated. What a parser makes is compared with its source bit by bit when a release is packed.
-onnx_graph.py = ONNX graphs that are nothing but one tree ensemble.
+onnx_graph.py = ONNX graphs that are nothing but one tree ensemble; lightgbm_text.py = LightGBM's own text; use.py = who
+compares and decides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A model on its way into a release becomes a forest, if that has its bits.
 
 Rules:
-  * The forest is compared with ONNX Runtime on rows that are hard on purpose: on thresholds, one step beside them, missing,
+  * A LightGBM model is read from its own text and answers as LightGBM does; any other from its graph, as ONNX Runtime does.
+  * The forest is compared with that source on rows that are hard on purpose: on thresholds, one step beside them, missing,
     infinite. One bit that differs, and the model is not replaced.
 Parsers are the other files of this folder.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retailinfer.authoring.trees import Unfit
+from retailinfer.authoring.trees.lightgbm_text import forest_of_text
 from retailinfer.authoring.trees.onnx_graph import forest_of_graph
 from retailinfer.errors import SchemaMismatchError
 from retailinfer.runtime.trees import TreeSession, encode_forest
@@ -31,7 +33,7 @@ N_ROWS = 2_000
 def to_trees(part: Part) -> None:
     """Give a part its forest and the session that runs it. Raises: SchemaMismatchError, which says why there is none."""
     try:
-        forest = forest_of_graph(part.graph.data)
+        forest = _forest(part)
     except Unfit as exc:
         raise SchemaMismatchError(
             f"model `{part.role}` has no exact form as a forest: {exc}", hint='pack it with engine="onnx"'
@@ -40,17 +42,38 @@ def to_trees(part: Part) -> None:
     session = TreeSession(file)
     rows = hard_rows(forest)
     got = session.run({forest.input: rows})[forest.output]
-    want = part.session.run({forest.input: rows})[forest.output]
-    differs = got.view(np.uint32) != np.ascontiguousarray(want.reshape(got.shape)).view(np.uint32)
-    differs &= ~(np.isnan(got) & np.isnan(want.reshape(got.shape)))
+    want = _source_answers(part, forest, rows)
+    got = got[:, -want.shape[1] :]  # a trainer may tell the probability alone
+    differs = got.view(np.uint32) != want.view(np.uint32)
+    differs &= ~(np.isnan(got) & np.isnan(want))
     if differs.any():
         row = int(np.flatnonzero(differs.any(axis=1))[0])
         raise SchemaMismatchError(
-            f"the trees of model `{part.role}` answer {got[row].tolist()} where ONNX Runtime answers "
-            f"{want.reshape(got.shape)[row].tolist()}, in {int(differs.any(axis=1).sum())} of {len(rows)} rows",
+            f"the trees of model `{part.role}` answer {got[row].tolist()} where their source answers "
+            f"{want[row].tolist()}, in {int(differs.any(axis=1).sum())} of {len(rows)} rows",
             hint='pack it with engine="onnx", and report the model',
         )
     part.trees, part.session = file, session
+
+
+def _forest(part: Part) -> Forest:
+    if part.converted.text is None:
+        return forest_of_graph(part.graph.data)
+    (name, _, _), *more_inputs = part.session.inputs
+    (output, _, shape), *more_outputs = part.session.outputs
+    if more_inputs or more_outputs:
+        raise Unfit(f"it has {1 + len(more_inputs)} inputs and {1 + len(more_outputs)} outputs")
+    width = part.width(output, shape)
+    return forest_of_text(part.converted.text, input_name=name, output_name=output, n_columns=width or 1)
+
+
+def _source_answers(part: Part, forest: Forest, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the forest has to answer, shape (rows, columns): by the trainer itself, else by ONNX Runtime."""
+    if part.converted.text is not None and part.converted.predict is not None:
+        answers = part.converted.predict(rows)
+    else:
+        answers = part.session.run({forest.input: rows})[forest.output]
+    return np.ascontiguousarray(np.asarray(answers).reshape(len(rows), -1), np.float32)
 
 
 def hard_rows(forest: Forest, n: int = N_ROWS) -> NDArray[np.float32]:
