@@ -11,13 +11,14 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define UNIT 16u
-#define CHUNK_UNITS 2048u
+#define UNIT 8u
+#define CHUNK_UNITS 4096u
 #define CHUNK_BYTES (CHUNK_UNITS * UNIT)
 #define REGION_CHUNKS 1024u /* the largest piece of memory that is asked of the system: 32 MiB; untouched pages cost nothing */
-#define MAX_UNITS 1024u     /* larger blocks have memory of their own */
-#define FINE 64u            /* up to here one size class a unit */
+#define MAX_UNITS 2048u     /* larger blocks have memory of their own */
+#define FINE 128u           /* up to here one size class a unit */
 #define N_CLASSES (FINE + 30u)
+#define MOST_BYTES (INT64_C(15) << 30) /* what 31 bits of places can hold, and some */
 #define LARGE 0x80000000u   /* of a place: the number of a large block */
 #define SECOND INT64_C(1000000000)
 #define MARGIN_S INT64_C(172800) /* room for time zones at both ends of the range of seconds */
@@ -420,7 +421,7 @@ ri_windows *ri_windows_new(int64_t max_entities, int64_t max_bytes, int64_t max_
     }
     w->large_free = w->newest = w->oldest = w->cursor = RI_NOWHERE;
     w->max_entities = max_entities;
-    w->max_bytes = max_bytes;
+    w->max_bytes = max_bytes < MOST_BYTES ? max_bytes : MOST_BYTES;
     w->max_ahead_ns = max_ahead_ns;
     w->key = key;
     w->memory = (int64_t)index_bytes(w);
@@ -952,7 +953,7 @@ static void read_unknown(const ri_window_plan *plan, ri_state *st) {
 static int64_t seconds_to_ns(uint32_t s) { return s ? ((int64_t)s + RI_EPOCH_S) * SECOND : INT64_MIN; }
 
 void ri_windows_read(const ri_windows *w, const ri_window_plan *plan, const ri_window_call *call, ri_state *st) {
-    static const uint8_t nothing[UNIT] = {0};
+    static const uint8_t nothing[16] = {0};
     if (!call->known) {
         read_unknown(plan, st);
         return;

@@ -10,7 +10,7 @@
  *     ids       {uint64 hash}                               the last 8 event ids, oldest first
  * Pane ids are stored relative to 1950, so that 32 bits hold 136 years of 1 s panes.
  *
- * A block (one entity), a multiple of 16 bytes:
+ * A block (one entity), a multiple of 8 bytes:
  *     header 24 bytes | directory: {uint16 accumulator, uint16 entries} each | key | entries of each accumulator in turn
  *
  * Rules:
