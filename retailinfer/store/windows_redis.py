@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from retailinfer._native.windows import WindowGroup
+from retailinfer._native.windows import MAX_KEEP, WindowGroup
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, Unavailable, clip
 from retailinfer.store.backoff import Backoff, State
@@ -712,10 +712,13 @@ def _registry(reply: Reply) -> _Registry:
         if (
             isinstance(field, bytes)
             and isinstance(moment, bytes)
-            and (found := re.fullmatch(rb"(\w+):([0-9a-f]{64}):(\d{1,4})", field))
+            and (found := re.fullmatch(rb"([^:]+):([0-9a-f]{64}):(\d{1,4})", field))
             and re.fullmatch(rb"-?\d{1,19}", moment)
+            and 1 <= int(found[3]) <= MAX_KEEP
+            and -(1 << 63) <= int(moment) < 1 << 63
         ):
-            moments[found[1].decode(), bytes.fromhex(found[2].decode()), int(found[3])] = int(moment)
+            name = found[1].decode(errors="replace")
+            moments[name, bytes.fromhex(found[2].decode()), int(found[3])] = int(moment)
     known = fields.get(b"id")
     if not isinstance(known, bytes) or not known:
         raise LinkError("the registry of windows in Redis is not one")
@@ -738,6 +741,8 @@ def _set_since(group: WindowGroup, digest: bytes, keep: int, registry: _Registry
     Whoever asked for n panes at some moment made everybody keep as many from then on.
     """
     kept = {n: at for (name, one, n), at in registry.moments.items() if (name, one) == (group.name, digest)}
+    if keep not in kept:  # our own field, which somebody else has written over
+        raise LinkError("the registry of windows in Redis is not one")
     if (
         longest := max(kept, default=keep)
     ) > keep:  # another release keeps more: cut nothing off that it needs
