@@ -291,3 +291,17 @@ def test_request_with_little_time_does_not_wait_for_redis(own_redis):
     assert time.monotonic() - start_s < 1.0
     own_redis.resume()
     windows.close()
+
+
+def test_inspection_shows_the_way_to_redis(redis_server):
+    """A store over Redis tells whether it answers, and what came of the requests."""
+    windows = redis_windows(redis_server)
+    store = ri.Store(windows=windows)
+    scorer = releases.scorer_of(files(), store=store)
+    for _ in range(3):
+        scorer.score({"card": "c-1", "merchant": "m-1", "amount": 1.0}, observe=True)
+    report = store.inspect()
+    assert (report.windows_shared, report.redis.requests, report.redis.unavailable) == (True, 3, 0)
+    assert any(line.startswith("windows in Redis: open, 3 requests") for line in report.lines())
+    assert ri.Store(windows=ri.Windows.memory()).inspect().redis is None
+    windows.close()

@@ -9,7 +9,7 @@ Who asks: `Store.inspect`, `retailinfer inspect`. Each part counts for itself: f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -48,12 +48,13 @@ class AliasReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a store. `windows_shared`: their state is elsewhere, and so are its sizes."""
+    """All of a store. `windows_shared`: their state is elsewhere, and so are its sizes; `redis`: `RedisWindowsStats`, or None."""
 
     snapshots: tuple[SnapshotReport, ...]
     tables: tuple[TableStats, ...]
     windows: tuple[WindowStats, ...]
     windows_shared: bool
+    redis: Any
     aliases: tuple[AliasReport, ...]
     bytes: int
 
@@ -76,6 +77,14 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
             f"{w.bytes:,} bytes, {w.events:,} events, {w.late:,} late, {w.duplicates:,} twice, {w.evicted:,} evicted{shared}"
             for w in self.windows
         ]
+        if (r := self.redis) is not None:
+            evicts = (
+                "; it may drop values when it is full: set maxmemory-policy noeviction" if r.evicts else ""
+            )
+            made.append(
+                f"windows in Redis: {r.state}, {r.requests:,} requests, {r.unavailable:,} unavailable "
+                f"({r.held_back:,} held back), {r.foreign:,} values that are not ours{evicts}"
+            )
         made += [f"aliases of {a.entity}: {a.links:,} links, {a.bytes:,} bytes" for a in self.aliases]
         return made
 
@@ -102,6 +111,7 @@ def report_of(
         tables=tables,
         windows=counted,
         windows_shared=windows is not None and windows.transport is not None,
+        redis=None if windows is None or windows.transport is None else windows.transport.stats,
         aliases=known,
         bytes=total,
     )
