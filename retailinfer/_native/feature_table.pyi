@@ -124,7 +124,11 @@ class LruTable:
         """ROW_* of each key; no use of it."""
 
     def to_fetch(self, keys: list[Any], stale_for_ns: int, now_ns: int) -> tuple[list[Any], list[Any]]:
-        """Keys to wait for (not there, or expired for `stale_for_ns`), and keys to refresh (expired, not so long); no use."""
+        """Keys to wait for, and keys to refresh while what is there is given out; no use of either.
+
+        The first are not there, or expired for `stale_for_ns` or longer; the second expired less long ago, or are due for a
+        refresh ahead, which is said once per version of a row.
+        """
 
     def updated_at(self, key: Key, now_ns: int) -> int:
         """When a key's row was true, ns since the epoch, 0 = there is none; no use of it."""

@@ -412,7 +412,7 @@ ri_lru *ri_lru_new(const ri_lru_plan *plan) {
     lru->exact = plan->seen_per_row <= 0;
     lru->record_size = plan->record_size;
     lru->retention_ns = plan->retention_ns > 0 ? plan->retention_ns : INT64_MAX;
-    lru->refresh_share = (int64_t)(plan->refresh_share * 65536.0);
+    lru->refresh_share = plan->refresh_share;
     lru->drop_expired = (uint32_t)(plan->drop_expired != 0);
     lru->probation_inverse = 16;
     lru->max_rows = (uint32_t)plan->max_rows;
@@ -478,12 +478,12 @@ const uint8_t *ri_lru_find(const ri_lru *lru, uint64_t hash, const char *key, in
 
 /* How long before its expiry a row is refreshed. */
 RI_INLINE int64_t refresh_window(const ri_lru *lru, const ri_row_head *head) {
-    return (int64_t)((double)(head->expires_ns - head->written_ns) * (double)lru->refresh_share / 65536.0);
+    return (int64_t)((double)(head->expires_ns - head->written_ns) * lru->refresh_share);
 }
 
 int ri_lru_ask_ahead(ri_lru *lru, const uint8_t *record, int64_t now_ns) {
     ri_row_head *head = (ri_row_head *)(void *)(uintptr_t)(record - sizeof(ri_row_head));
-    if (lru->refresh_share == 0 || head->expires_ns == RI_LRU_NEVER || (head->flags & (RI_BLOCK_HIT | RI_BLOCK_ASKED)) != RI_BLOCK_HIT ||
+    if (lru->refresh_share <= 0 || head->expires_ns == RI_LRU_NEVER || (head->flags & (RI_BLOCK_HIT | RI_BLOCK_ASKED)) != RI_BLOCK_HIT ||
         now_ns < head->expires_ns - refresh_window(lru, head))
         return 0;
     head->flags |= RI_BLOCK_ASKED;

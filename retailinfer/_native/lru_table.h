@@ -124,7 +124,7 @@ typedef struct ri_lru {
     uint32_t exact;        /* 1 = one list; 0 = probation and protected */
     size_t record_size;    /* fixed part of a record, a multiple of 8 */
     int64_t retention_ns;  /* a row is gone this long after it was written */
-    int64_t refresh_share; /* of a row's life, in 1/65536, that is left when ROW_REFRESH is said; 0 = never */
+    double refresh_share;  /* of a row's life that is left when ROW_REFRESH is said; 0 = never */
     uint32_t drop_expired; /* 1 = a row is gone when it expires */
     uint32_t probation_inverse; /* probation gives way while it has more than 1 / this of the rows */
     uint32_t max_rows, n_rows, n_segment[2];

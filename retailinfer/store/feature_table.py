@@ -5,8 +5,8 @@ Rules:
     of another schema is refused whole, never read as something else.
   * A row past its time to live is not gone: it is `STALE`, and each column of a feature spec says what that means. Gone is
     what was evicted, erased, or is older than `retention`.
-  * Expiry runs on the monotonic clock and survives a step of the clock of the day; ages (`age_s`, `max_age`) are the time since
-    `updated_at` on the clock of the day, and never negative.
+  * Expiry runs on the monotonic clock and survives a step of the clock of the day; ages (`age_s`, `max_age`) are the time
+    since `updated_at` on the clock of the day, and never negative.
   * With a source, a look-up that misses waits for it, no longer than `wait_ns` says; what comes later fills the table all the
     same. Writing and erasing take precedence over answers that are still on their way.
   * Reading and writing hold the GIL and are one step each; bulk loads, dumps and restores are cut into slices.
@@ -16,12 +16,8 @@ The memory is `_native/feature_table.pyx`, fetching is readthrough.py, a catalog
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
@@ -58,6 +54,8 @@ from retailinfer.store.arrow import (
 from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, time_ns
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from retailinfer.store.readthrough import ReadThrough, ReadThroughStats
     from retailinfer.store.sources import FeatureSource
 
