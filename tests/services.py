@@ -324,13 +324,13 @@ class PostgresServer(_Server):
     def pause(self) -> None:
         """Hang, with every process that serves a connection."""
         for pid in [*_children(self.pid), self.pid]:
-            os.kill(pid, signal.SIGSTOP)
+            _signal(pid, signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
         """Go on after `pause`."""
         for pid in [self.pid, *_children(self.pid)]:
-            os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
         self._paused = False
 
     def kill(self) -> None:
@@ -338,9 +338,13 @@ class PostgresServer(_Server):
         children = _children(self.pid) if self.process is not None else []
         super().kill()
         for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="postgres to be gone")
+
+
+def _signal(pid: int, what: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # whoever served a connection ends with it
+        os.kill(pid, what)
 
 
 def _children(pid: int) -> list[int]:

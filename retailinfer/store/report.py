@@ -48,7 +48,7 @@ class AliasReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a store. `windows_shared`: their state is elsewhere, and so are its sizes; `redis`: `RedisWindowsStats`, or None."""
+    """All of a store. `windows_shared`: their state is elsewhere, and so are its sizes; `redis`: what came of requests."""
 
     snapshots: tuple[SnapshotReport, ...]
     tables: tuple[TableStats, ...]
