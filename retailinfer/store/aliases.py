@@ -18,7 +18,6 @@ The graph itself is `_native/aliases.pyx`. Who asks it: the engine for every req
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any, Final
@@ -162,7 +161,7 @@ class Aliases:
             targets=targets.astype("<i8").tobytes(),
         )
         body = msgspec.msgpack.encode(saved)
-        return _MAGIC + hashlib.sha256(body).digest() + body
+        return _MAGIC + _checksum(body) + body
 
     def restore(self, data: bytes) -> None:
         """Replace all of it by what `dump` gave.
@@ -196,6 +195,12 @@ class Aliases:
         return f"<Aliases of {self.entity}: {len(self)} links, {self.nbytes} bytes>"
 
 
+def _checksum(data: bytes) -> bytes:
+    import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
+    return hashlib.sha256(data).digest()
+
+
 def _read(data: bytes) -> _Saved:
     """The saved graph, with every number in its range."""
     head = len(_MAGIC) + _DIGEST
@@ -204,7 +209,7 @@ def _read(data: bytes) -> _Saved:
     data = bytes(data)
     if not data.startswith(_MAGIC) or len(data) < head:
         raise IntegrityError("Expected saved aliases, got bytes that do not begin like them")
-    if hashlib.sha256(data[head:]).digest() != data[len(_MAGIC) : head]:
+    if _checksum(data[head:]) != data[len(_MAGIC) : head]:
         raise IntegrityError("the saved aliases are not what was written: their checksum differs")
     try:
         saved = msgspec.msgpack.decode(data[head:], type=_Saved)

@@ -561,7 +561,7 @@ class FeatureTable:
     def schema_digest(self) -> str:
         """SHA-256 of the columns, with their kinds and places, and of the kind of key."""
         shape = msgspec.json.encode([self.core.key_kind, self.core.schema])
-        return hashlib.sha256(shape).hexdigest()
+        return str(_sha256(shape).hexdigest())
 
     def dump(self, to: str | os.PathLike[str] | Writer) -> int:
         """Write all rows, in the order of their use, with their ages; returns how many bytes.
@@ -571,6 +571,9 @@ class FeatureTable:
         """
         if not isinstance(to, (str, os.PathLike)):
             return sum([_written(to, part) for part in self._dump()])
+        import tempfile  # noqa: PLC0415 - for who dumps; importing the package need not load it
+        from pathlib import Path  # noqa: PLC0415 - the same
+
         path = Path(to)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -587,7 +590,7 @@ class FeatureTable:
         return size
 
     def _dump(self) -> Iterator[bytes]:
-        digest = hashlib.sha256()
+        digest = _sha256()
         header = msgspec.json.encode(
             {"table": self.name, "schema": self.schema_digest, "wall_ns": self.clock.wall_ns()}
         )
@@ -635,7 +638,7 @@ class FeatureTable:
             raise IntegrityError(
                 f"Expected a dump of table `{self.name}`, got {len(image)} bytes of something else"
             )
-        if not hmac.compare_digest(hashlib.sha256(body).digest(), bytes(seal)):
+        if _sha256(body).digest() != bytes(seal):
             raise IntegrityError(
                 f"Expected a whole dump of table `{self.name}`, got bytes that were changed or cut off",
                 hint="take an older dump, or start without one",
@@ -766,6 +769,12 @@ def _later(source: RowSource, start: int, stop: int) -> Iterator[Key]:
     yield from source.keys(start, stop)
 
 
+def _sha256(data: Any = b"") -> Any:
+    import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
+    return hashlib.sha256(data)
+
+
 def _written(to: Writer, part: bytes) -> int:
     to.write(part)
     return len(part)
@@ -773,6 +782,8 @@ def _written(to: Writer, part: bytes) -> int:
 
 def _read(data: Any) -> bytes:
     if isinstance(data, (str, os.PathLike)):
+        from pathlib import Path  # noqa: PLC0415 - for who restores; importing the package need not load it
+
         return Path(data).read_bytes()
     read = getattr(data, "read", None)
     if not callable(read):
