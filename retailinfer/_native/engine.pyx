@@ -489,7 +489,7 @@ cdef enum:
 cdef uint8_t SEEN_AS[5]  # by state of a flag: 1 missing, 2 stale, 4 unavailable
 SEEN_AS[:] = [1, 1, 1, 2, 1 | 4]
 
-OBSERVE_HINT = 'declare a stream of requests, streams={"payment": None}, and windows over it'
+_OBSERVE_HINT = 'declare a stream of requests, streams={"payment": None}, and windows over it'
 
 cdef int64_t FOREVER = <int64_t>1 << 62  # as in deadline.py
 
@@ -878,9 +878,9 @@ cdef class Engine:
         """What a call brings beside its request. Before every call of an engine with a resolver; others refuse to observe."""
         if self.resolver is None:
             if observe:
-                raise ConfigError("these features count no events: there is nothing to observe", hint=OBSERVE_HINT)
+                raise ConfigError("these features count no events: there is nothing to observe", hint=_OBSERVE_HINT)
             if event_id is not None:
-                raise ConfigError("Expected no event_id: these features count no events", hint=OBSERVE_HINT)
+                raise ConfigError("Expected no event_id: these features count no events", hint=_OBSERVE_HINT)
             return 0
         self.resolver.check_event(&ws.options, observe, event_id)
         ws.options.now_ns = now_ns if now_ns else self.clock.wall_ns()
@@ -1274,7 +1274,7 @@ cdef class Engine:
         ws = self.pop()
         try:
             if rich or observe or ids is not None:
-                self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, tile > 1)
+                self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, False)
             if observe and not row_errors:
                 self.check_events(items, ids, first_row, ws)
             for start in range(0, n, tile):
