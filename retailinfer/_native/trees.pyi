@@ -1,8 +1,9 @@
-# Tree ensembles: a forest compiled for this machine.
-#
-# A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
-# go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
-# runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` releases the GIL
+"""Tree ensembles: a forest compiled for this machine.
+
+A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
+go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
+runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` releases the GIL.
+"""
 
 from collections.abc import Mapping
 from typing import Any, final
