@@ -814,13 +814,17 @@ cdef class LruTable:
         cdef uint8_t* outcomes
         if reader.plan.last_byte > sizeof(ri_row_head) + 16 + self.record_size:
             raise ConfigError("Expected a reader of this table, got that of another one")
+        cdef list listed = keys if type(keys) is list else list(keys)
+        n = len(listed)
+        matrix = out_matrix(out, n, reader.width, FLOAT32)
+        age_of, outcome_of = np.empty(n), np.empty(n, UINT8)
         try:
-            held = self.hold_keys(scratch, keys)
-            n = len(held)
-            matrix = out_matrix(out, n, reader.width, FLOAT32)
-            age_of, outcome_of = np.empty(n), np.empty(n, UINT8)
+            held = self.hold_keys(scratch, listed)   # last of all: what comes before may run code that drops a key from the list
+            if len(held) != n:
+                raise FeatureTypeError(f"Expected {n} keys, got {len(held)} while reading them", path="$.keys")
             if n:
-                cells, ages, outcomes = <float*>_memory(matrix), <double*>_memory(age_of), <uint8_t*>_memory(outcome_of)
+                cells = <float*>_memory(matrix, 4 * n * reader.width)
+                ages, outcomes = <double*>_memory(age_of, 8 * n), <uint8_t*>_memory(outcome_of, n)
                 ri_lru_gather(
                     self.rows, self.unknown, &reader.plan, scratch.refs, scratch.hashes, n, now_ns, wall_ns, cells, ages, outcomes
                 )
@@ -849,20 +853,23 @@ cdef class LruTable:
         cdef Scratch scratch = self.lease()
         cdef const uint8_t* record
         cdef Py_ssize_t i
+        cdef list listed = list(keys)   # ours: the lists that grow below may run a collector, and that anything
         missing, stale = [], []
         try:
-            held = self.hold_keys(scratch, keys)
+            held = self.hold_keys(scratch, listed)
             for i in range(len(held)):
                 record = ri_lru_find(self.rows, scratch.hashes[i], scratch.refs[i].data, scratch.refs[i].size, now_ns)
                 if record != NULL and now_ns < ri_row_expires_ns(record):
                     if ri_lru_ask_ahead(self.rows, record, now_ns):
-                        stale.append(held[i])
+                        stale.append(plain_key(self, held[i], scratch.refs[i]))
                     continue
                 if record == NULL and self.unknown != NULL and ri_lru_find(
                     self.unknown, scratch.hashes[i], scratch.refs[i].data, scratch.refs[i].size, now_ns
                 ) != NULL:
                     continue
-                (missing if record == NULL or now_ns - ri_row_expires_ns(record) >= stale_for_ns else stale).append(held[i])
+                (missing if record == NULL or now_ns - ri_row_expires_ns(record) >= stale_for_ns else stale).append(
+                    plain_key(self, held[i], scratch.refs[i])
+                )
             return missing, stale
         finally:
             self.give_back(scratch)
@@ -1006,7 +1013,7 @@ cdef class LruTable:
         """Numbers of rows, from the one that goes first to the newest: uint32 (n,)."""
         numbers = np.empty(self.rows.n_rows, np.uint32)
         if self.rows.n_rows:
-            ri_lru_order(self.rows, <uint32_t*>_memory(numbers))
+            ri_lru_order(self.rows, <uint32_t*>_memory(numbers, 4 * self.rows.n_rows))
         return numbers
 
     def keys_of(self, numbers):
@@ -1367,10 +1374,20 @@ def _span(value, what):
     return value
 
 
-cdef void* _memory(object array) except NULL:
-    """Where the cells of an array of ours are; they stay there while it lives."""
+cdef object plain_key(LruTable table, object key, StrRef text):
+    """A key as sources get it: of an exact builtin type, whatever NumPy's integers and subclasses mean elsewhere."""
+    if type(key) is str or type(key) is int or type(key) is bytes:
+        return key
+    return table.key_object(text.data, text.size)
+
+
+cdef void* _memory(object array, Py_ssize_t size) except NULL:
+    """Where the cells of an array are, of which there have to be so many bytes; they stay there while no other code runs."""
     cdef Py_buffer buffer
     PyObject_GetBuffer(array, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
     cdef void* cells = buffer.buf
+    cdef Py_ssize_t there = buffer.len
     PyBuffer_Release(&buffer)
+    if there < size:
+        raise ShapeError(f"Expected {size} bytes to gather into, got {there} when it came to it", path="$.out")
     return cells

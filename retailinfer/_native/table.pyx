@@ -675,6 +675,7 @@ cdef class SnapshotTable:
         rows = self.rows_of(keys)
         cdef const int32_t[::1] indices = rows
         cdef float[:, ::1] target = matrix
+        _same_matrix(target.shape[0], target.shape[1], n, width)
         if n and width:
             self._read(picked, &indices[0], n, <uint8_t*>&target[0, 0], 4 * <size_t>width)
         return matrix, rows
@@ -739,9 +740,10 @@ cdef class SnapshotTable:
         if n == 0:
             return matrix, rows
         cdef int32_t[::1] indices = rows
-        cdef uint8_t[:, ::1] target = matrix.view(np.uint8)
         cdef Py_ssize_t i
         self.find_many(keys, &indices[0], NULL)
+        cdef uint8_t[:, ::1] target = matrix.view(np.uint8)
+        _same_matrix(target.shape[0], target.shape[1], n, block.row_bytes)
         gather_rows(block.data, block.stride, &indices[0], n, <size_t>block.row_bytes, &target[0, 0], <size_t>block.row_bytes)
         for i in range(n):
             if indices[i] < 0:
@@ -783,9 +785,18 @@ cdef object out_matrix(object out, Py_ssize_t n, Py_ssize_t width, object dtype)
         return np.empty((n, width), dtype)
     if not isinstance(out, np.ndarray):
         raise ShapeError(f"Expected a matrix to gather into, got `{type(out).__name__}`", path="$.out")
+    if type(out) is not np.ndarray:   # its own shape and flags may say anything
+        out = np.ndarray.view(out, np.ndarray)
     if out.shape != (n, width) or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
         raise ShapeError(f"Expected a writeable C-contiguous {dtype} matrix ({n}, {width}), got {out.dtype} {out.shape}", path="$.out")
     return out
+
+
+cdef int _same_matrix(Py_ssize_t n_rows, Py_ssize_t row_width, Py_ssize_t n, Py_ssize_t width) except -1:
+    """Reading keys may have run code that made the caller's matrix another one."""
+    if n_rows != n or row_width != width:
+        raise ShapeError(f"Expected a matrix ({n}, {width}) to gather into, got ({n_rows}, {row_width}) when it came to it", path="$.out")
+    return 0
 
 
 cdef inline void _touch_ahead(PyObject* key) noexcept nogil:
