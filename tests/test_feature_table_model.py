@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from retailinfer._native.feature_table import LruTable
+from retailinfer._native.feature_table import ROW_ABSENT, ROW_FRESH, LruTable
 from retailinfer.clock import ManualClock
 from retailinfer.store.feature_table import FeatureTable
 from retailinfer.store.table import Outcome, plain_cell
@@ -241,19 +241,22 @@ def test_a_row_of_protected_keys_survives_any_number_of_others():
 
 def test_a_key_that_comes_back_soon_skips_probation():
     """A second coming within the memory of fingerprints is protected at once, and erasing forgets the first."""
-    table = lru_table(max_rows=64)
-    for key in (1, 2):
+    table = lru_table(max_rows=256)
+    early, erased = list(range(100)), list(range(200, 300))
+    for key in (*early, *erased, *range(1_000, 1_500)):
         table.put(key, {"x": 0.0}, 1, 0)
-    for i in range(100, 200):
+    assert set(table.states(early + erased, 0)) == {ROW_ABSENT}
+    for key in erased:
+        table.erase(key)
+    for key in early + erased:
+        table.put(key, {"x": 0.0}, 1, 0)
+    assert (
+        70 <= table.info()["returned"] <= 110
+    )  # some fingerprints were written over; one in 4,096 is a mistake
+    for i in range(3_000, 4_000):
         table.put(i, {"x": 0.0}, 1, 0)
-    assert table.states([1, 2], 0) == b"\x03\x03"
-    table.erase(2)
-    table.put(1, {"x": 0.0}, 1, 0)
-    table.put(2, {"x": 0.0}, 1, 0)
-    assert table.info()["returned"] == 1
-    for i in range(300, 500):
-        table.put(i, {"x": 0.0}, 1, 0)
-    assert table.states([1, 2], 0) == b"\x00\x03"
+    assert table.states(early, 0).count(ROW_FRESH) >= 70
+    assert table.states(erased, 0).count(ROW_FRESH) <= 10
 
 
 @pytest.mark.parametrize("exact", [True, False])
