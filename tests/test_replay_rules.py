@@ -126,6 +126,23 @@ def test_repeated_event_counts_once_if_it_has_an_id():
     assert counted(ri.replay(spec_of(), events, labels=NONE)) == [1, 2, 3]
 
 
+def test_the_last_eight_ids_of_an_entity_are_remembered():
+    """An id that comes again after seven others is still known, after eight it is not; other cards do not push it out."""
+    ids = ["x", *(f"id-{i}" for i in range(7)), "x", "id-7", "x"]
+    events = payments(*(("a", 1.0, i) for i in range(11)), id=pa.array(ids))
+    assert counted(ri.replay(spec_of(), events, labels=NONE, event_id={"payment": "id"})) == [
+        *range(1, 9),
+        8,
+        9,
+        10,
+    ]
+    cards = ["a", *"bbbbbbbbb", "a"]
+    events = payments(
+        *((card, 1.0, i) for i, card in enumerate(cards)), id=pa.array(["x", *"123456789", "x"])
+    )
+    assert counted(ri.replay(spec_of(), events, labels=NONE, event_id={"payment": "id"}))[-1] == 1
+
+
 def test_streams_may_name_their_columns_differently():
     """Arrival and id by stream: payments have both, chargebacks none."""
     events = payments(("a", 1.0, 10), ("a", 1.0, 12), seen=moments([10, 12]), id=pa.array([1, 1]))
