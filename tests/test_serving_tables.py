@@ -793,6 +793,35 @@ def test_a_collection_in_the_middle_changes_nothing():
         gc.set_threshold(*before)
 
 
+@pytest.mark.parametrize("form", ["dict", "struct", "attributes"])
+def test_a_request_that_changes_while_its_source_is_waited_for_is_read_as_it_was(form):
+    """The key's text is held by the call: whoever takes it out of the request meanwhile changes nothing."""
+
+    class Meddles:
+        def fetch(self, keys, *, timeout_s):
+            if form == "dict":
+                request.clear()
+            else:
+                msgspec.structs.force_setattr(request, "card", None)
+            garbage.extend("y" * 40 + str(i) for i in range(2_000))
+            return {key: {"mean": float(len(key)), "n": 0} for key in keys}
+
+    class Own(msgspec.Struct):
+        card: str
+
+    garbage = []
+    table = table_of(source=Meddles(), timeout_ms=5_000)
+    scorer = scorer_over(table)
+    for i in range(20):
+        key = "x" * 40 + str(i)
+        request = {"card": "".join(list(key))}
+        if form != "dict":
+            request = (scorer.request_type if form == "struct" else Own)(card="".join(list(key)))
+        assert scorer.score(request).score == float(len(key))
+        assert key in table
+        garbage.clear()
+
+
 def test_wrong_requests_are_refused_before_any_source_is_asked():
     """A bad key costs no fetch."""
     source = Held()
