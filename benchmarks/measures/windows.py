@@ -119,7 +119,7 @@ def fraud_full_redis(lab: Lab) -> Figures:
 # ------------------------------------------------------------------------------------------------------ windows alone
 
 _CHUNK = 1_000  # events between two readings of the clock
-_GAP_S = 10_000.0  # between two events of one entity: some 9 a day
+_GAP_S = 18_000.0  # between two events of one entity: 36 live panes in its six windows on average
 _AT_CLOCK_US = 17.0  # of bare run
 
 
