@@ -11,9 +11,8 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport NAN, isfinite, isnan
 from libc.stdint cimport INT64_MAX, INT64_MIN, uintptr_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from retailinfer._native.hashing cimport ri_xxh64
 from retailinfer._native.program cimport (
@@ -48,7 +47,7 @@ cdef extern from "panes.h" nogil:
         RI_ACC_COUNT, RI_ACC_SUM, RI_ACC_MIN, RI_ACC_MAX, RI_ACC_DISTINCT, RI_ACC_IDS
         RI_WHAT_COUNT, RI_WHAT_SUM, RI_WHAT_MEAN, RI_WHAT_MIN, RI_WHAT_MAX, RI_WHAT_DISTINCT, RI_WHAT_LAG
         RI_WINDOW_VALUE, RI_WINDOW_SUM, RI_WINDOW_TIME, RI_WINDOW_MEMORY
-        RI_MAX_KEEP, RI_MAX_ACCUMULATORS, RI_MAX_DISTINCT, RI_MAX_WINDOW_KEY
+        RI_MAX_KEEP, RI_MAX_ACCUMULATORS, RI_MAX_DISTINCT
         RI_DUMP_STALE, RI_DUMP_ROOM
 
     ctypedef struct ri_window_counts:
