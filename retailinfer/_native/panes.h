@@ -19,6 +19,7 @@
  *   - What an event does to a window does not depend on which other windows exist, nor on the order of events:
  *     a window of n panes with a delay of d panes treats panes <= newest - (n + d + 2) as gone, `newest` being the newest pane
  *     that its accumulator holds for the entity. It says so (RI_STALE) where that takes something away.
+ *     Only what is refused (the sum of a pane overflows) may depend on what else is kept, and on the order.
  *   - |value| <= 2^53 and |sum of a pane| <= 2^53; with at most 1000 panes no total leaves int64, and Redis' scripts are exact.
  *   - Blocks of one size lie dense: whatever is freed, the last one moves into its place. A block's place is therefore valid
  *     only until the next `add`, which `version` tells.
