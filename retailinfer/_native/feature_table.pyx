@@ -353,6 +353,7 @@ cdef class LruTable:
         cdef ri_lru_plan absent
         cdef bytes secret = os.urandom(16)
         cdef int64_t rows, low, high
+        cdef size_t typical
         for value, what in ((max_rows, "max_rows"), (max_bytes, "max_bytes"), (max_unknown, "max_unknown")):
             if value is not None and (type(value) is not int or not (0 if what == "max_unknown" else 1) <= value < 1 << 50):
                 raise ConfigError(f"Expected a whole number above 0 for {what} of table `{self.name}`, got {clip(value)}")
@@ -378,6 +379,7 @@ cdef class LruTable:
         absent.retention_ns = 0
         absent.refresh_share = 0
         absent.drop_expired = 1
+        texts = sum([kind in ("str", "bytes") for _, kind, *_ in self.schema])
         if max_rows is None and max_bytes is None:
             max_rows = 100_000
         if max_unknown is None:
@@ -388,19 +390,19 @@ cdef class LruTable:
             absent.max_bytes = ri_lru_fixed_bytes(&absent) + <size_t>max_unknown * RI_LRU_UNIT
             absent.max_bytes += (absent.max_bytes >> 4) + 8192
         if max_bytes is None:
-            texts = sum([kind in ("str", "bytes") for _, kind, *_ in self.schema])
             plan.max_rows = max_rows
             wanted = ri_lru_row_units(self.record_size, 64, 256 * <size_t>texts) * RI_LRU_UNIT * max_rows
             max_bytes = ri_lru_fixed_bytes(&plan) + absent.max_bytes + wanted + (wanted >> 4) + (64 << 10)
             if wanted > 64 << 20:
                 max_bytes += 4 << 20
         plan.max_bytes = <size_t>max_bytes - absent.max_bytes if <size_t>max_bytes > absent.max_bytes else 0
-        if max_rows is None:   # as many as fit, if all of them are as small as they can be
+        if max_rows is None:   # as many as fit, if their keys and texts are short
+            typical = ri_lru_row_units(self.record_size, 0, 64 * <size_t>texts) or plan.row_units
             low, high = 1, MAX_ROWS
             while low < high:
                 rows = (low + high + 1) // 2
                 plan.max_rows = rows
-                if ri_lru_fixed_bytes(&plan) + <size_t>rows * plan.row_units * RI_LRU_UNIT <= plan.max_bytes:
+                if ri_lru_fixed_bytes(&plan) + <size_t>rows * typical * RI_LRU_UNIT <= plan.max_bytes:
                     low = rows
                 else:
                     high = rows - 1
@@ -1063,7 +1065,9 @@ cdef class LruTable:
                 text_at = self.record_size + ri_row_key_room(head.key_size)
                 size = self.image_size(record)
                 dumped.written_ns = wall_ns - (now_ns - head.written_ns)
-                dumped.expires_ns = INT64_MAX if head.expires_ns == INT64_MAX else wall_ns + (head.expires_ns - now_ns)
+                dumped.expires_ns = INT64_MAX   # also where it is beyond the times that a dump may hold
+                if head.expires_ns - now_ns < MAX_SPAN_NS - wall_ns:
+                    dumped.expires_ns = wall_ns + (head.expires_ns - now_ns)
                 dumped.key_size = head.key_size
                 dumped.text_bytes = <uint32_t>(size - text_at)
                 dumped.segment = ri_row_segment(head)
