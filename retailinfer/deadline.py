@@ -9,8 +9,6 @@ Who waits: `_native/resolve.pyx` for tables over sources and shared windows. Tim
 
 from __future__ import annotations
 
-import math
-
 from retailinfer.errors import DeadlineExceededError, FeatureTypeError, clip
 
 __all__ = ["FOREVER_NS", "budget_ns"]
@@ -26,13 +24,14 @@ def budget_ns(deadline_ms: float | None) -> int:
     """
     if deadline_ms is None:
         return FOREVER_NS
-    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, (int, float)) or math.isnan(deadline_ms):
+    is_number = isinstance(deadline_ms, (int, float)) and not isinstance(deadline_ms, bool)
+    if not is_number or deadline_ms != deadline_ms:  # noqa: PLR0124 - NaN; math.isnan takes no huge integers
         raise FeatureTypeError(
             f"Expected milliseconds as a number, got `{type(deadline_ms).__name__}` {clip(deadline_ms)}",
             path="$.deadline_ms",
         )
     if deadline_ms <= 0:
         raise DeadlineExceededError(
-            f"the call was given {deadline_ms!r} ms: its time is over before it begins"
+            f"the call was given {clip(deadline_ms)} ms: its time is over before it begins"
         )
     return FOREVER_NS if deadline_ms >= _MOST_MS else max(1, int(deadline_ms * 1e6))

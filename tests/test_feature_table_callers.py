@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import io
+from decimal import Decimal
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import retailinfer as ri
+from retailinfer.clock import ManualClock
 
 
 def numbered(n):
@@ -92,3 +98,65 @@ def test_sources_are_asked_for_plain_keys():
     assert other.lookup((Text("a"), np.int64(7))) == {"x": 1.0}
     assert [type(key) for key in source.keys] == [int, int, int]
     assert [type(part) for part in pairs.keys[0]] == [str, int]
+
+
+def test_rows_that_were_true_at_the_epoch_are_old():
+    """Zero is a moment like any other, and no sign that the moment is not known; a null is."""
+    when = {
+        "zero": 0,
+        "decimal": Decimal(0),
+        "datetime": dt.datetime(1970, 1, 1, tzinfo=dt.UTC),
+        "null": None,
+    }
+    table = ri.FeatureTable(columns={"x": "f64"}, key="str", updated_at="when")
+    table.put_many({key: {"x": 1.0, "when": at} for key, at in when.items()})
+    old_s = 1_000_000_000
+    assert {key: table.age_s(key) > old_s for key in when} == {key: key != "null" for key in when}
+    for kind, nothing in ((pa.float64(), float("nan")), (pa.float64(), None), (pa.int64(), None)):
+        loaded = ri.FeatureTable(columns={"x": "f64"}, key="str", updated_at="when")
+        loaded.load(
+            pa.table({"k": ["a", "b"], "x": [1.0, 2.0], "when": pa.array([0, nothing], kind)}), key="k"
+        )
+        assert loaded.age_s("a") > old_s > loaded.age_s("b")
+
+
+def test_seconds_may_be_decimals():
+    """PostgreSQL gives the seconds of a moment as a numeric, and drivers give that as a Decimal."""
+    table = ri.FeatureTable(columns={"x": "f64"}, key="str", updated_at="when")
+    table.put("a", {"x": Decimal("1.5"), "when": Decimal("1700000000.123456")})
+    assert table.updated_at_ns("a") == 1_700_000_000_123_456_000
+    table.put("a", {"x": 1.0, "when": Decimal("nan")})
+    assert table.age_s("a") < 1_000
+    for far in (Decimal("inf"), Decimal("1e30")):
+        with pytest.raises(ri.FeatureRangeError):
+            table.put("a", {"x": 1.0, "when": far})
+
+
+def test_rows_that_live_beyond_the_times_of_a_dump_are_saved():
+    """A time to live of a century is no reason to refuse yesterday's rows."""
+    table = ri.FeatureTable(columns={"x": "f64"}, key="str", ttl="36500d")
+    table.put("a", {"x": 1.0})
+    saved = io.BytesIO()
+    table.dump(saved)
+    again = ri.FeatureTable(columns={"x": "f64"}, key="str", ttl="36500d")
+    assert again.restore(saved.getvalue()) == 1
+    assert again.gather(["a"], ["x"]).outcome.tolist() == [0]
+
+
+def test_dump_that_changes_while_it_is_restored():
+    """What was checked is what is read: the caller's memory may be anything a moment later."""
+    clock = ManualClock()
+    table = ri.FeatureTable(columns={"x": "f64"}, key="str", clock=clock)
+    table.put_many({f"key-{i}": {"x": 1.0} for i in range(5)})
+    saved = io.BytesIO()
+    table.dump(saved)
+    image = bytearray(saved.getvalue())
+
+    class Overwriting(ManualClock):
+        def monotonic_ns(self):
+            image[:] = b"\xff" * len(image)
+            return super().monotonic_ns()
+
+    again = ri.FeatureTable(columns={"x": "f64"}, key="str", clock=Overwriting())
+    assert again.restore(image) == 5
+    assert sorted(again.keys()) == sorted(table.keys())

@@ -410,6 +410,7 @@ def test_nobody_waits_beyond_the_deadline(by):
     [
         (0, DeadlineExceededError),
         (-1.5, DeadlineExceededError),
+        (-(10**400), DeadlineExceededError),
         (float("nan"), FeatureTypeError),
         ("10", FeatureTypeError),
         (True, FeatureTypeError),
@@ -425,6 +426,7 @@ def test_a_deadline_that_is_none_is_refused(deadline_ms, error):
     with pytest.raises(error):
         scorer.score_json(b'{"card":"a"}', deadline_ms=deadline_ms)
     assert scorer.score({"card": "a"}, deadline_ms=1e18).score == 1.0
+    assert scorer.score({"card": "a"}, deadline_ms=10**400).score == 1.0
     assert scorer.score({"card": "a"}, deadline_ms=1e-6).score == 1.0
 
 

@@ -199,7 +199,8 @@ class _Reader:
 
     def times(self, column: Any, label: str) -> NDArray[np.int64]:
         """Nanoseconds since the epoch of every row, 0 = not known."""
-        kind, values, valid = self.read(column, label)
+        kind, read, valid = self.read(column, label)
+        values = read
         if kind not in ("i64", "f64") or self.pa.types.is_boolean(column.type):
             raise SpecError(
                 f"Expected timestamps or seconds since the epoch in `{label}`, got `{column.type}`"
@@ -213,7 +214,11 @@ class _Reader:
                     hint="for another unit use a timestamp column",
                 )
             values = np.rint(seconds * 1e9).astype(np.int64) if kind == "f64" else seconds * 1_000_000_000
-        return values if valid is None else np.where(valid, values, 0)
+        known = valid
+        if kind == "f64":
+            known = ~np.isnan(read) if valid is None else valid.astype(bool) & ~np.isnan(read)
+        values = np.where(values == 0, 1, values)  # the epoch itself is long ago, which "not known" is not
+        return values if known is None else np.where(known, values, 0)
 
     def _vectors(self, column: Any, label: str) -> NDArray[np.float32]:
         path = f"$.{label}"

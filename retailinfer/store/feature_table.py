@@ -51,7 +51,7 @@ from retailinfer.store.arrow import (
     read_columns,
     whole_table,
 )
-from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, time_ns
+from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, true_ns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -503,7 +503,7 @@ class FeatureTable:
             updated_at = own if updated_at is None else updated_at
         if updated_at is None:
             return row, self.clock.wall_ns()
-        return row, time_ns(
+        return row, true_ns(
             updated_at, f"$.{self.name}.{self.updated_at or 'updated_at'}"
         ) or self.clock.wall_ns()
 
@@ -617,7 +617,8 @@ class FeatureTable:
         Raises: IntegrityError for bytes that are not a whole dump, SchemaMismatchError for a dump of another schema.
             The table is as it was, then.
         """
-        image = data if isinstance(data, (bytes, bytearray, memoryview)) else _read(data)
+        # A copy of what may be written to: it must not change between being looked at and being used.
+        image = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else _read(data)
         rows = self._checked_dump(memoryview(image))
         retention_ns = self.retention_ns if retention is None else _duration_ns(retention, "retention")
         at = restored = 0

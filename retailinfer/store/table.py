@@ -131,7 +131,7 @@ class Snapshot:
             names.remove(updated_at)
             cells = [row.get(updated_at) for row in rows.values()]
             times = np.array(
-                [time_ns(cell, f"$.{name}.{updated_at}[{i}]") for i, cell in enumerate(cells)], np.int64
+                [true_ns(cell, f"$.{name}.{updated_at}[{i}]") for i, cell in enumerate(cells)], np.int64
             )
         key_kind, keys = _keys_of(list(rows), name)
         columns = []
@@ -390,7 +390,7 @@ def _is_not_a_time(value: Any) -> bool:
 
 def time_ns(value: Any, path: str) -> int:
     """Nanoseconds since the epoch of an aware datetime or of seconds; 0 = not known."""
-    if value is None or _is_not_a_time(value) or (isinstance(value, float) and value != value):  # noqa: PLR0124 - NaN
+    if _is_no_moment(value):
         return 0
     if isinstance(value, datetime):
         if value.tzinfo is None:
@@ -399,9 +399,22 @@ def time_ns(value: Any, path: str) -> int:
                 hint="use datetime.now(UTC)",
             )
         return _bounded_ns((value - _EPOCH) // timedelta(microseconds=1) * 1000, path)
+    if isinstance(value, Decimal):  # what databases make of seconds with a fraction
+        return _bounded_ns(round(value * 1_000_000_000) if abs(value) < 1 << 63 else 1 << 63, path)
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         return _bounded_ns(round(value * 1_000_000_000) if math.isfinite(value) else 1 << 63, path)
     raise _wrong_cell("an aware datetime or seconds since the epoch", value, path)
+
+
+def true_ns(value: Any, path: str) -> int:
+    """When a row was true: as `time_ns`, but not 0, "not known", for the epoch itself, which is long ago."""
+    return time_ns(value, path) or (0 if _is_no_moment(value) else 1)
+
+
+def _is_no_moment(value: Any) -> bool:
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return value is None or _is_not_a_time(value) or (isinstance(value, float) and value != value)  # noqa: PLR0124 - NaN
 
 
 def _bounded_ns(value: int, path: str) -> int:
