@@ -48,7 +48,6 @@ from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
 from retailinfer.runtime.session import Backend, ModelSession, open_session
-from retailinfer.runtime.trees import TreeSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +107,7 @@ class Pipeline:
         for model in self.manifest.models:
             # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
             opened: Callable[[bytes], ModelSession] = (
-                TreeSession
+                _open_trees
                 if model.engine == "trees"
                 else partial(open_session, backend=backend, many_rows=ranks)
             )
@@ -525,7 +524,7 @@ class Pipeline:
         score = self.manifest.score
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
-        forest = session if isinstance(session, TreeSession) and not self.is_chain else None
+        forest: Any = session if session.backend == "trees" and not self.is_chain else None
         return Engine(
             program=self.program,
             reader=reader,
@@ -628,6 +627,12 @@ class Pipeline:
                 hint="use score_arrays(feeds), or pack with features=",
             )
         return self.engine
+
+
+def _open_trees(data: bytes) -> ModelSession:
+    from retailinfer.runtime.trees import TreeSession  # noqa: PLC0415 - for releases that have trees
+
+    return TreeSession(data)
 
 
 def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gil_below_us: object) -> None:
