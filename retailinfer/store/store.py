@@ -168,7 +168,7 @@ class Store:
             spec: the FeatureSpec whose windows count the stream.
             table: events as anything with the Arrow stream interface, in any order. Each is counted if it is dated before the
                 moment from which the window counts by itself, so that live events and history never count twice.
-            since: from when on `table` is complete; its earliest event by default.
+            since: from when on `table` is complete; its earliest event by default. What is dated before it is left out.
         Raises: ConfigError without windows or for an unknown stream; FeatureError for an event, with its row.
         """
         if self._windows is None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +36,7 @@ __all__ = ["WindowStats", "Windows"]
 
 _MAGIC: Final = b"retailinfer windows 1\n"
 _UNITS_NS: Final = {"s": 10**9, "m": 60 * 10**9, "h": 3_600 * 10**9, "d": 86_400 * 10**9}
+_FAR_NS: Final = 1 << 62
 _MAX_HEADER: Final = 1 << 24
 _MAX_PIECE: Final = 1 << 30
 
@@ -215,7 +215,8 @@ class Windows:
         aliases: Mapping[str, Any] | None = None,
     ) -> int:
         """Count a stream's history; see `Store.backfill`. Each accumulator takes what is dated before its own beginning,
-        and is complete from `since` on after that (by default the earliest event of `table`). Twice the same: counted once.
+        and is complete from `since` on after that (by default the earliest event of `table`); what is dated before `since` is
+        left out. Twice the same: counted once.
 
         Over Redis only one process may do it, and an interrupted one leaves what it added.
         Returns: events that were added to something. Raises: ConfigError, SpecError, FeatureError (with the row; what came
@@ -231,14 +232,16 @@ class Windows:
         renamed = _resolved(spec.body, program, columns, at_ns, aliases or {})
         layouts = [one._replace(keys=tuple(renamed.get(slot, slot) for slot in one.keys)) for one in layouts]
         plans = [self.bind(one, program) for one in layouts]
-        if found.n_rows == 0:
+        if found.n_rows == 0 and since is None:
             return 0
         from_ns = int(at_ns.min()) if since is None else _moment_ns(since)
+        # What came before is left out: it would be counted again by whoever adds earlier history.
         order = np.argsort(at_ns, kind="stable").astype(np.int64)
+        order = order[at_ns[order] >= from_ns]
         replay = WindowReplay()
         replay.add_stream(program, plans, columns, found.n_rows, at_ns)
         if self.transport is None:
-            _, added = replay.run(np.zeros(found.n_rows, np.uint8), order, before_since=True)
+            _, added = replay.run(np.zeros(len(order), np.uint8), order, before_since=True)
         else:
             self.transport.require()  # from here on the beginning of every accumulator is known
             calls = (replay.calls(0, row, before_since=True) for row in order.tolist())
@@ -478,11 +481,14 @@ def _duration_ns(value: str | float, name: str) -> int:
 
 def _moment_ns(at: Any) -> int:
     if isinstance(at, dt.datetime) and at.tzinfo is not None:
-        return int((at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) / dt.timedelta(microseconds=1)) * 1_000
-    if isinstance(at, (int, float)) and not isinstance(at, bool) and math.isfinite(at):
+        since = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+        at_ns = since // dt.timedelta(microseconds=1) * 1_000
+        if abs(at_ns) < _FAR_NS:
+            return at_ns
+    elif isinstance(at, (int, float)) and not isinstance(at, bool) and abs(at) < _FAR_NS // 10**9:
         return int(at) * 10**9 + int((at - int(at)) * 1e9)
     raise ConfigError(
-        f"Expected `since` as a datetime with a time zone or seconds since 1970, got {clip(at)}"
+        f"Expected `since` as a datetime with a time zone or seconds since 1970, from 1824 to 2115, got {clip(at)}"
     )
 
 
