@@ -25,7 +25,7 @@ from retailinfer import columns as c
 from retailinfer._native.windows import WindowGroup, WindowReplay
 from retailinfer._native.windows_reference import Accumulator, Add, Plan, Read
 from retailinfer.clock import ManualClock
-from retailinfer.errors import ConfigError, FeatureError, IntegrityError
+from retailinfer.errors import ConfigError, FeatureError, IntegrityError, SchemaMismatchError
 
 MINUTE = 60 * SECOND
 DAY = 86_400 * SECOND
@@ -201,7 +201,7 @@ class TestRestore:
         other = ri.Windows.memory(clock=clock)
         group = WindowGroup("card", "int")
         other._groups["card"] = group
-        with pytest.raises(IntegrityError):
+        with pytest.raises(SchemaMismatchError):
             other.restore(io.BytesIO(data).read)
 
     def test_entities_that_change_during_a_dump_are_in_it_once(self, clock: ManualClock) -> None:

@@ -249,7 +249,10 @@ def _take_over(
     elif head.part == "windows":
         if windows is None or windows.transport is not None:
             return "windows: this store has none in memory"
-        done["windows"].update(windows.restore(io.BufferedReader(part, _STEP).read, complete=complete))
+        try:
+            done["windows"].update(windows.restore(io.BufferedReader(part, _STEP).read, complete=complete))
+        except SchemaMismatchError as exc:
+            return f"windows: {exc}"
     elif head.part == "aliases":
         if head.name not in aliases:
             return f"aliases of {clip(head.name)}: this store has none"

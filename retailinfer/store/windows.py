@@ -27,7 +27,7 @@ import numpy as np
 
 from retailinfer._native.windows import WindowGroup, WindowPlan, WindowReplay
 from retailinfer.clock import Clock, SystemClock
-from retailinfer.errors import ConfigError, FeatureMissingError, IntegrityError, clip
+from retailinfer.errors import ConfigError, FeatureMissingError, IntegrityError, SchemaMismatchError, clip
 
 if TYPE_CHECKING:
     from retailinfer._native.windows import LoadedWindows
@@ -345,7 +345,7 @@ class Windows:
             complete: events between the dump and now are none, or will be backfilled. False: windows count from now on only
                 and say so (`stale`) until they have passed this moment.
         Raises: IntegrityError for bytes that are not a whole, unchanged dump, or that contradict what releases declared here;
-        nothing has changed then.
+        SchemaMismatchError for entities with keys of another kind. Nothing has changed then.
         """
         if self.transport is not None:
             raise ConfigError("windows in Redis are restored there")
@@ -382,8 +382,12 @@ class Windows:
             raise IntegrityError(f"Expected the windows of each entity once, got {clip(name)}")
         known = self._groups.get(name)
         if known is not None and known.key_kind != kind:
-            raise IntegrityError(
-                f"Expected saved windows of `{clip(name)}` keyed by {known.key_kind!r}, got {clip(kind)}"
+            parts = kind if isinstance(kind, tuple) else (kind,)
+            if any(part not in ("str", "int", "bytes") for part in parts):
+                raise IntegrityError(f"Expected the kind of keys of saved windows, got {clip(kind)}")
+            raise SchemaMismatchError(
+                f"Expected saved windows of `{clip(name)}` keyed by {known.key_kind!r}, got {clip(kind)}",
+                hint="a release has declared other key fields since: its windows begin anew",
             )
         try:
             return known or WindowGroup(
