@@ -884,6 +884,7 @@ cdef class Engine:
             return 0
         self.resolver.check_event(&ws.options, observe, event_id)
         ws.options.now_ns = now_ns if now_ns else self.clock.wall_ns()
+        ws.options.is_told = now_ns != 0
         ws.options.end_ns = FOREVER
         ws.options.may_wait = may_wait
         if budget_ns == 0:
@@ -960,13 +961,19 @@ cdef class Engine:
         return 0
 
     cdef int prefetch(self, list items, int64_t start, int64_t end, int64_t first_row, Workspace ws) except -1:
-        """Ask the sources for what requests [start, end) will miss, all in one go; rows that are no requests say so later."""
+        """Ask the sources for what requests [start, end) will miss, all in one go; rows that are no requests say so later.
+
+        They are resolved next, before other rows enter the tables: a small table may have no room for more.
+        """
         cdef Resolver resolver = self.resolver
         cdef Lease lease = ws.lease
         cdef ri_state* st = &ws.state.st
         cdef dict missing = {}
         cdef int64_t i
-        lease.new_tile()
+        if start % TILE == 0:
+            lease.new_tile()
+        else:
+            lease.fetch_again()
         if resolver.has_sources and end - start > 1:
             resolver.read_clocks(lease)
             for i in range(start, end):
@@ -1259,7 +1266,7 @@ cdef class Engine:
         added unless all of them can be.
         """
         cdef Workspace ws
-        cdef int64_t n, start, i, filled, tile = self.tile
+        cdef int64_t n, start, i, filled, tile = self.tile, ready = 0
         cdef list items, out, meta, failed, ids = None
         cdef bint rich = self.resolver is not None
         self.count_rows(requests, "requests")
@@ -1280,9 +1287,10 @@ cdef class Engine:
             for start in range(0, n, tile):
                 meta = []
                 filled = 0
-                if rich and start % TILE == 0:
-                    self.prefetch(items, start, min(start + TILE, n), first_row, ws)
                 for i in range(start, min(start + tile, n)):
+                    if rich and i == ready:
+                        ready = min(i + self.resolver.at_once(TILE), (i // TILE + 1) * TILE, n)
+                        self.prefetch(items, i, ready, first_row, ws)
                     try:
                         if ids is not None:
                             self.resolver.check_event(&ws.options, observe, ids[i])
@@ -2084,22 +2092,26 @@ cdef class Engine:
         cdef Resolver resolver = self.resolver
         cdef Lease lease = ws.lease
         cdef ri_state* st = &ws.state.st
-        cdef dict missing = {}
-        cdef int64_t i
-        lease.fetched = False
+        cdef dict missing
+        cdef int64_t i, first = 0, end = m
         lease.reserve_cross(m * resolver.n_cross_cells)
         resolver.read_clocks(lease)
-        if resolver.has_cross_sources:
-            for i in range(m):
+        while first < m:
+            if resolver.has_cross_sources:  # in parts that a small table has room for
+                end = min(m, first + resolver.at_once(m))
+                missing = {}
+                lease.fetch_again()
+                for i in range(first, end):
+                    self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
+                    resolver.note_missing(lease, st, resolver.cross, missing)
+                resolver.fetch(lease, missing, &ws.options, True)
+                resolver.read_clocks(lease)
+            for i in range(first, end):
                 self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
-                resolver.note_missing(lease, st, resolver.cross, missing)
-            resolver.fetch(lease, missing, &ws.options, True)
-            resolver.read_clocks(lease)
-        for i in range(m):
-            self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
-            if resolver.probe_cross(lease, st, lease.cross + i * resolver.n_cross_cells):
-                raise MemoryError()
-        resolver.settle(lease)
+                if resolver.probe_cross(lease, st, lease.cross + i * resolver.n_cross_cells):
+                    raise MemoryError()
+            resolver.settle(lease)
+            first = end
         ws.live_cross = lease.cross
         return 0
 

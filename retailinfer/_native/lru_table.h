@@ -167,6 +167,14 @@ RI_INLINE size_t ri_lru_row_units(size_t record_size, size_t key_size, size_t te
     return units > RI_LRU_MAX_UNITS ? 0 : units;
 }
 
+/* How many new rows can enter without the first of them going again: all of them under exact order, else what probation holds.
+ * Where bytes have made rows go, the rows that are there tell how many there is room for. */
+RI_INLINE int64_t ri_lru_at_once(const ri_lru *lru) {
+    const int64_t rows = lru->counts.evictions ? lru->n_rows : lru->max_rows;
+    const int64_t room = lru->exact ? rows : rows / lru->probation_inverse;
+    return room > 1 ? room : 1;
+}
+
 RI_INLINE uint64_t ri_lru_hash(const ri_lru *lru, const char *key, int64_t size) {
     return ri_siphash13(key, (size_t)size, lru->hash_key) & ((uint64_t)lru->hash_mask << 32 | 0xFFFFFFFFu);
 }

@@ -734,7 +734,7 @@ int ri_windows_prepare(ri_windows *w, const ri_window_plan *plan, ri_window_call
     call->error = RI_WINDOW_OK;
     call->known = call->duplicate = call->ahead = call->ready = call->suspect = 0;
     call->event_hash = event_hash;
-    call->now_ns = now_ns;
+    call->now_ns = call->sweep_ns = now_ns;
     call->place = RI_NOWHERE;
     if (now_ns > 0) {
         if (RI_UNLIKELY(at_ns > now_ns && at_ns - now_ns > w->max_ahead_ns)) {
@@ -1274,8 +1274,8 @@ int ri_windows_add(ri_windows *w, const ri_window_plan *plan, ri_window_call *ca
     block *b = at_place(w, to.place);
     b->last_s = at_s > b->last_s ? at_s : b->last_s;
     ++w->counts.events;
-    if (is_new && call->now_ns > 0) {
-        const int64_t now_s = seconds_of(call->now_ns);
+    if (is_new && call->sweep_ns > 0) {
+        const int64_t now_s = seconds_of(call->sweep_ns);
         for (int i = 0; i < 2 && w->oldest != w->newest; ++i) {
             if ((int64_t)at_place(w, w->oldest)->last_s + w->horizon_s >= now_s)
                 break;

@@ -133,6 +133,7 @@ typedef struct ri_window_call {
     char *scratch;
     size_t room;
     int64_t at_ns, now_ns;
+    int64_t sweep_ns;        /* entities whose windows ended before this may go; 0: none */
     int64_t offset_s;        /* of the zone at at_ns */
     uint64_t event_hash;     /* 0: none */
     uint32_t place;          /* of the block; RI_NOWHERE: the entity is not known */

@@ -19,6 +19,7 @@ cdef enum:
 
 ctypedef struct CallOptions:    # what a call brings beside its request
     int64_t now_ns              # wall clock; 0: ask it
+    bint is_told                # by the caller, who may be wrong: nothing is given up because of it
     int64_t end_ns              # monotonic: nobody waits beyond it
     uint64_t event_hash         # 0: the event has no id
     bint observe                # add the request to its windows
@@ -84,6 +85,7 @@ cdef class Lease:
     cdef void _free_older(self) noexcept
     cdef void begin(self, bint copy) noexcept
     cdef void new_tile(self) noexcept
+    cdef void fetch_again(self) noexcept
     cdef char* take(self, size_t size) noexcept              # 8-aligned; NULL: no memory
     cdef int key_of(self, const ri_slot* slots, const int* keys, int n_keys, StrRef* out) noexcept
     cdef void note_refresh(self, int plan, StrRef key) noexcept
@@ -116,6 +118,7 @@ cdef class Resolver:
     cdef Lease new_lease(self, RowState state)
     cdef int rename(self, Lease lease, ri_state* st, int64_t at_ns) except -1
     cdef int read_clocks(self, Lease lease) except -1
+    cdef int64_t at_once(self, int64_t most) noexcept
     cdef int probe(self, Lease lease, ri_state* st, tuple plans) noexcept
     cdef int probe_cross(self, Lease lease, ri_state* st, ri_slot* into) noexcept
     cdef int fetch_row(self, Lease lease, ri_state* st, tuple plans, const CallOptions* options) except -1

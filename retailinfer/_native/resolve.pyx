@@ -56,6 +56,7 @@ cdef extern from *:
     """
     uint64_t ri_lru_hash(const ri_lru* lru, const char* key, int64_t size)
     void ri_lru_ahead(const ri_lru* lru, uint64_t hash)
+    int64_t ri_lru_at_once(const ri_lru* lru)
     uint32_t ri_ahead_block(const ri_lru* lru, uint64_t hash)
     void ri_ahead_links(const ri_lru* lru, uint32_t block)
 
@@ -158,6 +159,10 @@ cdef class Lease:
             self.block = NULL
             self.room = 0
         self.used = sizeof(char*)  # the link to an older block
+        self.fetch_again()
+
+    cdef void fetch_again(self) noexcept:
+        """Sources may be asked again; copies of earlier rows stay."""
         self.fetched = False
         self.unknown = None
 
@@ -588,6 +593,14 @@ cdef class Resolver:
         lease.again = True
         return 0
 
+    cdef int64_t at_once(self, int64_t most) noexcept:
+        """How many rows may be fetched before the first of them is read: a small table has no room for more."""
+        cdef LivePlan plan
+        for plan in self.plans:
+            if plan.has_source:
+                most = min(most, ri_lru_at_once(plan.core.rows))
+        return most
+
     cdef int note_missing(self, Lease lease, ri_state* st, tuple plans, dict missing) except -1:
         """Collect, for one row of many, the keys that a source would have to be asked for: number of the plan -> keys."""
         cdef LivePlan plan
@@ -682,6 +695,8 @@ cdef class Resolver:
         for i in range(self.n_windows):
             if (<WindowPlan>self.windows[i]).prepare(<WindowCall>lease.calls[i], st, at_ns, options.now_ns, options.event_hash):
                 (<WindowPlan>self.windows[i]).fail(<WindowCall>lease.calls[i], row)
+            if options.is_told:
+                (<WindowCall>lease.calls[i]).c.sweep_ns = 0
         return 0
 
     cdef void use_windows(self, Lease lease, ri_state* st, bint observe) noexcept:
@@ -756,6 +771,7 @@ cdef class Observer:
             resolver.check_event(&options, True, event_id)
             options.may_wait = may_wait
             options.now_ns = now_ns if now_ns else self.clock.wall_ns()
+            options.is_told = now_ns != 0
             options.end_ns = <int64_t>self.clock.monotonic_ns() + (budget_ns if budget_ns else self.budget_ns)
             lease.begin(True)
             self.reader.read(event, state, row)

@@ -82,6 +82,7 @@ cdef extern from "panes.h" nogil:
         size_t room
         int64_t at_ns
         int64_t now_ns
+        int64_t sweep_ns
         int64_t offset_s
         uint64_t event_hash
         uint32_t place
