@@ -14,8 +14,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from cachetools import FIFOCache
-
 from retailinfer._native.resolve import WouldWait
 from retailinfer.deadline import budget_ns
 from retailinfer.door import INLINE_BELOW_US, Door
@@ -23,6 +21,8 @@ from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeli
 
 if TYPE_CHECKING:
     import os
+
+    from cachetools import FIFOCache
 
     from retailinfer.contracts import Ranking
     from retailinfer.door import EventId
@@ -66,6 +66,8 @@ class Ranker(Door):
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__(pipeline)
+        from cachetools import FIFOCache  # noqa: PLC0415 - 2 ms of every import, and scorers need none
+
         # First in, first out: a hit writes nothing, so reading needs no lock. Only the way in is guarded, and a guard that a
         # fork caught in another thread's hand costs the child this cache, not a hang.
         self._rules: FIFOCache[str, Any] = FIFOCache(MAX_RULES)

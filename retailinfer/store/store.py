@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from retailinfer._native.table import TableSlot, swap
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, SchemaMismatchError, clip
 from retailinfer.store.aliases import Aliases
-from retailinfer.store.feature_table import FeatureTable
 from retailinfer.store.table import Snapshot
 
 if TYPE_CHECKING:
     from retailinfer.store.archive import Restored
+    from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.report import StoreReport
     from retailinfer.store.windows import Windows
 
@@ -67,7 +68,7 @@ class Store:
                 raise ConfigError(
                     f"Expected a table name that is an identifier, as in `item.price`, got {clip(name)}"
                 )
-            if isinstance(table, FeatureTable):
+            if _is_live(table):
                 self._live[name] = table
             else:
                 self._slots[name] = TableSlot(name, _checked(name, table))
@@ -323,6 +324,12 @@ def _stood_for(aliases: Aliases, key: Any) -> list[Any]:
     for one in found:  # grows while it is read
         found += [source for source in sources.get(one, ()) if source not in found]
     return found
+
+
+def _is_live(table: Any) -> TypeGuard[FeatureTable]:
+    """Whether it is a FeatureTable, without loading that class for those who have none: who has one has loaded it."""
+    home = sys.modules.get("retailinfer.store.feature_table")
+    return home is not None and isinstance(table, home.FeatureTable)
 
 
 def _checked(name: str, snapshot: Any) -> Snapshot:
