@@ -48,6 +48,10 @@ from retailinfer.errors import (
     SchemaMismatchError, ScoreError, SessionError, clip,
 )
 
+cdef extern from "aligned.h" nogil:
+    void* ri_aligned(size_t size)
+    void ri_aligned_free(void* p)
+
 cdef extern from "ort_run.h" nogil:
     int RI_ERR_SCORE
 
@@ -64,17 +68,6 @@ cdef extern from *:
     """
     #include <stdlib.h>
     #include <string.h>
-    #if defined(_WIN32)
-    #include <malloc.h>
-    static void *ri_aligned(size_t size) { return _aligned_malloc(size ? size : 64, 64); }
-    static void ri_aligned_free(void *p) { _aligned_free(p); }
-    #else
-    static void *ri_aligned(size_t size) {
-        void *p = NULL;
-        return posix_memalign(&p, 64, size ? size : 64) ? NULL : p;
-    }
-    static void ri_aligned_free(void *p) { free(p); }
-    #endif
     /* prefix (16 hex digits) + 8 or more hex digits of the counter, as one ASCII text */
     static PyObject *ri_make_id(PyObject *prefix, unsigned long long counter) {
         static const char digits[] = "0123456789abcdef";
@@ -214,8 +207,6 @@ cdef extern from *:
     void ri_join_rows(uint8_t* out, int64_t stride, const uint8_t* head_from, int64_t head_at, int64_t head, const uint8_t* block,
                       int64_t block_stride, const int32_t* rows, int64_t n, int64_t body_at, int64_t body) nogil
     void ri_ask_row(const uint8_t* row, int64_t size) nogil
-    void* ri_aligned(size_t size) nogil
-    void ri_aligned_free(void* p) nogil
     long long ri_count_open(const char* p, long long n) nogil
     long long ri_depth(const char* p, long long n) nogil
     long long ri_msgpack_depth(const unsigned char* p, long long n, int limit) nogil

@@ -10,33 +10,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "aligned.h"
+
 /* ---- memory --------------------------------------------------------------------------------------------------------------- */
 
 /* Zeroed, on a line of its own, with a line to spare behind it. */
 static void *room(ri_forest *f, size_t n, size_t size) {
-    void *p = NULL;
     if (n > ((size_t)1 << 40) / size)
         return NULL;
     const size_t total = (n * size + 127) & ~(size_t)63;
-#if defined(_WIN32)
-    p = _aligned_malloc(total, 64);
-#else
-    if (posix_memalign(&p, 64, total))
-        return NULL;
-#endif
+    void *p = ri_aligned(total);
     if (p) {
         memset(p, 0, total);
         f->n_bytes += total;
     }
     return p;
-}
-
-static void drop(void *p) {
-#if defined(_WIN32)
-    _aligned_free(p);
-#else
-    free(p);
-#endif
 }
 
 void ri_forest_free(ri_forest *f) {
@@ -46,7 +34,7 @@ void ri_forest_free(ri_forest *f) {
                    f->packed, f->ranks, f->rank_heads, f->heap_columns, f->heap_ranks, f->heap_values, f->masked, f->masked_ends,
                    f->leaf_first, f->leaf_values};
     for (size_t i = 0; i < sizeof all / sizeof *all; ++i)
-        drop(all[i]);
+        ri_aligned_free(all[i]);
     free(f);
 }
 

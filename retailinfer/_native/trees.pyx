@@ -25,23 +25,7 @@ cdef extern from "trees.h" nogil:
 
 cdef extern from *:
     """
-    #include <stdlib.h>
     #include <time.h>
-    static void *ri_scratch_new(size_t size) {
-    #if defined(_WIN32)
-        return _aligned_malloc(size, 64);
-    #else
-        void *p = NULL;
-        return posix_memalign(&p, 64, size) ? NULL : p;
-    #endif
-    }
-    static void ri_scratch_free(void *p) {
-    #if defined(_WIN32)
-        _aligned_free(p);
-    #else
-        free(p);
-    #endif
-    }
     static long long ri_now_ns(void) {
         struct timespec t;
         timespec_get(&t, TIME_UTC);
@@ -51,9 +35,11 @@ cdef extern from *:
         return (long long)t.tv_sec * 1000000000LL + t.tv_nsec;
     }
     """
-    void* ri_scratch_new(size_t size) nogil
-    void ri_scratch_free(void* p) nogil
     int64_t ri_now_ns() nogil
+
+cdef extern from "aligned.h" nogil:
+    void* ri_aligned(size_t size)
+    void ri_aligned_free(void* p)
 
 POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7}
 KERNELS = tuple((<bytes>ri_kernel_names[i]).decode() for i in range(RI_N_KERNELS))
@@ -75,7 +61,7 @@ def levels() -> tuple:
 
 
 cdef void free_scratch(void* scratch) noexcept nogil:
-    ri_scratch_free(scratch)
+    ri_aligned_free(scratch)
 
 
 def _flat(arrays, str name, dtype):
@@ -122,7 +108,7 @@ cdef class TreeModel:
                 raise ShapeError(f"Expected {expected} entries in `{name}`, got {array.shape[0]}")
         if values.shape[0] % width or set_ends.shape[0] < 1:
             raise ShapeError(f"Expected {width} values a leaf and at least one end of sets, got {values.shape[0]}, {set_ends.shape[0]}")
-        if post in ("softmax", "softmax_zero", "probit") and doubles and post != "softmax":
+        if doubles and post in ("softmax_zero", "probit"):
             raise ConfigError(f"`{post}` is computed in float32, the sums are float64")
         self.kernel_set = ri_kernel_level(NULL) if level is None else ri_kernel_level(level.encode())
         if self.kernel_set == NULL:
@@ -290,7 +276,7 @@ cdef class TreeModel:
         return answer
 
     cdef void* new_scratch(self) except NULL:
-        cdef void* made = ri_scratch_new(self.forest.scratch)
+        cdef void* made = ri_aligned(self.forest.scratch)
         if made == NULL:
             raise MemoryError(f"no {self.forest.scratch} bytes for the scratch of a forest")
         return made
