@@ -13,11 +13,9 @@ What is in a part: feature_table.py, windows.py, aliases.py. Who calls this: sto
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ import msgspec
 
 from retailinfer.clock import Clock
 from retailinfer.errors import ConfigError, IntegrityError, SchemaMismatchError, clip
+from retailinfer.store.whole_file import replaced
 
 if TYPE_CHECKING:
     from retailinfer.store.aliases import Aliases
@@ -109,26 +108,15 @@ def save(
     clock: Clock,
 ) -> int:
     """Write the file; its size. Raises: OSError of the file system, with whatever was there before left as it is."""
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            out = _Hashed(file)
-            out.write(_MAGIC)
-            for head, dump in _parts(tables, windows, aliases, clock.wall_ns()):
-                out.framed(msgspec.msgpack.encode(head))
-                dump(_Pieces(out))
-                out.framed(b"")
+    with replaced(path) as file:
+        out = _Hashed(file)
+        out.write(_MAGIC)
+        for head, dump in _parts(tables, windows, aliases, clock.wall_ns()):
+            out.framed(msgspec.msgpack.encode(head))
+            dump(_Pieces(out))
             out.framed(b"")
-            out.write(out.digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    _sync_folder(target.parent)
+        out.framed(b"")
+        out.write(out.digest.digest())
     return out.size
 
 
@@ -153,16 +141,6 @@ def _writer(pieces: Callable[[], Iterable[bytes]]) -> Callable[[_Pieces], object
             out.write(piece)
 
     return write
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; where folders cannot be opened there is no way to ask for it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -54,8 +54,6 @@ from retailinfer.store.arrow import (
 from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, true_ns
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from retailinfer.store.readthrough import ReadThrough, ReadThroughStats
     from retailinfer.store.sources import FeatureSource
 
@@ -571,23 +569,10 @@ class FeatureTable:
         """
         if not isinstance(to, (str, os.PathLike)):
             return sum([_written(to, part) for part in self._dump()])
-        import tempfile  # noqa: PLC0415 - for who dumps; importing the package need not load it
-        from pathlib import Path  # noqa: PLC0415 - the same
+        from retailinfer.store.whole_file import replaced  # noqa: PLC0415 - for who dumps; importing the package need not
 
-        path = Path(to)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                size = sum([_written(file, part) for part in self._dump()])
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
-        _sync_folder(path.parent)
-        return size
+        with replaced(to) as file:
+            return sum([_written(file, part) for part in self._dump()])
 
     def _dump(self) -> Iterator[bytes]:
         digest = _sha256()
@@ -795,13 +780,3 @@ def _read(data: Any) -> bytes:
             f"Expected a file opened for bytes to restore from, got `{type(image).__name__}` from it"
         )
     return image
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; where folders cannot be opened there is no way to ask for it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
