@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retailinfer.authoring.convert import Converted, normalised
 from retailinfer.errors import ConfigError, ModelError
 
-__all__ = ["convert"]
+__all__ = ["convert", "float32_below"]
 
 OPSET = 15  # the newest that onnxmltools writes for trees
 
@@ -51,7 +51,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     if wrapped and not model.__sklearn_is_fitted__():
         raise ConfigError("the LightGBM model is not fitted", hint="call fit first")
     booster: lightgbm.Booster = model.booster_ if wrapped else model
-    text = booster.model_to_string()
+    own = text = booster.model_to_string()
     if re.search(r"^is_linear=1", text, flags=re.MULTILINE):
         raise ModelError("LightGBM's linear trees have no form in ONNX", hint="train with linear_tree=False")
     objective = _objective(text)
@@ -96,7 +96,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         output="probabilities" if classifies else "variable",
         codes=_codes(text),
         predict=predict,
-        text=booster.model_to_string(),
+        text=own,
     )
 
 
@@ -151,6 +151,13 @@ def _average(text: str, rounds: int) -> str:
     return re.sub(r"^(leaf_value=)(.*)$", one, text, flags=re.MULTILINE)
 
 
+def float32_below(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 that is not above each value: `x <= value` keeps its meaning for every float32 x."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    return np.where(near.astype(np.float64) > values, np.nextafter(near, np.float32(-np.inf)), near)
+
+
 def _round_down(text: str) -> str:
     """The model's text with every threshold rounded down to float32 (indices of categorical splits are exact already).
 
@@ -158,10 +165,7 @@ def _round_down(text: str) -> str:
     """
 
     def one(match: re.Match[str]) -> str:
-        values = np.array(match[2].split(), dtype=np.float64)
-        with np.errstate(over="ignore"):
-            near = values.astype(np.float32)
-        down = np.where(near.astype(np.float64) > values, np.nextafter(near, np.float32(-np.inf)), near)
+        down = float32_below(np.array(match[2].split(), dtype=np.float64))
         return match[1] + " ".join(repr(float(v)) for v in down.astype(np.float64))
 
     text = re.sub(r"^tree_sizes=.*\n", "", text, count=1, flags=re.MULTILINE)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retailinfer.authoring.convert.lightgbm import float32_below
 from retailinfer.authoring.trees import Unfit
 from retailinfer.runtime.trees import Forest
 
@@ -145,9 +146,7 @@ def _children(child: NDArray[np.int64], inner: int) -> NDArray[np.int64]:
 
 def _float32_thresholds(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
     """Thresholds that do to a float32 what the double ones do to it in LightGBM, which reads |x| <= 1e-35 as 0."""
-    with np.errstate(over="ignore"):
-        near = threshold.astype(np.float32)
-    down = np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)
+    down = float32_below(threshold)
     down = np.where((down >= 0) & (down < ZERO), ZERO, down)
     down = np.where((down < 0) & (down >= -ZERO), np.nextafter(-ZERO, np.float32(-np.inf)), down)
     return down.astype(np.float64)
