@@ -26,8 +26,8 @@ from replay_oracle import NULL, STALE, UNKNOWN, Oracle  # noqa: E402 - after the
 START = dt.datetime(2026, 3, 28, 23, 59, 30, tzinfo=dt.UTC)  # a Berlin night in which the clocks change
 START_NS = round(START.timestamp()) * 10**9
 
-SPEC = ri.FeatureSpec(
-    request={
+DECLARED: dict[str, Any] = {
+    "request": {
         "card": str | None,
         "shop": int | None,
         "amount": float | None,
@@ -35,13 +35,19 @@ SPEC = ri.FeatureSpec(
         "online": bool | None,
         "at": ri.Timestamp,
     },
-    event_time="at",
-    tz="Europe/Berlin",
-    entities={"card": "card", "shop": "shop", "pair": ("card", "shop")},
-    streams={
+    "event_time": "at",
+    "tz": "Europe/Berlin",
+    "entities": {"card": "card", "shop": "shop", "pair": ("card", "shop")},
+    "streams": {
         "payment": None,
-        "label": ri.Stream({"card": str | None, "shop": int | None, "bad": bool | None, "at": ri.Timestamp}, event_time="at"),
+        "label": ri.Stream(
+            {"card": str | None, "shop": int | None, "bad": bool | None, "at": ri.Timestamp}, event_time="at"
+        ),
     },
+}
+
+SPEC = ri.FeatureSpec(
+    **DECLARED,
     columns=[
         c.numeric("amount", null=-5.0),
         c.stored("card.limit", max_age="20s", unknown=-1.0, null=-2.0, on_stale=-3.0),

@@ -19,7 +19,17 @@ import pytest
 import releases
 from hypothesis import given
 from hypothesis import strategies as st
-from test_replay_oracle import LABEL, LINK, PAYMENT, START_NS, labels_table, ns, payments_table, some
+from test_replay_oracle import (
+    DECLARED,
+    LABEL,
+    LINK,
+    PAYMENT,
+    START_NS,
+    labels_table,
+    ns,
+    payments_table,
+    some,
+)
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -30,21 +40,7 @@ pa = pytest.importorskip("pyarrow", reason="`pyarrow` is not installed (pip inst
 
 EMPTY = 0.25  # for what has no value: the model takes no NaN
 SPEC = ri.FeatureSpec(
-    request={
-        "card": str | None,
-        "shop": int | None,
-        "amount": float | None,
-        "units": int | None,
-        "online": bool | None,
-        "at": ri.Timestamp,
-    },
-    event_time="at",
-    tz="Europe/Berlin",
-    entities={"card": "card", "shop": "shop", "pair": ("card", "shop")},
-    streams={
-        "payment": None,
-        "label": ri.Stream({"card": str | None, "shop": int | None, "bad": bool | None, "at": ri.Timestamp}, event_time="at"),
-    },
+    **DECLARED,
     columns=[
         c.numeric("amount", null=EMPTY),
         c.stored("card.limit", max_age="20s", unknown=-1.0, null=-2.0, on_stale=-3.0),
