@@ -34,7 +34,7 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "feature_table": ("lru_table.c",),
     "ort": ("ort_run.c",),
     "table": ("table_index.c",),
-    "trees": ("forest.c",),
+    "trees": ("forest.c", "forest_post.c"),
     "windows": ("panes.c", "windows_wire.c"),
 }
 

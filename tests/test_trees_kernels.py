@@ -9,17 +9,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from retailinfer._native.forest_reference import forest_sums
-from retailinfer._native.trees import LEVELS, POSTS, TreeModel, levels
+from retailinfer._native.forest_reference import forest_leaves, forest_sums
+from retailinfer._native.trees import LEVELS, NORMS, POSTS, TreeModel, levels
 from retailinfer.errors import ConfigError, FeatureTypeError, ModelError, ShapeError
 
 FEATURES = 7
 
 
 def random_forest(
-    seed, *, n_trees=5, depth=4, wide=False, sets=False, gone=True, n_outputs=1, width=1, chance=0.8
+    seed, *, n_trees=5, depth=4, wide=False, rules=False, gone=True, n_outputs=1, width=1, chance=0.8
 ):
-    """Arrays of a forest whose shape, thresholds and missing values are drawn; thresholds come from few numbers."""
+    """Arrays of a forest whose shape, thresholds and missing values are drawn; thresholds come from few numbers.
+
+    rules: nodes of every rule, not only `<=`.
+    """
     rng = np.random.default_rng(seed)
     nodes, roots, n_leaves = [], [], 0
     grid = np.unique(np.concatenate([rng.normal(size=12), [0.0, -0.0, 1e-36, 1.5]]))
@@ -30,21 +33,21 @@ def random_forest(
         at = len(nodes)
         nodes.append(None)
         if level == depth or rng.random() > chance:
-            nodes[at] = (-1, 0.0, n_leaves, 0, 0, 0, -1)
+            nodes[at] = (-1, 0.0, n_leaves, 0, 0, 0, -1, 0)
             n_leaves += 1
             return at
         left, right = grow(level + 1), grow(level + 1)
-        kind, category = int(rng.integers(0, 3)) if gone else 0, -1
-        if sets and rng.random() < 0.4:
-            category = int(rng.integers(0, 3))
+        kind = int(rng.integers(0, 3)) if gone else 0
+        rule = int(rng.integers(0, 5)) if rules and rng.random() < 0.6 else 0
+        category = int(rng.integers(0, 4)) if rule >= 2 else -1
         side = int(rng.integers(0, 2)) if gone else 0
         feature = int(rng.integers(0, FEATURES))
-        nodes[at] = (feature, rng.choice(grid), left, right, side, kind, category)
+        nodes[at] = (feature, rng.choice(grid), left, right, side, kind, category, rule)
         return at
 
     for _ in range(n_trees):
         roots.append(grow(0))
-    columns = list(zip(*nodes, strict=True)) or [()] * 7
+    columns = list(zip(*nodes, strict=True)) or [()] * 8
     n_values = n_leaves * (n_outputs if width > 1 else 1)
     return {
         "roots": np.array(roots, np.int32),
@@ -55,11 +58,13 @@ def random_forest(
         "missing_left": np.array(columns[4], np.uint8),
         "missing": np.array(columns[5], np.uint8),
         "category": np.array(columns[6], np.int32),
-        "set_ends": np.array([0, 1, 1, 3] if sets else [0], np.int64),
-        "set_words": rng.integers(0, 2**32, 3 if sets else 0, dtype=np.uint32),
+        "rule": np.array(columns[7], np.uint8),
+        "set_ends": np.array([0, 1, 1, 3, 40] if rules else [0], np.int64),
+        "set_words": rng.integers(0, 2**32, 40 if rules else 0, dtype=np.uint32),
         "values": rng.normal(size=n_values).astype(np.float32).astype(np.float64),
         "targets": np.array([] if width > 1 else [t % n_outputs for t in range(n_trees)], np.int32),
         "base": rng.normal(size=n_outputs),
+        "cover": rng.integers(0, 1000, len(nodes)).astype(np.float64),
     }, grid
 
 
@@ -71,8 +76,11 @@ def rows_for(seed, grid, n, *, wide=False):
     where = rng.integers(0, 8, rows.shape)
     rows = np.where(where == 0, np.nextafter(rows, kind(np.inf)), rows)
     rows = np.where(where == 1, np.nextafter(rows, kind(-np.inf)), rows)
-    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, 3.0, 40.7, -1.0], kind)
-    return np.where(where == 2, rng.choice(odd, rows.shape), rows)
+    odd = np.array(
+        [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, 3.0, 40.7, -1.0, -0.5, 31.0, 32.0, 700.0, 1e-40, 3e38],
+        kind,
+    )
+    return np.where(where == 2, rng.choice(odd, rows.shape), rows).astype(kind)
 
 
 def same_bits(got, want):
@@ -111,7 +119,8 @@ def test_every_kernel_has_the_bits_of_the_twin(seed, n_trees, depth, doubles, fi
     ("kind", "expected"),
     [
         ({"wide": True}, {"generic"}),
-        ({"sets": True}, {"generic"}),
+        ({"rules": True}, {"generic"}),
+        ({"rules": True, "wide": True}, {"generic"}),
         ({"n_outputs": 3, "width": 3}, {"generic", "packed-1", "packed-16"}),
     ],
 )
@@ -138,7 +147,7 @@ def test_number_of_rows_does_not_matter(n):
     """A row's bits are the same alone and in any block, with the plan that was timed here."""
     arrays, grid = random_forest(5, n_trees=40, depth=6)
     rows = rows_for(5, grid, 700)
-    model = TreeModel(arrays, n_features=FEATURES, post="sigmoid")
+    model = TreeModel(arrays, n_features=FEATURES, n_columns=2, post="sigmoid")
     assert len(model.calibrate(rows, budget_ns=100_000)) == 9
     alone = np.concatenate([model.predict(rows[i : i + 1], column=1) for i in range(n)])
     same_bits(model.predict(rows[:n], column=1), alone)
@@ -170,8 +179,8 @@ def test_long_chain_of_nodes_is_walked_and_a_longer_one_refused():
             "left": np.concatenate([n + inner, np.arange(n + 1)]).astype(np.int32),
             "right": np.concatenate([np.append(inner[1:], 2 * n), np.zeros(n + 1)]).astype(np.int32),
             "missing_left": none, "missing": none, "category": np.full(2 * n + 1, -1, np.int32),
-            "set_ends": np.zeros(1, np.int64), "set_words": np.zeros(0, np.uint32),
-            "values": np.arange(n + 1.0), "targets": np.zeros(1, np.int32), "base": np.zeros(1),
+            "rule": none, "set_ends": np.zeros(1, np.int64), "set_words": np.zeros(0, np.uint32),
+            "values": np.arange(n + 1.0), "targets": np.zeros(1, np.int32), "base": np.zeros(1), "cover": np.zeros(0),
         }  # fmt: skip
 
     model = TreeModel(chain(4096), n_features=1)
@@ -185,7 +194,7 @@ def test_long_chain_of_nodes_is_walked_and_a_longer_one_refused():
 
 def spoiled(name, at, value):
     """A forest with one cell overwritten."""
-    arrays, _ = random_forest(3, n_trees=3, depth=3, chance=1.0, sets=True)
+    arrays, _ = random_forest(3, n_trees=3, depth=3, chance=1.0, rules=True)
     arrays[name][at] = value
     return arrays
 
@@ -207,7 +216,10 @@ def spoiled(name, at, value):
         ("values", 2, 1e39, "not finite - at leaf 2"),
         ("base", 0, np.nan, "not finite"),
         ("targets", 2, 1, "an output that the forest does not have - at tree 2"),
-        ("category", 0, 3, "a set of categories out of range"),
+        ("category", 0, 4, "a set of categories out of range - at 0"),
+        ("rule", 0, 5, "an unknown rule - at node 0"),
+        ("cover", 1, -1.0, "a cover that is no weight - at node 1"),
+        ("cover", 0, np.inf, "a cover that is no weight - at node 0"),
         ("set_ends", 1, 99, "a set of categories out of range"),
         ("set_ends", 0, -1, "a set of categories out of range"),
         ("missing", 0, 3, "an unknown kind of missing value"),
@@ -223,7 +235,7 @@ def test_arrays_that_are_no_forest_are_refused(name, at, value, message):
 @given(st.integers(0, 2**31), st.data())
 def test_random_damage_is_refused_or_harmless(seed, data):
     """Any cell of any array may hold anything: the forest is refused, or answers every row."""
-    arrays, grid = random_forest(seed, n_trees=4, depth=3, sets=True)
+    arrays, grid = random_forest(seed, n_trees=4, depth=3, rules=True)
     name = data.draw(st.sampled_from([n for n in arrays if len(arrays[n])]))
     info = np.iinfo(arrays[name].dtype) if arrays[name].dtype.kind in "iu" else None
     value = data.draw(st.integers(int(info.min), int(info.max)) if info else st.floats())
@@ -248,9 +260,13 @@ def test_wrong_arrays_and_arguments_are_named():
         TreeModel(arrays | {"threshold": arrays["threshold"][1:]}, n_features=FEATURES)
     with pytest.raises(ConfigError, match="Expected post out of"):
         TreeModel(arrays, n_features=FEATURES, post="tanh")
+    with pytest.raises(ConfigError, match="Expected norm out of"):
+        TreeModel(arrays, n_features=FEATURES, norm="l3")
+    with pytest.raises(ConfigError, match="Expected 1 columns, or 2 for one sum, got 3"):
+        TreeModel(arrays, n_features=FEATURES, n_columns=3)
     with pytest.raises(ConfigError, match="instruction set of this machine"):
         TreeModel(arrays, n_features=FEATURES, level="sse9")
-    model = TreeModel(arrays, n_features=FEATURES)
+    model = TreeModel(arrays, n_features=FEATURES, n_columns=2)
     with pytest.raises(ConfigError, match="kernel that this forest"):
         model.force("gpu")
     with pytest.raises(ConfigError, match="column below 2"):
@@ -265,31 +281,76 @@ def test_wrong_arrays_and_arguments_are_named():
     same_bits(model.predict(np.asfortranarray(rows)), model.predict(rows))
 
 
-@pytest.mark.parametrize("post", sorted(POSTS))
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_last_steps_are_what_they_say(post, outputs):
-    """Probabilities lie in 0..1 and add up to 1 where they should; the sum itself is there on request."""
+def expected_answers(raw, post, columns, scale):
+    """Answers from the sums of one precision: the formulas, by NumPy."""
+    v = raw if raw.shape[1] == columns else np.repeat(raw, columns, axis=1)
+    two = raw.shape[1] < columns
+    if post in ("sigmoid", "logistic"):
+        p = 1 / (1 + np.exp(-v * (scale if post == "logistic" else 1)))
+    elif post in ("softmax", "softmax_sum"):
+        e = np.exp(v - v.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+    elif post == "hinge":
+        p = (v > 0) * 1.0
+    elif post == "complement":
+        p = v
+    else:
+        return np.exp(v) if post == "exp" else v
+    return np.where(np.arange(columns) == 0, 1 - p, p) if two else p
+
+
+@pytest.mark.parametrize("post", sorted(set(POSTS) - {"probit", "softmax_zero"}))
+@pytest.mark.parametrize(("outputs", "columns"), [(1, 1), (1, 2), (3, 3)])
+@pytest.mark.parametrize("norm", sorted(NORMS))
+@pytest.mark.parametrize("doubles", [False, True])
+def test_last_steps_are_what_they_say(post, outputs, columns, norm, doubles):
+    """Every step and norm is its formula, in one column as in all; the sums themselves are there on request."""
     arrays, grid = random_forest(11, n_trees=6, n_outputs=outputs)
     rows = rows_for(11, grid, 50)
-    model = TreeModel(arrays, n_features=FEATURES, n_outputs=outputs, post=post)
-    raw = np.stack([model.predict(rows, column=k, raw=True) for k in range(outputs)], axis=1).astype(float)
-    got = np.stack([model.predict(rows, column=k) for k in range(outputs)], axis=1).astype(float)
-    if post == "none":
-        np.testing.assert_array_equal(got, raw)
-    elif post in ("sigmoid", "logistic"):
-        want = 1 / (1 + np.exp(-raw if outputs > 1 else raw))  # of one output, column 0 is what is left of 1
-        np.testing.assert_allclose(got, want, rtol=0, atol=1.5e-7)
-    elif post == "exp":
-        np.testing.assert_allclose(got, np.exp(raw), rtol=1e-6)
-    elif post == "softmax":
-        np.testing.assert_allclose(got, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), rtol=1e-5)
+    scale = 0.7 if post == "logistic" and doubles else 1.0
+    how = {"n_outputs": outputs, "n_columns": columns, "doubles": doubles, "post_scale": scale}
+    model = TreeModel(arrays, n_features=FEATURES, post=post, norm=norm, **how)
+    raw = forest_sums(arrays, rows, n_outputs=outputs, doubles=doubles)
+    same_bits(model.predict_all(rows, raw=True), np.repeat(raw, columns // outputs, axis=1))
+    got = model.predict_all(rows)
+    for column in range(columns):
+        same_bits(model.predict(rows, column=column), got[:, column])
+    want = expected_answers(raw.astype(float), post, columns, scale)
+    if norm == "l1":
+        total = np.abs(want).sum(axis=1, keepdims=True)
+        want = np.divide(want, total, out=want, where=total != 0)
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1.5e-7)
+
+
+def test_sigmoid_of_float32_sums_neither_overflows_nor_divides_by_zero():
+    """XGBoost clamps the exponent: far below 0 the probability is small, not NaN."""
+    arrays, _ = random_forest(1, n_trees=0)
+    for base, want in ((-500.0, np.exp(-88.7)), (500.0, 1.0), (0.0, 0.5)):
+        model = TreeModel(arrays | {"base": np.array([base])}, n_features=FEATURES, post="logistic")
+        got = model.predict(np.zeros((1, FEATURES), np.float32))
+        np.testing.assert_allclose(got, [want], rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**31), n_trees=st.integers(0, 20), rules=st.booleans(), wide=st.booleans())
+def test_leaves_are_those_that_the_twin_reaches(seed, n_trees, rules, wide):
+    """Every kernel names the leaves that it added up."""
+    arrays, grid = random_forest(seed, n_trees=n_trees, rules=rules, wide=wide)
+    rows = rows_for(seed, grid, 40, wide=wide)
+    want = forest_leaves(arrays, rows)
+    for level in levels():
+        model = TreeModel(arrays, n_features=FEATURES, wide=wide, level=level)
+        for kernel in model.kernels:
+            model.force(kernel)
+            for n in (1, 3, 9, 40):
+                np.testing.assert_array_equal(model.leaves(rows[:n]), want[:n])
 
 
 def test_threads_share_a_forest():
     """Many threads predict at once, each with scratch of its own."""
     arrays, grid = random_forest(21, n_trees=60, depth=6)
     rows = rows_for(21, grid, 300)
-    model = TreeModel(arrays, n_features=FEATURES, post="sigmoid")
+    model = TreeModel(arrays, n_features=FEATURES, n_columns=2, post="sigmoid")
     want = model.predict(rows, column=1)
     wrong = []
 

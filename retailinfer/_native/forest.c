@@ -1,8 +1,7 @@
-/* Forests: from a parser's arrays to the forms of trees.h, which kernel runs when, and the last step of an answer.
+/* Forests: from a parser's arrays to the forms of trees.h, the kernel that runs everything, and which kernel runs when.
  *
  * Rules:
  *   - Arrays are not trusted: every index, depth and number is checked here, so that kernels need not.
- *   - What is done to sums after the trees is done here, for all kernels, in the order and precision of the source.
  */
 #include "trees.h"
 
@@ -70,7 +69,9 @@ static int check_trees(const ri_trees *s, int32_t *order, int32_t *depth, int32_
                 return bad(RI_TREES_FEATURE, n, error, at);
             if (s->missing[n] > RI_GONE_ZERO || s->missing_left[n] > 1)
                 return bad(RI_TREES_MISSING, n, error, at);
-            if (s->category[n] < -1 || s->category[n] >= s->n_sets)
+            if (s->rule[n] >= RI_N_RULES)
+                return bad(RI_TREES_RULE, n, error, at);
+            if (s->rule[n] >= RI_RULE_IN_TRUNCATED ? s->category[n] < 0 || s->category[n] >= s->n_sets : s->category[n] != -1)
                 return bad(RI_TREES_SET, n, error, at);
             if (s->threshold[n] != s->threshold[n] || (!s->wide && (double)(float)s->threshold[n] != s->threshold[n]))
                 return bad(RI_TREES_THRESHOLD, n, error, at);
@@ -94,7 +95,8 @@ static int check_trees(const ri_trees *s, int32_t *order, int32_t *depth, int32_
 static int check_sizes(const ri_trees *s, int *error, int64_t *at) {
     if (s->n_features < 1 || s->n_outputs < 1 || s->n_trees < 0 || s->n_nodes < 0 || s->n_leaves < 0 || s->n_nodes > INT32_MAX / 2
         || s->n_leaves > INT32_MAX / 2 || s->n_sets < 0 || s->n_words < 0 || (s->width != 1 && s->width != s->n_outputs)
-        || s->post < 0 || s->post > RI_POST_COMPLEMENT || s->n_outputs > 1024 || s->n_features > 1 << 24)
+        || s->post < 0 || s->post >= RI_N_POSTS || s->norm < 0 || s->norm > RI_NORM_L1 || s->n_outputs > 1024 || s->n_features > 1 << 24
+        || (s->n_columns != s->n_outputs && (s->n_columns != 2 || s->n_outputs != 1)))
         return bad(RI_TREES_SIZE, 0, error, at);
     for (int32_t t = 0; t < s->n_trees; ++t)
         if (s->width == 1 && (s->targets[t] < 0 || s->targets[t] >= s->n_outputs))
@@ -105,6 +107,9 @@ static int check_sizes(const ri_trees *s, int *error, int64_t *at) {
     for (int32_t i = 0; i < s->n_outputs; ++i)
         if (!isfinite(s->base[i]))
             return bad(RI_TREES_VALUE, -1, error, at);
+    for (int64_t i = 0; s->cover && i < s->n_nodes; ++i)
+        if (!isfinite(s->cover[i]) || s->cover[i] < 0)
+            return bad(RI_TREES_COVER, i, error, at);
     for (int64_t i = 0; i < s->n_sets; ++i)
         if (s->set_ends[i] < 0 || s->set_ends[i] > s->set_ends[i + 1] || s->set_ends[i + 1] > s->n_words)
             return bad(RI_TREES_SET, i, error, at);
@@ -124,7 +129,7 @@ typedef struct builder {
     float *thresholds;             /* all, by column */
     int64_t *starts;
     int32_t *n_ranks;              /* per column */
-    int has_sets;
+    int only_leq;                  /* no rule but the common one */
 } builder;
 
 /* Five ways to read a feature: NaN right, NaN left, NaN as 0, and zeros too right or left. */
@@ -148,7 +153,7 @@ static int find_columns(builder *b) {
         b->column[i] = -1;
         if (s->feature[i] < 0)
             continue;
-        b->has_sets |= s->category[i] >= 0;
+        b->only_leq &= s->rule[i] == RI_RULE_LEQ;
         known[column_kind(s, i)] = 0;
     }
     /* in the order of features, so that a forest that needs nothing special reads its rows as they are */
@@ -176,7 +181,7 @@ static int find_columns(builder *b) {
 static int build_nodes(builder *b) {
     const ri_trees *s = b->s;
     ri_forest *f = b->f;
-    int fits = !s->wide && !b->has_sets && f->n_columns < 0xFFFF;
+    int fits = !s->wide && b->only_leq && f->n_columns < 0xFFFF;
     f->generic = room(f, (size_t)s->n_nodes, sizeof *f->generic);
     f->roots = room(f, (size_t)s->n_trees + 1, 4);
     f->depths = room(f, (size_t)s->n_trees + 8, 4);
@@ -192,9 +197,9 @@ static int build_nodes(builder *b) {
             const int32_t n = b->order[i];
             ri_generic_node *g = f->generic + i;
             f->depths[t] = b->depth[n] > f->depths[t] ? b->depth[n] : f->depths[t];
-            g->column = b->column[n];
+            g->feature = s->feature[n] < 0 ? -1 : s->feature[n];
             g->set = -1;
-            if (g->column < 0) {
+            if (g->feature < 0) {
                 g->left = s->left[n];
                 continue;
             }
@@ -202,6 +207,9 @@ static int build_nodes(builder *b) {
             g->left = b->place[s->left[n]];
             g->right = b->place[s->right[n]];
             g->set = s->category[n];
+            g->rule = s->rule[n];
+            g->missing = s->missing[n];
+            g->missing_left = s->missing_left[n];
         }
         f->max_depth = f->depths[t] > f->max_depth ? f->depths[t] : f->max_depth;
     }
@@ -214,14 +222,14 @@ static int build_nodes(builder *b) {
         for (int32_t i = f->roots[t]; i < f->roots[t + 1]; ++i) {
             const ri_generic_node *g = f->generic + i;
             ri_packed_node *p = f->packed + i;
-            if (g->column < 0) {
+            if (g->feature < 0) {
                 memcpy(&p->threshold, &g->left, 4); /* as a number it is a denormal or NaN-free positive value: -inf is below it */
                 p->column = (uint16_t)f->n_columns;
                 p->left = (uint16_t)(i - f->roots[t]);
                 continue;
             }
             p->threshold = (float)g->threshold;
-            p->column = (uint16_t)g->column;
+            p->column = (uint16_t)b->column[b->order[i]];
             p->left = (uint16_t)(g->left - f->roots[t]);
         }
     return 0;
@@ -407,7 +415,7 @@ static int build(builder *b) {
     size_t sizes[3] = {16 * width * 8, 256 * width, 1024 + n_trees * 72};
     for (int i = 0; i < 3; ++i)
         f->scratch = sizes[i] > f->scratch ? sizes[i] : f->scratch;
-    f->scratch = ((f->scratch + 127) & ~(size_t)63) + (size_t)f->n_outputs * RI_BLOCK * 8; /* and the sums before it */
+    f->scratch = ((f->scratch + 127) & ~(size_t)63) + (size_t)f->n_outputs * RI_BLOCK * 8 + ri_forest_finish_room(f); /* and what stands before it */
     return 0;
 }
 
@@ -416,7 +424,7 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
     if (check_sizes(s, error, at))
         return NULL;
     const size_t n = (size_t)s->n_nodes + 1;
-    builder b = {.s = s, .f = calloc(1, sizeof *b.f)};
+    builder b = {.s = s, .only_leq = 1, .f = calloc(1, sizeof *b.f)};
     b.order = malloc(4 * n);
     b.depth = malloc(4 * (n + 1));
     b.ends = malloc(4 * ((size_t)s->n_trees + 1));
@@ -440,6 +448,8 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
         f->wide = s->wide;
         f->average = s->average;
         f->post = s->post;
+        f->norm = s->norm;
+        f->n_answers = s->n_columns;
         f->post_scale = s->post_scale;
         f->n_leaves = s->n_leaves;
         failed = check_trees(s, b.order, b.depth, b.ends, error, at) || build(&b);
@@ -463,37 +473,53 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
 
 /* ---- the kernel that runs everything ---------------------------------------------------------------------------------------- */
 
-static double derived(const ri_forest *f, int32_t c, const void *row) {
-    const ri_derived *d = f->columns + c;
-    const double x = f->wide ? ((const double *)row)[d->feature] : (double)((const float *)row)[d->feature];
-    return x != x || fabs(x) <= (double)d->zero ? (double)d->fill : x;
-}
-
 static int in_set(const ri_forest *f, int32_t set, double x) {
     const int64_t n_bits = 32 * (f->set_ends[set + 1] - f->set_ends[set]);
-    if (!(x > -1 && x < (double)n_bits)) /* NaN, negative, or beyond every category of the set; -0.5 counts as 0 */
+    if (!(x < (double)n_bits)) /* beyond every category of the set */
         return 0;
     const int64_t i = (int64_t)x;
     return (int)(f->set_words[f->set_ends[set] + i / 32] >> (i % 32) & 1);
 }
 
-static void generic(const ri_forest *f, const void *rows, int64_t stride, int n, void *scratch, void *sums) {
-    double *x = (double *)scratch;
+static int goes_left(const ri_forest *f, const ri_generic_node *node, double x) {
+    const int gone = x != x || (node->missing == RI_GONE_ZERO && fabs(x) <= (double)RI_ZERO);
+    if (gone && node->missing != RI_GONE_NEVER)
+        return node->missing_left;
+    x = gone ? 0 : x;
+    switch (node->rule) {
+    case RI_RULE_LEQ:
+        return x <= node->threshold;
+    case RI_RULE_EQ:
+        return x == node->threshold;
+    case RI_RULE_IN_TRUNCATED:
+        return x > -1 && in_set(f, node->set, x);
+    case RI_RULE_IN_POSITIVE:
+        return x >= 0 && in_set(f, node->set, x);
+    default:
+        return x >= 0 && x == floor(x) && in_set(f, node->set, x);
+    }
+}
+
+static int32_t generic_leaf(const ri_forest *f, int32_t t, const void *row) {
+    const ri_generic_node *node = f->generic + f->roots[t];
+    while (node->feature >= 0) {
+        const double x = f->wide ? ((const double *)row)[node->feature] : (double)((const float *)row)[node->feature];
+        node = f->generic + (goes_left(f, node, x) ? node->left : node->right);
+    }
+    return node->left;
+}
+
+static void generic(const ri_forest *f, const void *rows, int64_t stride, int n, int32_t *leaves, void *sums) {
     const size_t size = f->wide ? 8 : 4;
     for (int i = 0; i < n; ++i) {
         const char *row = (const char *)rows + (size_t)(i * stride) * size;
-        for (int32_t c = 0; c < f->n_columns; ++c)
-            x[c] = derived(f, c, row);
         for (int32_t t = 0; t < f->n_trees; ++t) {
-            const ri_generic_node *node = f->generic + f->roots[t];
-            while (node->column >= 0) {
-                const double value = x[node->column];
-                const int left = node->set >= 0 ? in_set(f, node->set, value) : value <= node->threshold;
-                node = f->generic + (left ? node->left : node->right);
-            }
+            const int32_t leaf = generic_leaf(f, t, row);
+            if (leaves)
+                leaves[(size_t)i * (size_t)f->n_trees + (size_t)t] = leaf;
             for (int32_t k = 0; k < f->width; ++k) {
                 const size_t at = (size_t)((f->width == 1 ? f->targets[t] : k) * RI_BLOCK + i);
-                const int64_t value = (int64_t)node->left * f->width + k;
+                const int64_t value = (int64_t)leaf * f->width + k;
                 if (f->doubles)
                     ((double *)sums)[at] += f->values[value];
                 else
@@ -532,85 +558,17 @@ int ri_kernel_fits(const ri_forest *f, const ri_kernel_set *set, int kernel) {
     return kernel < RI_KERNEL_RANKED_64 || f->masked != NULL;
 }
 
-/* ---- the last step ---------------------------------------------------------------------------------------------------------- */
-
-static float sigmoid(float v) { /* as ONNX Runtime's ComputeLogistic */
-    const float e = 1.0f / (1.0f + expf(-fabsf(v)));
-    return v < 0 ? 1.0f - e : e;
-}
-
-static float probit(float v) { /* as ONNX Runtime's ComputeProbit: the inverse of erf after Winitzki */
-    const float x = 2 * v - 1, sign = x < 0 ? -1.0f : 1.0f, ln = logf((1 - x) * (1 + x));
-    const float a = 2 / (3.14159f * 0.147f) + 0.5f * ln;
-    return 1.41421356f * (sign * sqrtf(-a + sqrtf(a * a - 1 / 0.147f * ln)));
-}
-
-static void finish_float(const ri_forest *f, const float *sums, int n, float *out, int64_t stride, int column, int raw) {
-    const int32_t k = f->n_outputs;
-    for (int i = 0; i < n; ++i, out += stride) {
-        float v = sums[(k == 1 ? 0 : column) * RI_BLOCK + i];
-        if (raw || f->post == RI_POST_NONE) {
-            *out = v;
-        } else if (f->post == RI_POST_SIGMOID || f->post == RI_POST_LOGISTIC) {
-            v = k == 1 && column == 0 ? -v : v;
-            *out = f->post == RI_POST_SIGMOID ? sigmoid(v) : 1.0f / (1.0f + expf(-v));
-        } else if (f->post == RI_POST_COMPLEMENT) {
-            *out = k == 1 && column == 0 ? 1.0f - v : v;
-        } else if (f->post == RI_POST_PROBIT) {
-            *out = probit(v);
-        } else if (f->post == RI_POST_EXP) {
-            *out = expf(v);
-        } else {
-            float top = sums[i], total = 0, mine = 0;
-            for (int32_t j = 1; j < k; ++j)
-                top = sums[j * RI_BLOCK + i] > top ? sums[j * RI_BLOCK + i] : top;
-            for (int32_t j = 0; j < k; ++j) {
-                const float x = sums[j * RI_BLOCK + i];
-                const int zero = f->post == RI_POST_SOFTMAX_ZERO && x <= 1e-7f && x >= -1e-7f;
-                const float e = zero ? x * expf(-top) : expf(x - top);
-                total += zero ? 0.0f : e;
-                mine = j == column ? e : mine;
-            }
-            *out = mine / total;
-        }
-    }
-}
-
-static void finish_double(const ri_forest *f, const double *sums, int n, float *out, int64_t stride, int column, int raw) {
-    const int32_t k = f->n_outputs;
-    for (int i = 0; i < n; ++i, out += stride) {
-        double v = sums[(k == 1 ? 0 : column) * RI_BLOCK + i];
-        if (raw || f->post == RI_POST_NONE) {
-        } else if (f->post == RI_POST_SIGMOID || f->post == RI_POST_LOGISTIC) {
-            v = 1.0 / (1.0 + exp(-f->post_scale * v));
-            v = k == 1 && column == 0 ? 1.0 - v : v;
-        } else if (f->post == RI_POST_COMPLEMENT) {
-            v = k == 1 && column == 0 ? 1.0 - v : v;
-        } else if (f->post == RI_POST_EXP) {
-            v = exp(v);
-        } else {
-            double top = sums[i], total = 0;
-            for (int32_t j = 1; j < k; ++j)
-                top = sums[j * RI_BLOCK + i] > top ? sums[j * RI_BLOCK + i] : top;
-            for (int32_t j = 0; j < k; ++j)
-                total += exp(sums[j * RI_BLOCK + i] - top);
-            v = exp(v - top) / total;
-        }
-        *out = (float)v;
-    }
-}
-
 void ri_forest_run(const ri_forest *f, const ri_kernel_set *set, const uint8_t *plan, const void *rows, int64_t stride, int64_t n,
-                   void *scratch, float *out, int64_t out_stride, int column, int raw) {
+                   void *scratch, float *out, int64_t out_stride, int column, int raw, int32_t *leaves) {
     const size_t cell = f->wide ? 8 : 4;
-    double *sums = (double *)scratch; /* (n_outputs, RI_BLOCK) of either kind, before the kernel's own scratch */
-    char *own = (char *)scratch + (size_t)f->n_outputs * RI_BLOCK * 8;
+    double *sums = (double *)scratch; /* (n_outputs, RI_BLOCK) of either kind, then the room of the last step, then the kernel's own scratch */
+    char *room = (char *)scratch + (size_t)f->n_outputs * RI_BLOCK * 8, *own = room + ri_forest_finish_room(f);
     for (int64_t i = 0; i < n;) {
         int bucket = 0, block;
         const int64_t left = n - i;
         while (bucket < 8 && (INT64_C(1) << bucket) < left)
             bucket++;
-        const int kernel = plan[bucket];
+        const int kernel = leaves ? RI_KERNEL_GENERIC : plan[bucket];
         block = left < ri_kernel_rows[kernel] ? (int)left : ri_kernel_rows[kernel];
         for (int32_t k = 0; k < f->n_outputs; ++k)
             for (int j = 0; j < (block > 8 ? RI_BLOCK : 8); ++j) {
@@ -621,23 +579,11 @@ void ri_forest_run(const ri_forest *f, const ri_kernel_set *set, const uint8_t *
                     ((float *)sums)[k * RI_BLOCK + j] = (float)first;
             }
         const void *from = (const char *)rows + (size_t)(i * stride) * cell;
-        (kernel == RI_KERNEL_GENERIC ? generic : set->kernels[kernel])(f, from, stride, block, own, sums);
-        for (int32_t k = 0; k < f->n_outputs; ++k)
-            for (int j = 0; j < block; ++j) {
-                if (f->doubles) {
-                    double *v = sums + k * RI_BLOCK + j;
-                    *v = f->average ? *v / (double)f->n_trees : *v;
-                    *v = f->base_first ? *v : *v + f->base[k];
-                } else {
-                    float *v = (float *)sums + k * RI_BLOCK + j;
-                    *v = f->average ? *v / (float)f->n_trees : *v;
-                    *v = f->base_first ? *v : *v + (float)f->base[k];
-                }
-            }
-        if (f->doubles)
-            finish_double(f, sums, block, out + i * out_stride, out_stride, column, raw);
+        if (kernel == RI_KERNEL_GENERIC)
+            generic(f, from, stride, block, leaves ? leaves + i * f->n_trees : NULL, sums);
         else
-            finish_float(f, (const float *)sums, block, out + i * out_stride, out_stride, column, raw);
+            set->kernels[kernel](f, from, stride, block, own, sums);
+        ri_forest_finish(f, sums, block, room, out + i * out_stride, out_stride, column, raw);
         i += block;
     }
 }

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["forest_sums"]
+__all__ = ["forest_leaves", "forest_sums"]
 
+_LEQ, _EQ, _IN_TRUNCATED, _IN_POSITIVE, _IN_EXACT = range(5)
 _ZERO = np.float32(1e-35)  # LightGBM's, whatever the rows are
 
 
@@ -31,18 +32,26 @@ def forest_sums(
     values, base = arrays["values"].astype(kind), arrays["base"].astype(kind)
     width = 1 if len(arrays["targets"]) == len(arrays["roots"]) else n_outputs
     out = np.zeros((len(rows), n_outputs), kind)
-    for i, row in enumerate(rows):
+    for i, leaves in enumerate(forest_leaves(arrays, rows)):
         sums = base.copy() if base_first else np.zeros(n_outputs, kind)
-        for t, root in enumerate(arrays["roots"]):
-            leaf = arrays["left"][_leaf(arrays, row, int(root))]
+        for t, leaf in enumerate(leaves):
             if width == 1:
                 sums[arrays["targets"][t]] += values[leaf]
             else:
                 sums += values[leaf * width : (leaf + 1) * width]
         if average:
-            sums = sums / kind(len(arrays["roots"]))
+            sums = sums / kind(max(1, len(arrays["roots"])))
         out[i] = sums if base_first else sums + base
     return out.astype(np.float32)
+
+
+def forest_leaves(arrays: Mapping[str, NDArray[Any]], rows: NDArray[Any]) -> NDArray[np.int32]:
+    """Number of the leaf that each tree gives each row, shape (rows, trees)."""
+    out = np.empty((len(rows), len(arrays["roots"])), np.int32)
+    for i, row in enumerate(rows):
+        for t, root in enumerate(arrays["roots"]):
+            out[i, t] = arrays["left"][_leaf(arrays, row, int(root))]
+    return out
 
 
 def _leaf(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> int:
@@ -52,16 +61,18 @@ def _leaf(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> i
 
 
 def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> bool:
-    x, missing = row[arrays["feature"][node]], arrays["missing"][node]
+    x, missing, rule = row[arrays["feature"][node]], arrays["missing"][node], arrays["rule"][node]
     if missing == 1:
         x = x.dtype.type(0) if np.isnan(x) else x
     elif np.isnan(x) or (missing == 2 and abs(x) <= _ZERO):
-        if arrays["category"][node] < 0:
-            return bool(arrays["missing_left"][node])
-        x = x.dtype.type(-np.inf if arrays["missing_left"][node] else np.nan)  # no category either way
-    if arrays["category"][node] < 0:
+        return bool(arrays["missing_left"][node])
+    if rule == _LEQ:
         return bool(float(x) <= arrays["threshold"][node])
+    if rule == _EQ:
+        return bool(float(x) == arrays["threshold"][node])
+    if not (x > -1 if rule == _IN_TRUNCATED else x >= 0):
+        return False
     first, last = arrays["set_ends"][arrays["category"][node] :][:2]
-    if not -1 < x < 32 * (last - first):
+    if x >= 32 * (last - first) or (rule == _IN_EXACT and x != np.floor(x)):
         return False
     return bool(arrays["set_words"][first + int(x) // 32] >> np.uint32(int(x) % 32) & np.uint32(1))

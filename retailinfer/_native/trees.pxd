@@ -16,6 +16,7 @@ cdef extern from "trees.h" nogil:
         int32_t n_outputs
         int32_t n_trees
         int32_t width
+        int32_t n_columns
         int64_t n_nodes
         int64_t n_leaves
         int64_t n_sets
@@ -27,17 +28,20 @@ cdef extern from "trees.h" nogil:
         const int32_t* right
         const uint8_t* missing_left
         const uint8_t* missing
+        const uint8_t* rule
         const int32_t* category
         const int64_t* set_ends
         const uint32_t* set_words
         const double* values
         const int32_t* targets
         const double* base
+        const double* cover
         int32_t base_first
         int32_t doubles
         int32_t wide
         int32_t average
         int32_t post
+        int32_t norm
         double post_scale
 
     ctypedef struct ri_forest:
@@ -58,6 +62,7 @@ cdef class TreeModel:
         uint8_t plan_numbers[9]        # kernel for blocks of up to 1, 2, 4 .. 256 rows
         readonly int32_t n_features
         readonly int32_t n_outputs
+        readonly int32_t n_columns     # of an answer
         readonly int32_t n_trees
         readonly bint wide             # rows are float64
         object __weakref__
@@ -65,6 +70,10 @@ cdef class TreeModel:
     cdef void* new_scratch(self) except NULL                # free it with free_scratch
     # rows: (n, stride) float32, or float64 where `wide`; column: of the answer; raw: the sum itself. out: n float32.
     cdef void run_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw) noexcept nogil
+    # The same, and in the same pass leaves (n, n_trees): number of the leaf that each tree gave.
+    cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
+                              int32_t* leaves) noexcept nogil
+    cdef int _run(self, rows, float[::1] out, int column, bint raw, int32_t[::1] leaves) except -1
 
 
 cdef void free_scratch(void* scratch) noexcept nogil

@@ -1,8 +1,9 @@
 """Tree ensembles: a forest compiled for this machine.
 
-A row goes left at a node if `x <= threshold`; NaN compares false and goes right, unless the node says where missing values
-go. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same bits: which one
-runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict` releases the GIL.
+A row goes left at a node if the node's rule says yes of one feature, mostly `x <= threshold`; what the node takes for missing
+goes where it says. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same
+bits: which one runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict`
+releases the GIL.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSTS: dict[str, int]
+NORMS: dict[str, int]
 KERNELS: tuple[str, ...]
 """Names of all kernels, whether this machine has them or not."""
 LEVELS: tuple[str, ...]
@@ -29,14 +31,25 @@ class TreeModel:
             feature int32 (nodes): -1 = a leaf. threshold float64 (nodes), finite or infinite; float32 values unless `wide`.
             left, right int32 (nodes): node numbers; of a leaf, `left` is its number.
             missing uint8 (nodes): 0 = NaN is missing, 1 = nothing is (NaN counts as 0), 2 = NaN and |x| <= float32(1e-35) are.
-            missing_left uint8 (nodes): 1 = missing values go left.
-            category int32 (nodes): -1, or a set of categories: members go left, everything else (NaN, -1 and below) right.
+            missing_left uint8 (nodes): 1 = missing values go left, whatever the rule is.
+            rule uint8 (nodes): what sends other values left. 0: x <= threshold. 1: x == threshold. 2: x > -1, and x
+                without its fraction is in the set (LightGBM). 3: the same for x >= 0 (XGBoost). 4: x is exactly an
+                integer of the set.
+            category int32 (nodes): number of the set for rules 2 to 4, else -1.
             set_ends int64 (sets + 1), set_words uint32: bit i of a set's words = category i is a member.
             values float64: one a leaf, added to output `targets[tree]`; or, with empty `targets`, `n_outputs` a leaf.
             targets int32 (trees, or none), base float64 (n_outputs).
+            cover float64 (nodes, or none): weight of the training rows that reached each node, finite, not negative.
         n_features: columns of a row. n_outputs: sums of a row.
-        post: last step, of POSTS. sigmoid, softmax, softmax_zero and probit as ONNX Runtime computes them;
-            logistic = 1 / (1 + exp(-scale x)), as trainers do; complement: one sum v is two answers, 1 - v and v.
+        n_columns: numbers in an answer: n_outputs (0 says so too), or 2 for one sum that becomes two probabilities, of which
+            the first is what the second leaves of 1.
+        post: last step, of POSTS. Sources: `forest_post.c`.
+            sigmoid, softmax, softmax_zero, probit: ONNX Runtime's, float32, on the sum rounded to float32.
+            logistic: trainers'. `doubles`: 1 / (1 + exp(-post_scale x)); float32: XGBoost's Sigmoid.
+            softmax_sum: trainers'. `doubles`: LightGBM's and others'; float32: XGBoost's.
+            exp: in the precision of the sums. hinge: 1 where the sum is above 0, else 0.
+            complement: one sum v is two answers, 1 - v and v.
+        norm: "l1": each column of the answer over the sum of their absolute values (ONNX's Normalizer), left where that is 0.
         base_first: sums begin with the base; else it is added after the trees.
         doubles: sums and last step in float64. wide: rows are float64. average: sums are divided by the number of trees.
         level: instruction set; None = the best one here.
@@ -45,6 +58,7 @@ class TreeModel:
 
     n_features: int
     n_outputs: int
+    n_columns: int
     n_trees: int
     wide: bool
 
@@ -54,8 +68,10 @@ class TreeModel:
         *,
         n_features: int,
         n_outputs: int = 1,
+        n_columns: int = 0,
         post: str = "none",
         post_scale: float = 1.0,
+        norm: str = "none",
         base_first: bool = False,
         doubles: bool = False,
         wide: bool = False,
@@ -93,7 +109,13 @@ class TreeModel:
 
         Args:
             rows: shape (rows, n_features), float32, or float64 where `wide`, in native byte order; other layouts are copied.
-            column: output; of a forest with one output and a sigmoid, 1 is the probability and 0 what is left of 1.
+            column: of the answer.
             raw: the sum, without the last step.
         Raises: FeatureTypeError, ShapeError, ConfigError.
         """
+
+    def predict_all(self, rows: NDArray[Any], *, raw: bool = False) -> NDArray[np.float32]:
+        """All columns, shape (rows, n_columns), float32. Arguments: those of `predict`."""
+
+    def leaves(self, rows: NDArray[Any]) -> NDArray[np.int32]:
+        """Number of the leaf that each tree gives each row, shape (rows, n_trees). Arguments: those of `predict`."""

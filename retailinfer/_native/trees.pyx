@@ -21,7 +21,7 @@ cdef extern from "trees.h" nogil:
     const ri_kernel_set* ri_kernel_level(const char* level)
     int ri_kernel_fits(const ri_forest* f, const ri_kernel_set* kernels, int kernel)
     void ri_forest_run(const ri_forest* f, const ri_kernel_set* kernels, const uint8_t* plan, const void* rows, int64_t stride,
-                       int64_t n, void* scratch, float* out, int64_t out_stride, int column, int raw)
+                       int64_t n, void* scratch, float* out, int64_t out_stride, int column, int raw, int32_t* leaves)
 
 cdef extern from *:
     """
@@ -41,7 +41,8 @@ cdef extern from "aligned.h" nogil:
     void* ri_aligned(size_t size)
     void ri_aligned_free(void* p)
 
-POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7}
+POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7, "softmax_sum": 8, "hinge": 9}
+NORMS = {"none": 0, "l1": 1}
 KERNELS = tuple((<bytes>ri_kernel_names[i]).decode() for i in range(RI_N_KERNELS))
 LEVELS = ("baseline", "avx2", "avx512")
 
@@ -51,7 +52,7 @@ _WRONG = (
     "nodes that do not form trees: one is reached twice - at {}", "a tree deeper than 4096 - at node {}",
     "a threshold that is NaN or no float32 - at node {}", "a value that is not finite - at leaf {}",
     "an output that the forest does not have - at tree {}", "a set of categories out of range - at {}",
-    "an unknown kind of missing value - at node {}",
+    "an unknown kind of missing value - at node {}", "an unknown rule - at node {}", "a cover that is no weight - at node {}",
 )
 
 
@@ -76,8 +77,8 @@ cdef class TreeModel:
     def __cinit__(self):
         self.forest = NULL
 
-    def __init__(self, arrays, *, int n_features, int n_outputs=1, str post="none", double post_scale=1.0, bint base_first=False,
-                 bint doubles=False, bint wide=False, bint average=False, str level=None):
+    def __init__(self, arrays, *, int n_features, int n_outputs=1, int n_columns=0, str post="none", double post_scale=1.0, str norm="none",
+                 bint base_first=False, bint doubles=False, bint wide=False, bint average=False, str level=None):
         cdef ri_trees s
         cdef int error = 0
         cdef int64_t at = -1
@@ -88,28 +89,33 @@ cdef class TreeModel:
         cdef const int32_t[::1] right = _flat(arrays, "right", np.int32)
         cdef const uint8_t[::1] missing_left = _flat(arrays, "missing_left", np.uint8)
         cdef const uint8_t[::1] missing = _flat(arrays, "missing", np.uint8)
+        cdef const uint8_t[::1] rule = _flat(arrays, "rule", np.uint8)
         cdef const int32_t[::1] category = _flat(arrays, "category", np.int32)
         cdef const int64_t[::1] set_ends = _flat(arrays, "set_ends", np.int64)
         cdef const uint32_t[::1] set_words = _flat(arrays, "set_words", np.uint32)
         cdef const double[::1] values = _flat(arrays, "values", np.float64)
         cdef const int32_t[::1] targets = _flat(arrays, "targets", np.int32)
         cdef const double[::1] base = _flat(arrays, "base", np.float64)
+        cdef const double[::1] cover = _flat(arrays, "cover", np.float64)
         if self.forest != NULL:
             raise ConfigError("a TreeModel is built once; make another one")
         if post not in POSTS:
             raise ConfigError(f"Expected post out of {tuple(POSTS)}, got {clip(post)}")
+        if norm not in NORMS:
+            raise ConfigError(f"Expected norm out of {tuple(NORMS)}, got {clip(norm)}")
+        n_columns = n_columns or n_outputs
+        if n_columns != n_outputs and (n_columns != 2 or n_outputs != 1):
+            raise ConfigError(f"Expected {n_outputs} columns, or 2 for one sum, got {n_columns}")
         n_nodes, width = feature.shape[0], 1 if targets.shape[0] == roots.shape[0] else n_outputs
         for name, array, expected in (
             ("threshold", threshold, n_nodes), ("left", left, n_nodes), ("right", right, n_nodes), ("missing_left", missing_left, n_nodes),
-            ("missing", missing, n_nodes), ("category", category, n_nodes), ("base", base, n_outputs),
+            ("missing", missing, n_nodes), ("category", category, n_nodes), ("rule", rule, n_nodes), ("cover", cover, n_nodes if cover.shape[0] else 0), ("base", base, n_outputs),
             ("targets", targets, roots.shape[0] if width == 1 else 0),
         ):
             if array.shape[0] != expected:
                 raise ShapeError(f"Expected {expected} entries in `{name}`, got {array.shape[0]}")
         if values.shape[0] % width or set_ends.shape[0] < 1:
             raise ShapeError(f"Expected {width} values a leaf and at least one end of sets, got {values.shape[0]}, {set_ends.shape[0]}")
-        if doubles and post in ("softmax_zero", "probit"):
-            raise ConfigError(f"`{post}` is computed in float32, the sums are float64")
         self.kernel_set = ri_kernel_level(NULL) if level is None else ri_kernel_level(level.encode())
         if self.kernel_set == NULL:
             raise ConfigError(f"Expected an instruction set of this machine {levels()}, got {clip(level)}")
@@ -122,13 +128,16 @@ cdef class TreeModel:
         s.right = &right[0] if n_nodes else NULL
         s.missing_left = &missing_left[0] if n_nodes else NULL
         s.missing = &missing[0] if n_nodes else NULL
+        s.rule = &rule[0] if n_nodes else NULL
         s.category = &category[0] if n_nodes else NULL
         s.set_ends = &set_ends[0]
         s.set_words = &set_words[0] if set_words.shape[0] else NULL
         s.values = &values[0] if values.shape[0] else NULL
         s.targets = &targets[0] if targets.shape[0] else NULL
         s.base = &base[0] if n_outputs else NULL
-        s.base_first, s.doubles, s.wide, s.average, s.post, s.post_scale = base_first, doubles, wide, average, POSTS[post], post_scale
+        s.cover = &cover[0] if cover.shape[0] else NULL
+        s.base_first, s.doubles, s.wide, s.average = base_first, doubles, wide, average
+        s.n_columns, s.post, s.post_scale, s.norm = n_columns, POSTS[post], post_scale, NORMS[norm]
         with nogil:
             self.forest = ri_forest_new(&s, &error, &at)
         if self.forest == NULL:
@@ -136,6 +145,7 @@ cdef class TreeModel:
                 raise MemoryError(_WRONG[1])
             raise ModelError("Expected a forest, got " + _WRONG[error].format(at))
         self.n_features, self.n_outputs, self.n_trees, self.wide = n_features, n_outputs, s.n_trees, wide
+        self.n_columns = n_columns
         self._guess()
 
     def __dealloc__(self):
@@ -224,7 +234,7 @@ cdef class TreeModel:
                         while times < 3 or (ri_now_ns() - start < slice_ns and times < 200):
                             i = ri_now_ns()  # other rows each time: a predictor remembers one row's way
                             ri_forest_run(self.forest, self.kernel_set, plan, data + ((times * 37) % first) * stride * <int64_t>cell,
-                                          stride, n, scratch, out, 1, 0, 1)
+                                          stride, n, scratch, out, 1, 0, 1, NULL)
                             i = ri_now_ns() - i
                             if times and (took < 0 or i < took):
                                 took = i
@@ -246,34 +256,52 @@ cdef class TreeModel:
 
     def predict(self, rows, *, int column=0, bint raw=False):
         """Answers of all rows. Arguments: trees.pyi."""
+        if not 0 <= column < self.n_columns:
+            raise ConfigError(f"Expected a column below {self.n_columns}, got {column}")
+        rows = self._rows(rows)
+        answer = np.empty(len(rows), np.float32)
+        self._run(rows, answer, column, raw, None)
+        return answer
+
+    def predict_all(self, rows, *, bint raw=False):
+        """All columns of all rows. Arguments: trees.pyi."""
+        rows = self._rows(rows)
+        answer = np.empty((len(rows), self.n_columns), np.float32)
+        self._run(rows, answer.reshape(-1), -1, raw, None)
+        return answer
+
+    def leaves(self, rows):
+        """The leaf that each tree gives each row. Arguments: trees.pyi."""
+        rows = self._rows(rows)
+        numbers = np.empty((len(rows), self.n_trees), np.int32)
+        self._run(rows, np.empty(len(rows), np.float32), 0, True, numbers.reshape(-1))
+        return numbers
+
+    cdef int _run(self, rows, float[::1] out, int column, bint raw, int32_t[::1] leaves) except -1:
         cdef const float[:, ::1] narrow
         cdef const double[:, ::1] wide
         cdef const void* data
-        cdef float[::1] out
-        cdef int64_t n, stride = self.n_features
+        cdef int64_t n = rows.shape[0], stride = self.n_features
+        cdef int32_t* numbers = NULL
         cdef void* scratch
-        cdef int n_columns = 2 if self.n_outputs == 1 else self.n_outputs
-        if not 0 <= column < n_columns:
-            raise ConfigError(f"Expected a column below {n_columns}, got {column}")
-        rows = self._rows(rows)
-        n = len(rows)
-        answer = np.empty(n, np.float32)
         if n == 0:
-            return answer
+            return 0
         if self.wide:
             wide = rows
             data = &wide[0, 0]
         else:
             narrow = rows
             data = &narrow[0, 0]
-        out = answer
+        if leaves is not None and leaves.shape[0]:
+            numbers = &leaves[0]
         scratch = self.new_scratch()
         try:
             with nogil:
-                self.run_into(data, stride, n, scratch, &out[0], column, raw)
+                ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, data, stride, n, scratch, &out[0],
+                              self.n_columns if column < 0 else 1, column, raw, numbers)
         finally:
             free_scratch(scratch)
-        return answer
+        return 0
 
     cdef void* new_scratch(self) except NULL:
         cdef void* made = ri_aligned(self.forest.scratch)
@@ -282,4 +310,8 @@ cdef class TreeModel:
         return made
 
     cdef void run_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw) noexcept nogil:
-        ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, rows, stride, n, scratch, out, 1, column, raw)
+        ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, rows, stride, n, scratch, out, 1, column, raw, NULL)
+
+    cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
+                              int32_t* leaves) noexcept nogil:
+        ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, rows, stride, n, scratch, out, 1, column, raw, leaves)

@@ -32,7 +32,7 @@ from retailinfer.runtime.session import IoEntry
 
 __all__ = ["ARRAYS", "Forest", "TreeSession", "decode_forest", "encode_forest"]
 
-MAGIC = b"RITREES1"
+MAGIC = b"RITREES2"
 MAX_HEADER = 1 << 16
 MAX_CELLS = 1 << 30
 ALIGN = 64
@@ -46,12 +46,14 @@ ARRAYS: dict[str, Any] = {
     "right": np.int32,
     "missing_left": np.uint8,
     "missing": np.uint8,
+    "rule": np.uint8,
     "category": np.int32,
     "set_ends": np.int64,
     "set_words": np.uint32,
     "values": np.float64,
     "targets": np.int32,
     "base": np.float64,
+    "cover": np.float64,
 }
 Cells = Annotated[int, Meta(ge=0, le=MAX_CELLS)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -63,7 +65,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         input, output: names of the one input (rows, n_features) and the one output (rows, n_columns).
         n_columns: 2 for one sum that becomes two probabilities, else n_outputs.
-        post, post_scale, base_first, doubles, wide, average: as in `TreeModel`.
+        post, post_scale, norm, base_first, doubles, wide, average: as in `TreeModel`.
         cells: array -> number of cells.
     """
 
@@ -74,6 +76,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     n_columns: Annotated[int, Meta(ge=1, le=1024)]
     post: str = "none"
     post_scale: float = 1.0
+    norm: str = "none"
     base_first: bool = False
     doubles: bool = False
     wide: bool = False
@@ -92,6 +95,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
     n_columns: int = 1
     post: str = "none"
     post_scale: float = 1.0
+    norm: str = "none"
     base_first: bool = False
     doubles: bool = False
     wide: bool = False
@@ -108,7 +112,9 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
             n_features=self.n_features,
             n_outputs=self.n_outputs,
             post=self.post,
+            n_columns=self.n_columns,
             post_scale=self.post_scale,
+            norm=self.norm,
             base_first=self.base_first,
             doubles=self.doubles,
             wide=self.wide,
@@ -200,9 +206,7 @@ class TreeSession:
             raise FeatureTypeError(f"Expected the array `{name}`, got {clip([*feeds], 200)}", path="$")
         if outputs is not None and list(outputs) != [output]:
             raise ConfigError(f"Expected the output `{output}`, got {clip(list(outputs), 200)}")
-        rows = self._rows(feeds[name])
-        columns = [self.model.predict(rows, column=k) for k in range(self.forest.n_columns)]
-        return {output: np.stack(columns, axis=1)}
+        return {output: self.model.predict_all(self._rows(feeds[name]))}
 
     def select_score(self, output: int, column: int = 0) -> None:
         """As `OrtModel.select_score`."""
@@ -258,13 +262,19 @@ class TreeSession:
 
 
 def _likely_rows(forest: Forest) -> NDArray[Any]:
-    """Rows that spread over the trees, for timing: each feature near thresholds of its own."""
+    """Rows that spread over the trees, for timing: each feature near thresholds of its own, or one of its categories."""
     rng = np.random.default_rng(0)
     kind = np.float64 if forest.wide else np.float32
     rows = np.zeros((512, forest.n_features), kind)
-    feature, threshold = forest.arrays["feature"], forest.arrays["threshold"]
+    feature, threshold, category = (forest.arrays[name] for name in ("feature", "threshold", "category"))
+    ends = forest.arrays["set_ends"]
     for column in np.unique(feature[feature >= 0]):
-        own = np.unique(threshold[feature == column])
+        here = feature == column
+        sets = category[here & (category >= 0)]
+        if len(sets):
+            rows[:, column] = rng.integers(0, max(1, 32 * int((ends[sets + 1] - ends[sets]).max())), 512)
+            continue
+        own = np.unique(threshold[here])
         own = own[np.isfinite(own)]
         if len(own):
             rows[:, column] = rng.choice(own, 512) + rng.normal(size=512) * 0.01 * (own[-1] - own[0])

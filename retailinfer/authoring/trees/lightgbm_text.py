@@ -29,8 +29,8 @@ _POSTS = {
     "multiclassova": "logistic",
     "cross_entropy": "logistic",
     "xentropy": "logistic",
-    "multiclass": "softmax",
-    "softmax": "softmax",
+    "multiclass": "softmax_sum",
+    "softmax": "softmax_sum",
     "poisson": "exp",
     "gamma": "exp",
     "tweedie": "exp",
@@ -120,6 +120,8 @@ def _tree(block: str) -> dict[str, NDArray[Any]]:
     gone = (decision >> 2) & 3
     if (gone == 3).any():
         raise Unfit("it treats missing values in a way that is not known")
+    covered = {name: found.get(name, "").split() for name in ("internal_count", "leaf_count")}
+    known = len(covered["internal_count"]) == inner and len(covered["leaf_count"]) == n_leaves
     return {
         "feature": np.r_[numbers("split_feature", np.int32, inner), np.full(n_leaves, -1, np.int32)],
         "threshold": np.r_[np.where(categorical, 0.0, _float32_thresholds(threshold)), np.zeros(n_leaves)],
@@ -132,10 +134,17 @@ def _tree(block: str) -> dict[str, NDArray[Any]]:
             np.where(categorical, 0, np.array([_GONE[int(g)] for g in gone], np.int64)),
             np.zeros(n_leaves, np.int64),
         ],
+        "rule": np.r_[np.where(categorical, 2, 0), np.zeros(n_leaves, np.int64)],
         "category": np.r_[np.where(categorical, threshold, -1).astype(np.int64), np.full(n_leaves, -1)],
         "set_ends": ends,
         "set_words": words,
         "values": numbers("leaf_value", np.float64, n_leaves),
+        # rows of training that came by, where the text says so
+        "cover": np.r_[
+            numbers("internal_count", np.float64, inner), numbers("leaf_count", np.float64, n_leaves)
+        ]
+        if known
+        else np.zeros(0),
     }
 
 
@@ -168,6 +177,7 @@ def _arrays(trees: list[dict[str, NDArray[Any]]], n_outputs: int) -> dict[str, N
     is_leaf = joined("feature", np.int32) < 0
     leaf_left, node_left = joined("left", np.int64, leaves), joined("left", np.int64, nodes)
     category = joined("category", np.int64)
+    cover = joined("cover", np.float64)
     shifted = joined("category", np.int64, sets)
     return {
         "roots": nodes[:-1].astype(np.int32),
@@ -177,6 +187,7 @@ def _arrays(trees: list[dict[str, NDArray[Any]]], n_outputs: int) -> dict[str, N
         "right": np.where(is_leaf, 0, joined("right", np.int64, nodes)).astype(np.int32),
         "missing_left": joined("missing_left", np.uint8),
         "missing": joined("missing", np.uint8),
+        "rule": joined("rule", np.uint8),
         "category": np.where(category < 0, -1, shifted).astype(np.int32),
         "set_ends": np.concatenate(
             [[0], *(tree["set_ends"][1:] + words[i] for i, tree in enumerate(trees))]
@@ -185,4 +196,5 @@ def _arrays(trees: list[dict[str, NDArray[Any]]], n_outputs: int) -> dict[str, N
         "values": joined("values", np.float64),
         "targets": np.arange(len(trees), dtype=np.int32) % np.int32(n_outputs),
         "base": np.zeros(n_outputs),
+        "cover": cover if len(cover) == nodes[-1] and (cover >= 0).all() else np.zeros(0),
     }

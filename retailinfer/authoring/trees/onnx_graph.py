@@ -179,9 +179,11 @@ def _nodes(attributes: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[tu
             leaf, 0, np.where(swapped, 1 - np.minimum(tracks, 1), np.minimum(tracks, 1))
         ).astype(np.uint8),
         "missing": np.zeros(n, np.uint8),
+        "rule": np.zeros(n, np.uint8),
         "category": np.full(n, -1, np.int32),
         "set_ends": np.zeros(1, np.int64),
         "set_words": np.zeros(0, np.uint32),
+        "cover": np.zeros(0),  # ONNX does not keep it
     }
     return arrays, {key: int(left[i]) for key, i in place.items() if leaf[i]}
 
