@@ -88,3 +88,18 @@ def test_session_answers_like_any_model():
         session.scores([rows[:, 1:]])
     with pytest.raises(FeatureTypeError, match="NumPy array"):
         session.scores([rows.tolist()])
+
+
+def test_file_that_claims_many_features_and_strange_nodes_loads_without_work():
+    """16 million features cost nothing, and nodes that no tree reaches are not looked at when kernels are timed."""
+    forest = a_forest()
+    assert TreeSession(encode_forest(a_forest(n_features=1 << 24))).model.nbytes < 1 << 18
+    one = len(forest.arrays["feature"])
+    strange = {"feature": FEATURES + 3, "category": 10**6, "threshold": np.nan}
+    arrays = {
+        name: np.append(array, array.dtype.type(strange.get(name, 0))) if len(array) == one else array
+        for name, array in forest.arrays.items()
+    }
+    rows = rows_for(1, np.zeros(1), 5)
+    same = TreeSession(encode_forest(a_forest(arrays=arrays))).run({"x": rows})["p"]
+    np.testing.assert_array_equal(same, TreeSession(encode_forest(forest)).run({"x": rows})["p"])

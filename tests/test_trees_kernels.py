@@ -231,6 +231,51 @@ def test_arrays_that_are_no_forest_are_refused(name, at, value, message):
         TreeModel(spoiled(name, at, value), n_features=FEATURES)
 
 
+def test_nodes_that_no_tree_reaches_may_hold_anything():
+    """They are never asked, so nothing of them is used: not their feature as an index, nor their set, nor their children."""
+    arrays, grid = random_forest(8, n_trees=6, rules=True)
+    rows = rows_for(8, grid, 30)
+    strange = {
+        "feature": 2**31 - 1,
+        "left": -7,
+        "right": 2**30,
+        "category": 10**6,
+        "threshold": np.nan,
+        "rule": 77,
+        "missing": 200,
+    }
+    more = {
+        name: np.append(array, array.dtype.type(strange.get(name, 0)))
+        if len(array) == len(arrays["feature"])
+        else array
+        for name, array in arrays.items()
+    }
+    same_bits(
+        TreeModel(more, n_features=FEATURES).predict(rows),
+        TreeModel(arrays, n_features=FEATURES).predict(rows),
+    )
+
+
+def test_empty_set_has_nobody():
+    """Not even what truncates to 0 from below, which once read the word behind the set."""
+    arrays = {
+        "roots": np.zeros(1, np.int32), "feature": np.array([0, -1, -1], np.int32), "threshold": np.zeros(3),
+        "left": np.array([1, 0, 1], np.int32), "right": np.array([2, 0, 0], np.int32), "missing_left": np.zeros(3, np.uint8),
+        "missing": np.zeros(3, np.uint8), "rule": np.array([2, 0, 0], np.uint8), "category": np.array([0, -1, -1], np.int32),
+        "set_ends": np.array([0, 0, 1], np.int64), "set_words": np.full(1, 2**32 - 1, np.uint32),
+        "values": np.array([1.0, 2.0]), "targets": np.zeros(1, np.int32), "base": np.zeros(1), "cover": np.zeros(0),
+    }  # fmt: skip
+    rows = np.array([[-0.5], [-0.0], [0.0], [31.0], [np.nan]], np.float32)
+    assert TreeModel(arrays, n_features=1).predict(rows).tolist() == [2.0] * 5
+    assert forest_sums(arrays, rows).ravel().tolist() == [2.0] * 5
+
+
+def test_memory_of_a_forest_goes_by_its_nodes_not_by_the_features_it_claims():
+    """A few nodes cost a few kilobytes, however wide the rows are said to be."""
+    arrays, _ = random_forest(3, n_trees=3, depth=3, chance=1.0)
+    assert TreeModel(arrays, n_features=1 << 24).nbytes < 1 << 18
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**31), st.data())
 def test_random_damage_is_refused_or_harmless(seed, data):

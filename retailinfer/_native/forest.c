@@ -138,43 +138,88 @@ static int64_t column_kind(const ri_trees *s, int64_t node) {
     return 5 * (int64_t)s->feature[node] + (gone == RI_GONE_NEVER ? 2 : gone == RI_GONE_NAN ? left : 3 + left);
 }
 
-static int find_columns(builder *b) {
+/* Kinds of columns and their numbers, in a table of open addresses: its size is that of the trees, whatever features there are. */
+typedef struct kinds {
+    int64_t *keys; /* -1: free */
+    int32_t *numbers;
+    size_t mask;
+} kinds;
+
+static size_t kind_slot(const kinds *k, int64_t key) {
+    size_t i = (size_t)((uint64_t)key * UINT64_C(0x9E3779B97F4A7C15) >> 32) & k->mask;
+    while (k->keys[i] >= 0 && k->keys[i] != key)
+        i = (i + 1) & k->mask;
+    return i;
+}
+
+static int ascending_keys(const void *a, const void *b) {
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Numbers the kinds that the trees' nodes have; `sorted` has room for one a node. */
+static int number_kinds(builder *b, kinds *k, int64_t *sorted) {
     const ri_trees *s = b->s;
     ri_forest *f = b->f;
-    int32_t *known = malloc(sizeof *known * 5 * (size_t)s->n_features);
-    f->columns = room(f, 5 * (size_t)s->n_features, sizeof *f->columns);
-    if (!known || !f->columns) {
-        free(known);
-        return -1;
-    }
-    for (int64_t i = 0; i < 5 * (int64_t)s->n_features; ++i)
-        known[i] = -1;
-    for (int64_t i = 0; i < s->n_nodes; ++i) {
-        b->column[i] = -1;
-        if (s->feature[i] < 0)
+    const int32_t n = b->ends[s->n_trees];
+    int32_t found = 0;
+    for (int32_t i = 0; i < n; ++i) {
+        const int32_t node = b->order[i];
+        if (s->feature[node] < 0)
             continue;
-        b->only_leq &= s->rule[i] == RI_RULE_LEQ;
-        known[column_kind(s, i)] = 0;
+        const int64_t key = column_kind(s, node);
+        const size_t slot = kind_slot(k, key);
+        b->only_leq &= s->rule[node] == RI_RULE_LEQ;
+        if (k->keys[slot] < 0)
+            k->keys[slot] = sorted[found++] = key;
     }
     /* in the order of features, so that a forest that needs nothing special reads its rows as they are */
-    for (int64_t i = 0; i < 5 * (int64_t)s->n_features; ++i) {
-        if (known[i] < 0)
-            continue;
-        ri_derived *d = f->columns + f->n_columns;
-        const int kind = (int)(i % 5);
-        d->feature = (int32_t)(i / 5);
+    qsort(sorted, (size_t)found, sizeof *sorted, ascending_keys);
+    f->columns = room(f, (size_t)found, sizeof *f->columns);
+    if (!f->columns)
+        return -1;
+    f->n_columns = found;
+    f->plain = found == s->n_features;
+    for (int32_t c = 0; c < found; ++c) {
+        ri_derived *d = f->columns + c;
+        const int kind = (int)(sorted[c] % 5);
+        k->numbers[kind_slot(k, sorted[c])] = c;
+        d->feature = (int32_t)(sorted[c] / 5);
         d->fill = kind == 2 ? 0.0f : kind == 1 || kind == 4 ? -INFINITY : NAN;
         d->zero = kind >= 3 ? RI_ZERO : -1.0f;
-        known[i] = f->n_columns++;
+        f->plain &= d->feature == c && kind == 0;
     }
-    f->plain = f->n_columns == s->n_features;
-    for (int32_t c = 0; c < f->n_columns; ++c)
-        f->plain &= f->columns[c].feature == c && f->columns[c].fill != f->columns[c].fill && f->columns[c].zero < 0;
-    for (int64_t i = 0; i < s->n_nodes; ++i)
-        if (s->feature[i] >= 0)
-            b->column[i] = known[column_kind(s, i)];
-    free(known);
+    for (int32_t i = 0; i < n; ++i)
+        if (s->feature[b->order[i]] >= 0)
+            b->column[b->order[i]] = k->numbers[kind_slot(k, column_kind(s, b->order[i]))];
     return 0;
+}
+
+/* The derived columns, and each node's. Nodes that no tree reaches were never checked: they have none. */
+static int find_columns(builder *b) {
+    const size_t n = (size_t)b->ends[b->s->n_trees];
+    kinds k = {.mask = 15};
+    while (k.mask < 2 * n)
+        k.mask = 2 * k.mask + 1;
+    k.keys = malloc(sizeof *k.keys * (k.mask + 1));
+    k.numbers = malloc(sizeof *k.numbers * (k.mask + 1));
+    int64_t *sorted = malloc(sizeof *sorted * (n + 1));
+    int failed = !k.keys || !k.numbers || !sorted;
+    if (!failed) {
+        memset(k.keys, 0xFF, sizeof *k.keys * (k.mask + 1));
+        for (int64_t i = 0; i < b->s->n_nodes; ++i)
+            b->column[i] = -1;
+        failed = number_kinds(b, &k, sorted);
+    }
+    if (!failed) {
+        b->starts = calloc((size_t)b->f->n_columns + 2, sizeof *b->starts);
+        b->n_ranks = calloc((size_t)b->f->n_columns + 2, sizeof *b->n_ranks);
+        failed = !b->starts || !b->n_ranks;
+    }
+    free(k.keys);
+    free(k.numbers);
+    free(sorted);
+    return failed ? -1 : 0;
 }
 
 /* Children side by side, breadth first: the same places for both forms. */
@@ -399,10 +444,9 @@ static int build(builder *b) {
     memcpy(f->base, s->base, 8 * (size_t)s->n_outputs);
     if (s->width == 1 && s->n_trees)
         memcpy(f->targets, s->targets, 4 * (size_t)s->n_trees);
-    if (s->n_sets) {
-        memcpy(f->set_ends, s->set_ends, 8 * ((size_t)s->n_sets + 1));
+    memcpy(f->set_ends, s->set_ends, 8 * ((size_t)s->n_sets + 1));
+    if (s->n_words)
         memcpy(f->set_words, s->set_words, 4 * (size_t)s->n_words);
-    }
     if (find_columns(b) || build_nodes(b))
         return -1;
     if (f->packed && s->width == 1) {
@@ -433,9 +477,7 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
     b.below = malloc(4 * n);
     b.first = malloc(4 * n);
     b.thresholds = malloc(4 * n);
-    b.starts = calloc(5 * (size_t)s->n_features + 2, 8);
-    b.n_ranks = calloc(5 * (size_t)s->n_features + 2, 4);
-    int failed = !b.f || !b.order || !b.depth || !b.ends || !b.column || !b.place || !b.below || !b.first || !b.thresholds || !b.starts || !b.n_ranks;
+    int failed = !b.f || !b.order || !b.depth || !b.ends || !b.column || !b.place || !b.below || !b.first || !b.thresholds;
     *error = RI_TREES_MEMORY;
     if (!failed) {
         ri_forest *f = b.f;
@@ -477,8 +519,8 @@ static int in_set(const ri_forest *f, int32_t set, double x) {
     const int64_t n_bits = 32 * (f->set_ends[set + 1] - f->set_ends[set]);
     if (!(x < (double)n_bits)) /* beyond every category of the set */
         return 0;
-    const int64_t i = (int64_t)x;
-    return (int)(f->set_words[f->set_ends[set] + i / 32] >> (i % 32) & 1);
+    const int64_t i = (int64_t)x; /* 0 for what is above -1, and a set may be empty */
+    return i < n_bits && (f->set_words[f->set_ends[set] + i / 32] >> (i % 32) & 1);
 }
 
 static int goes_left(const ri_forest *f, const ri_generic_node *node, double x) {

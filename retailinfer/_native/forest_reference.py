@@ -73,6 +73,6 @@ def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int)
     if not (x > -1 if rule == _IN_TRUNCATED else x >= 0):
         return False
     first, last = arrays["set_ends"][arrays["category"][node] :][:2]
-    if x >= 32 * (last - first) or (rule == _IN_EXACT and x != np.floor(x)):
+    if first == last or x >= 32 * (last - first) or (rule == _IN_EXACT and x != np.floor(x)):
         return False
     return bool(arrays["set_words"][first + int(x) // 32] >> np.uint32(int(x) % 32) & np.uint32(1))

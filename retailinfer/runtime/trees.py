@@ -36,6 +36,7 @@ MAGIC = b"RITREES2"
 MAX_HEADER = 1 << 16
 MAX_CELLS = 1 << 30
 ALIGN = 64
+MAX_TIMED_FEATURES = 1 << 13  # timing makes 512 rows of them
 
 # Name -> dtype, in the order in which they stand in the file. What they mean: `_native/trees.pyi`.
 ARRAYS: dict[str, Any] = {
@@ -170,7 +171,8 @@ class TreeSession:
     """One forest, ready to run; safe to use from many threads. The methods are those of `ModelSession`.
 
     level: instruction set of the kernels, "baseline", "avx2" or "avx512"; None = what the setting RETAILINFER_TREES says, else
-    the best one here. calibrate: time the kernels; else the plan is a guess. Neither can change an answer.
+    the best one here. calibrate: time the kernels; else, and for more than 8,192 features, the plan is a guess. Neither can
+    change an answer.
     """
 
     backend: Literal["trees"] = "trees"
@@ -183,7 +185,7 @@ class TreeSession:
         forest = decode_forest(data)
         self.forest = forest
         self.model = forest.model(level or os.environ.get("RETAILINFER_TREES") or None)
-        if calibrate:
+        if calibrate and forest.n_features <= MAX_TIMED_FEATURES:
             self.model.calibrate(_likely_rows(forest))
         self.inputs: tuple[IoEntry, ...] = (
             (forest.input, 11 if forest.wide else 1, (None, forest.n_features)),
@@ -264,18 +266,25 @@ class TreeSession:
 def _likely_rows(forest: Forest) -> NDArray[Any]:
     """Rows that spread over the trees, for timing: each feature near thresholds of its own, or one of its categories."""
     rng = np.random.default_rng(0)
-    kind = np.float64 if forest.wide else np.float32
-    rows = np.zeros((512, forest.n_features), kind)
-    feature, threshold, category = (forest.arrays[name] for name in ("feature", "threshold", "category"))
+    rows = np.zeros((512, forest.n_features), np.float64 if forest.wide else np.float32)
+    # Of nodes that no tree reaches nothing was checked: they may name features and sets that there are not.
+    feature, category = forest.arrays["feature"], forest.arrays["category"]
     ends = forest.arrays["set_ends"]
-    for column in np.unique(feature[feature >= 0]):
-        here = feature == column
-        sets = category[here & (category >= 0)]
+    inner = np.flatnonzero((feature >= 0) & (feature < forest.n_features) & (category < len(ends) - 1))
+    inner = inner[np.argsort(feature[inner], kind="stable")]
+    columns, starts = np.unique(feature[inner], return_index=True)
+    for column, nodes in zip(columns.tolist(), np.split(inner, starts[1:]), strict=True):
+        sets = category[nodes]
+        sets = sets[sets >= 0]
         if len(sets):
             rows[:, column] = rng.integers(0, max(1, 32 * int((ends[sets + 1] - ends[sets]).max())), 512)
             continue
-        own = np.unique(threshold[here])
+        own = np.unique(forest.arrays["threshold"][nodes])
         own = own[np.isfinite(own)]
         if len(own):
-            rows[:, column] = rng.choice(own, 512) + rng.normal(size=512) * 0.01 * (own[-1] - own[0])
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # thresholds may be as far apart as numbers can be
+                spread = 0.01 * (own[-1] - own[0])
+                rows[:, column] = rng.choice(own, 512) + rng.normal(size=512) * spread
     return rows
