@@ -17,7 +17,7 @@ static float sigmoid(float v) { /* ONNX Runtime's ComputeLogistic */
 
 static float probit(float v) { /* ONNX Runtime's ComputeProbit: the inverse of erf after Winitzki */
     const float x = 2 * v - 1, sign = x < 0 ? -1.0f : 1.0f, ln = logf((1 - x) * (1 + x));
-    const float a = 2 / (3.14159f * 0.147f) + 0.5f * ln;
+    const float a = 2 / (3.14159274f * 0.147f) + 0.5f * ln; /* pi as a float; old releases had 3.14159f */
     return 1.41421356f * (sign * sqrtf(-a + sqrtf(a * a - 1 / 0.147f * ln)));
 }
 
