@@ -246,6 +246,11 @@ def v3(
     return graph_of(made, rows=rows, inside=inside, more=more)
 
 
+def ensemble(operator="TreeEnsembleRegressor", **attributes):
+    """A graph of four trees that compare in every way."""
+    return v3(grown(np.random.default_rng(3)), classes=operator.endswith("Classifier"), **attributes)
+
+
 def graph_of(made, *, rows=FLOAT, inside=None, more=(), ml=3, result=FLOAT):
     """A model of one ensemble, a cast before it where the types differ, and nodes behind it."""
     before = [helper.make_node("Cast", ["x"], ["c"], to=inside)] if (inside or rows) != rows else []
