@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retailinfer._native.forest_reference import forest_leaves, forest_sums
-from retailinfer._native.trees import LEVELS, NORMS, POSTS, TreeModel, levels
+from retailinfer._native.trees import LEVELS, NORMS, POSTS, TreeModel, float32_log, levels
 from retailinfer.errors import ConfigError, FeatureTypeError, ModelError, ShapeError
 
 FEATURES = 7
@@ -340,7 +340,12 @@ def expected_answers(raw, post, columns, scale):
     elif post == "complement":
         p = v
     else:
-        return np.exp(v) if post == "exp" else v
+        plain = {
+            "exp": np.exp,
+            "softplus": lambda x: np.log1p(np.exp(x)),
+            "signed_square": lambda x: x * np.abs(x),
+        }
+        return plain.get(post, lambda x: x)(v)
     return np.where(np.arange(columns) == 0, 1 - p, p) if two else p
 
 
@@ -365,6 +370,56 @@ def test_last_steps_are_what_they_say(post, outputs, columns, norm, doubles):
         total = np.abs(want).sum(axis=1, keepdims=True)
         want = np.divide(want, total, out=want, where=total != 0)
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1.5e-7)
+
+
+@pytest.mark.parametrize("doubles", [False, True])
+def test_average_of_several_outputs_is_over_all_trees_or_those_of_one_output(doubles):
+    """Both divisors, to the last bit, with every kernel."""
+    arrays, grid = random_forest(12, n_trees=9, n_outputs=3)
+    arrays["base"] = np.zeros(3)
+    rows = rows_for(12, grid, 40)
+    for per_output in (False, True):
+        how = {"n_outputs": 3, "doubles": doubles, "average": True, "per_output": per_output}
+        model = TreeModel(arrays, n_features=FEATURES, **how)
+        want = forest_sums(arrays, rows, **how)
+        for kernel in model.kernels:
+            model.force(kernel)
+            same_bits(model.predict_all(rows), want)
+    sums = forest_sums(arrays, rows, n_outputs=3, doubles=True)
+    np.testing.assert_allclose(want, sums / 3, rtol=1e-6)
+
+
+def test_a_code_of_xgboosts_is_rounded_to_float32_before_its_fraction_goes():
+    """In rows of float64: what XGBoost makes a float32 of is no code any more, or is another one."""
+    arrays = {
+        "roots": np.zeros(1, np.int32),
+        "feature": np.array([0, -1, -1], np.int32),
+        "threshold": np.zeros(3),
+        "left": np.array([1, 0, 1], np.int32),
+        "right": np.array([2, 0, 0], np.int32),
+        "missing_left": np.zeros(3, np.uint8),
+        "missing": np.zeros(3, np.uint8),
+        "rule": np.array([3, 0, 0], np.uint8),
+        "category": np.array([0, -1, -1], np.int32),
+        "set_ends": np.array([0, 1]),
+        "set_words": np.array([0b1001], np.uint32),
+        "values": np.array([1.0, 0.0]),
+        "targets": np.zeros(1, np.int32),
+        "base": np.zeros(1),
+        "cover": np.zeros(0),
+    }
+    rows = np.array([[2.9], [np.nextafter(3.0, 0)], [-1e-46], [-1e-40], [1e300], [3.5], [np.nan]])
+    model = TreeModel(arrays, n_features=1, wide=True)
+    np.testing.assert_array_equal(model.predict(rows), [0, 1, 1, 0, 0, 1, 0])
+    same_bits(model.predict(rows), forest_sums(arrays, rows)[:, 0])
+
+
+def test_logarithm_of_a_float32_is_the_c_librarys():
+    """Within a step of the right one; nothing but float32 comes out."""
+    for x in np.random.default_rng(0).random(200).astype(np.float32):
+        got = float32_log(x)
+        assert got == np.float32(got)
+        assert abs(np.float32(got).view(np.int32) - np.float32(np.log(float(x))).view(np.int32)) <= 1
 
 
 def test_sigmoid_of_float32_sums_neither_overflows_nor_divides_by_zero():

@@ -536,7 +536,7 @@ static int goes_left(const ri_forest *f, const ri_generic_node *node, double x) 
     case RI_RULE_IN_TRUNCATED:
         return x > -1 && in_set(f, node->set, x);
     case RI_RULE_IN_POSITIVE:
-        return x >= 0 && in_set(f, node->set, x);
+        return (float)x >= 0 && in_set(f, node->set, (double)(float)x);
     default:
         return x >= 0 && x == floor(x) && in_set(f, node->set, x);
     }

@@ -3,7 +3,7 @@
  * Rules:
  *   - Every step is done in the order and the precision of the source that it is named after; answers leave as float32.
  *   - ONNX Runtime's steps (sigmoid, softmax, softmax_zero, probit) are float32 on sums that are rounded to float32 first.
- *     Trainers' steps (logistic, softmax_sum, exp, hinge) have the precision of the sums.
+ *     Trainers' steps (logistic, softmax_sum, exp, hinge, softplus, signed_square) have the precision of the sums.
  */
 #include "trees.h"
 
@@ -84,6 +84,10 @@ static float one_float(const ri_forest *f, float v, int first) {
         return probit(v);
     case RI_POST_EXP:
         return expf(v);
+    case RI_POST_SOFTPLUS:
+        return log1pf(expf(v));
+    case RI_POST_SIGNED_SQUARE:
+        return v * fabsf(v);
     default:
         return v;
     }
@@ -100,6 +104,10 @@ static float one_double(const ri_forest *f, double v, int first) {
         return (v > 0) != first ? 1.0f : 0.0f;
     case RI_POST_EXP:
         return (float)exp(v);
+    case RI_POST_SOFTPLUS: /* LightGBM's cross_entropy_lambda */
+        return (float)log1p(exp(v));
+    case RI_POST_SIGNED_SQUARE: /* LightGBM's reg_sqrt */
+        return (float)(v * fabs(v));
     default:
         return one_float(f, (float)v, first);
     }
@@ -154,7 +162,7 @@ size_t ri_forest_finish_room(const ri_forest *f) {
 }
 
 void ri_forest_finish(const ri_forest *f, void *sums, int n, void *room, float *out, int64_t out_stride, int column, int raw) {
-    const double n_trees = f->n_trees > 0 ? f->n_trees : 1;
+    const double n_trees = (f->n_trees > 0 ? f->n_trees : 1) / (f->average == 2 ? (double)f->n_outputs : 1.0);
     if (f->average || !f->base_first)
         for (int32_t k = 0; k < f->n_outputs; ++k)
             for (int j = 0; j < n; ++j) {

@@ -26,6 +26,7 @@ def forest_sums(
     base_first: bool = False,
     doubles: bool = False,
     average: bool = False,
+    per_output: bool = False,
 ) -> NDArray[np.float32]:
     """Sums before the last step, shape (rows, n_outputs). Arguments: those of `trees.TreeModel`."""
     kind: Any = np.float64 if doubles else np.float32
@@ -40,7 +41,7 @@ def forest_sums(
             else:
                 sums += values[leaf * width : (leaf + 1) * width]
         if average:
-            sums = sums / kind(max(1, len(arrays["roots"])))
+            sums = sums / kind(max(1, len(arrays["roots"])) / (n_outputs if per_output else 1))
         out[i] = sums if base_first else sums + base
     return out.astype(np.float32)
 
@@ -70,6 +71,9 @@ def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int)
         return bool(float(x) <= arrays["threshold"][node])
     if rule == _EQ:
         return bool(float(x) == arrays["threshold"][node])
+    if rule == _IN_POSITIVE:
+        with np.errstate(over="ignore"):
+            x = np.float32(x)
     if not (x > -1 if rule == _IN_TRUNCATED else x >= 0):
         return False
     first, last = arrays["set_ends"][arrays["category"][node] :][:2]

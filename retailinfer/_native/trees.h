@@ -42,7 +42,7 @@ enum { /* what a node asks of a value that is not missing; yes goes left */
     RI_RULE_LEQ = 0,        /* x <= threshold */
     RI_RULE_EQ = 1,         /* x == threshold */
     RI_RULE_IN_TRUNCATED,   /* x > -1, and the set has x without its fraction (LightGBM) */
-    RI_RULE_IN_POSITIVE,    /* x >= 0, and the set has x without its fraction (XGBoost) */
+    RI_RULE_IN_POSITIVE,    /* x >= 0, and the set has x without its fraction (XGBoost); x as a float32, as it takes it */
     RI_RULE_IN_EXACT,       /* the set has x, which is a whole number */
     RI_N_RULES
 };
@@ -55,6 +55,8 @@ enum { /* the last step of an answer; `forest_post.c` */
     RI_POST_COMPLEMENT,     /* one sum v is two answers: 1 - v and v */
     RI_POST_SOFTMAX_SUM,    /* as trainers do: a softmax */
     RI_POST_HINGE,          /* 1 where the sum is above 0 */
+    RI_POST_SOFTPLUS,       /* log(1 + exp(sum)) */
+    RI_POST_SIGNED_SQUARE,  /* the sum's square, with its sign */
     RI_N_POSTS
 };
 
@@ -81,7 +83,7 @@ typedef struct ri_trees { /* an ensemble as parsers bring it; all arrays belong 
     int32_t base_first;          /* sums begin with it; else it is added at the end */
     int32_t doubles;             /* sums and what follows are double, else float */
     int32_t wide;                /* rows are float64 */
-    int32_t average;             /* sums are divided by the number of trees before the base is added */
+    int32_t average;             /* before the base is added, sums are divided by the number of trees (1), or of trees an output (2) */
     int32_t post, norm;          /* RI_POST_*, RI_NORM_* */
     double post_scale;           /* factor of a sum before its sigmoid (LightGBM); 1 */
 } ri_trees;

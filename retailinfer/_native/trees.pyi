@@ -18,6 +18,9 @@ KERNELS: tuple[str, ...]
 """Names of all kernels, whether this machine has them or not."""
 LEVELS: tuple[str, ...]
 
+def float32_log(x: float) -> float:
+    """logf of the C library, of x as a float32: XGBoost turns base scores into margins with it, to the last bit."""
+
 def levels() -> tuple[str, ...]:
     """Instruction sets that this machine and this build have kernels for, the best last: "baseline", "avx2", "avx512"."""
 
@@ -33,7 +36,8 @@ class TreeModel:
             missing uint8 (nodes): 0 = NaN is missing, 1 = nothing is (NaN counts as 0), 2 = NaN and |x| <= float32(1e-35) are.
             missing_left uint8 (nodes): 1 = missing values go left, whatever the rule is.
             rule uint8 (nodes): what sends other values left. 0: x <= threshold. 1: x == threshold. 2: x > -1, and x
-                without its fraction is in the set (LightGBM). 3: the same for x >= 0 (XGBoost). 4: x is exactly an
+                without its fraction is in the set (LightGBM). 3: the same for x >= 0 (XGBoost, which
+                rounds x to float32 first). 4: x is exactly an
                 integer of the set.
             category int32 (nodes): number of the set for rules 2 to 4, else -1.
             set_ends int64 (sets + 1), set_words uint32: bit i of a set's words = category i is a member.
@@ -48,10 +52,12 @@ class TreeModel:
             logistic: trainers'. `doubles`: 1 / (1 + exp(-post_scale x)); float32: XGBoost's Sigmoid.
             softmax_sum: trainers'. `doubles`: LightGBM's and others'; float32: XGBoost's.
             exp: in the precision of the sums. hinge: 1 where the sum is above 0, else 0.
+            softplus: log(1 + exp(x)); signed_square: x |x|; both in the precision of the sums.
             complement: one sum v is two answers, 1 - v and v.
         norm: "l1": each column of the answer over the sum of their absolute values (ONNX's Normalizer), left where that is 0.
         base_first: sums begin with the base; else it is added after the trees.
-        doubles: sums and last step in float64. wide: rows are float64. average: sums are divided by the number of trees.
+        doubles: sums and last step in float64. wide: rows are float64. average: sums are divided by the number of trees;
+            `per_output`: of those that feed one output, n_trees / n_outputs.
         level: instruction set; None = the best one here.
     Raises: ShapeError for an array of another dtype or length; ModelError for what is no forest, naming the node; ConfigError.
     """
@@ -76,6 +82,7 @@ class TreeModel:
         doubles: bool = False,
         wide: bool = False,
         average: bool = False,
+        per_output: bool = False,
         level: str | None = None,
     ) -> None: ...
     @property

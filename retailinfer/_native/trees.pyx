@@ -37,11 +37,15 @@ cdef extern from *:
     """
     int64_t ri_now_ns() nogil
 
+cdef extern from "math.h" nogil:
+    float logf(float x)
+
 cdef extern from "aligned.h" nogil:
     void* ri_aligned(size_t size)
     void ri_aligned_free(void* p)
 
-POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7, "softmax_sum": 8, "hinge": 9}
+POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, "exp": 5, "logistic": 6, "complement": 7, "softmax_sum": 8, "hinge": 9, "softplus": 10,
+         "signed_square": 11}
 NORMS = {"none": 0, "l1": 1}
 KERNELS = tuple((<bytes>ri_kernel_names[i]).decode() for i in range(RI_N_KERNELS))
 LEVELS = ("baseline", "avx2", "avx512")
@@ -54,6 +58,11 @@ _WRONG = (
     "an output that the forest does not have - at tree {}", "a set of categories out of range - at {}",
     "an unknown kind of missing value - at node {}", "an unknown rule - at node {}", "a cover that is no weight - at node {}",
 )
+
+
+def float32_log(float x):
+    """The C library's logf."""
+    return logf(x)
 
 
 def levels() -> tuple:
@@ -78,7 +87,8 @@ cdef class TreeModel:
         self.forest = NULL
 
     def __init__(self, arrays, *, int n_features, int n_outputs=1, int n_columns=0, str post="none", double post_scale=1.0, str norm="none",
-                 bint base_first=False, bint doubles=False, bint wide=False, bint average=False, str level=None):
+                 bint base_first=False, bint doubles=False, bint wide=False, bint average=False, bint per_output=False,
+                 str level=None):
         cdef ri_trees s
         cdef int error = 0
         cdef int64_t at = -1
@@ -136,7 +146,7 @@ cdef class TreeModel:
         s.targets = &targets[0] if targets.shape[0] else NULL
         s.base = &base[0] if n_outputs else NULL
         s.cover = &cover[0] if cover.shape[0] else NULL
-        s.base_first, s.doubles, s.wide, s.average = base_first, doubles, wide, average
+        s.base_first, s.doubles, s.wide, s.average = base_first, doubles, wide, average + (average and per_output)
         s.n_columns, s.post, s.post_scale, s.norm = n_columns, POSTS[post], post_scale, NORMS[norm]
         with nogil:
             self.forest = ri_forest_new(&s, &error, &at)

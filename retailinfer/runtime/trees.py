@@ -66,7 +66,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         input, output: names of the one input (rows, n_features) and the one output (rows, n_columns).
         n_columns: 2 for one sum that becomes two probabilities, else n_outputs.
-        post, post_scale, norm, base_first, doubles, wide, average: as in `TreeModel`.
+        post, post_scale, norm, base_first, doubles, wide, average, per_output: as in `TreeModel`.
         cells: array -> number of cells.
     """
 
@@ -82,6 +82,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     doubles: bool = False
     wide: bool = False
     average: bool = False
+    per_output: bool = False
     cells: dict[str, Cells]
 
 
@@ -101,6 +102,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
     doubles: bool = False
     wide: bool = False
     average: bool = False
+    per_output: bool = False
 
     def model(self, level: str | None = None) -> TreeModel:
         """Compiled for this machine. Raises: ModelError, ShapeError for arrays that are no forest."""
@@ -120,6 +122,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
             doubles=self.doubles,
             wide=self.wide,
             average=self.average,
+            per_output=self.per_output,
             level=level,
         )
 
