@@ -159,9 +159,9 @@ def pack_fraud(
     return out
 
 
-def pack_full(folder: Path, spec: ri.FeatureSpec) -> Path:
+def pack_full(folder: Path, spec: ri.FeatureSpec, *, engine: Literal["onnx", "trees"] = "onnx") -> Path:
     """A release of fraud-full, with golden rows."""
-    out = folder / "fraud-full"
+    out = folder / f"fraud-full-{engine}"
     ri.pack(
         "fraud-full",
         model=models.gbdt(FRAUD_FULL.name),
@@ -169,6 +169,7 @@ def pack_full(folder: Path, spec: ri.FeatureSpec) -> Path:
         policy=ri.Policy(list(BANDS)),
         contract=ri.Contract(deadline_ms=20, p99_ms=2),
         golden=_full_arrow(models.full_training_rows()).slice(0, 32),
+        engine=engine,
         out=out,
     )
     return out

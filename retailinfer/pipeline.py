@@ -47,7 +47,7 @@ from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
-from retailinfer.runtime.session import Backend, ModelSession, open_session
+from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -369,9 +369,16 @@ class Pipeline:
     @property
     def same_machine(self) -> bool:
         """Bits may be expected to be those of the machine that packed the release."""
-        session = next(iter(self.sessions.values()))
         recorded = self.manifest.machine
-        return golden_rows.cpu_class() == recorded.cpu and session.version == recorded.onnxruntime
+        if golden_rows.cpu_class() != recorded.cpu:
+            return False
+        sessions = self.sessions.values()
+        if (
+            any(session.backend == "trees" for session in sessions)
+            and golden_rows.libm_version() != recorded.libm
+        ):
+            return False
+        return onnxruntime_version(sessions) == recorded.onnxruntime
 
     def _check_array_inputs(self) -> None:
         declared = {a.name: a for a in self.spec.arrays}

@@ -105,13 +105,15 @@ def test_lightgbm_boosters_of_every_kind_answer_as_they_do(params):
     assert made.codes == ((3,) if "categorical_feature" in data else ())
 
 
-def test_zeros_that_mean_missing_are_refused(tmp_path):
-    """ONNX trees know NaN as missing, not 0; packing compares the answers, and refuses."""
+def test_zeros_that_mean_missing_are_refused_in_onnx(tmp_path):
+    """ONNX trees know NaN as missing, not 0; packing compares the answers, and refuses. Native trees know both."""
     booster = lightgbm_booster(zero_as_missing=True)
     spec = ri.FeatureSpec(request=dict.fromkeys("abcd", float), columns=[c.numeric(n) for n in "abcd"])
     table = pytest.importorskip("pyarrow").table({n: TIES[:, i] for i, n in enumerate("abcd")})
     with pytest.raises(ModelError, match=r"differently from lightgbm\.Booster"):
-        ri.pack("zeros", model=booster, features=spec, golden=table, out=tmp_path / "r")
+        ri.pack("zeros", model=booster, features=spec, golden=table, engine="onnx", out=tmp_path / "r")
+    manifest = ri.pack("zeros", model=booster, features=spec, golden=table, out=tmp_path / "trees")
+    assert manifest.models[0].engine == "trees"  # where zeros mean what LightGBM means by them
 
 
 def test_early_stopping_keeps_the_trees_that_predict():
@@ -249,13 +251,12 @@ def test_pickles_are_never_read(tmp_path, name):
         convert(tmp_path / name, input_name="x")
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("model.txt", "lightgbm.Booster"), ("model.ubj", "xgboost.Booster")]
-)
-def test_trainers_own_files_are_refused_with_what_to_do(name, hint):
-    """The trainer reads its own file; packing takes the model."""
+@pytest.mark.parametrize(("first", "hint"), [(b"CBM1", "format='json'"), (b"binf", "model.ubj")])
+def test_files_that_only_their_trainer_reads_are_refused_with_what_to_do(first, hint, tmp_path):
+    """A binary file of a trainer's own is known by its first bytes."""
+    (tmp_path / "model.cbm").write_bytes(first + bytes(100))
     with pytest.raises(ModelError, match=hint):
-        convert(name, input_name="x")
+        convert(tmp_path / "model.cbm", input_name="x")
 
 
 def test_files_that_are_not_there_and_things_that_are_no_models_are_refused(tmp_path):
@@ -263,7 +264,7 @@ def test_files_that_are_not_there_and_things_that_are_no_models_are_refused(tmp_
     with pytest.raises(ModelError, match=r"nowhere\.onnx"):
         convert(tmp_path / "nowhere.onnx", input_name="x")
     for thing in (3, None, object(), lambda: 1):
-        with pytest.raises(ConfigError, match="Expected an ONNX file"):
+        with pytest.raises(ConfigError, match="Expected a model file"):
             convert(thing, input_name="x")
     network = type("Network", (), {"__module__": "torch.nn"})
     with pytest.raises(ConfigError, match=r"torch\.onnx\.export"):

@@ -255,22 +255,40 @@ TRAINED = [
 ]
 
 
+def own_answers(model: Any) -> np.ndarray[Any, Any]:
+    """What the trainer itself says of the rows, in its own precision."""
+    ask = getattr(model, "predict_proba", None) or getattr(model, "decision_function", None) or model.predict
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(ask(X))
+
+
 @pytest.mark.parametrize("kind", TRAINED)
 def test_trained_model_answers_as_its_onnx_file_and_its_trainer(kind, tmp_path):
     """A fitted model packs as it is; all outputs are onnxruntime's, and the scores are the trainer's."""
     model = trained(kind)
-    ri.pack("trained", model=model, out=tmp_path / "r")
+    ri.pack("trained", model=model, engine="onnx", out=tmp_path / "r")
     scorer = ri.Scorer.load(tmp_path / "r", trust="unsigned")
     data = (tmp_path / "r" / "model.onnx").read_bytes()
     got = scorer.score_arrays({"features": X})
     assert_equal_outputs(got, data, {"features": X})
-    ask = getattr(model, "predict_proba", None) or getattr(model, "decision_function", None) or model.predict
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = np.asarray(ask(X), dtype=np.float64)
+    expected = own_answers(model)
     values = list(got.values())[-1]
     values = values[:, -1] if expected.ndim == 1 and values.ndim == 2 else values
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in TRAINED if k.startswith(("LGBM", "XGB")) or "Forest" in k or "Gradient" in k]
+)
+def test_trained_trees_have_the_bits_of_their_trainer(kind, tmp_path):
+    """Without a word about engines, tree ensembles run as trees, and answer with the trainer's numbers as float32."""
+    model = trained(kind)
+    manifest = ri.pack("trained", model=model, out=tmp_path / "r")
+    assert (manifest.models[0].engine, manifest.models[0].parity) == ("trees", "exact")
+    got = list(ri.Scorer.load(tmp_path / "r", trust="unsigned").score_arrays({"features": X}).values())[-1]
+    expected = own_answers(model).astype(np.float32)
+    assert got.reshape(expected.shape).tobytes() == expected.tobytes()
 
 
 def test_a_conversion_that_answers_otherwise_is_refused(tmp_path):

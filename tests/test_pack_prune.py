@@ -117,7 +117,7 @@ def test_release_of_a_booster_runs_one_operator(tmp_path):
         5,
     )
     spec = ri.FeatureSpec(request={"a": float, "b": float}, columns=[c.numeric("a"), c.numeric("b")])
-    manifest = ri.pack("trees", model=booster, features=spec, out=tmp_path / "trees")
+    manifest = ri.pack("trees", model=booster, features=spec, engine="onnx", out=tmp_path / "trees")
     assert [one.name for one in manifest.models[0].outputs] == ["probabilities"]
     assert operators((tmp_path / "trees" / "model.onnx").read_bytes()) == ["TreeEnsembleClassifier"]
     with ri.Scorer.load(tmp_path / "trees", trust="unsigned") as scorer:

@@ -262,7 +262,7 @@ def test_trees_that_mean_something_else_by_nan_do_not_receive_it(tmp_path):
     features = spec()
     matrix = np.asarray(features.transform(TABLE))
     model = RandomForestClassifier(5, random_state=0).fit(matrix, np.asarray(TABLE["amount"]) > 20)
-    manifest = pack(tmp_path / "r", features=features, model=model)
+    manifest = pack(tmp_path / "r", features=features, model=model, engine="onnx")
     assert manifest.models[0].trees_only is True
     assert manifest.nan_inputs is False
 

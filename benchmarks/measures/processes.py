@@ -1,4 +1,4 @@
-"""Figures of whole processes: import, load."""
+"""Figures of whole processes: import, load, and what a process without ONNX Runtime saves."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ start = time.perf_counter_ns()
 answer = Scorer.load(sys.argv[1], trust="unsigned").score_json(body)
 print(time.perf_counter_ns() - start)
 print(answer.decode())
+status = pathlib.Path("/proc/self/status")
+lines = status.read_text().splitlines() if status.exists() else []
+print(next((line.split()[1] for line in lines if line.startswith("RssAnon")), 0))
 """
 
 
@@ -66,22 +69,37 @@ def imports(lab: Lab) -> Figures:
     return {"import_ms": Figure.of(rounds, lower_is_better=True)}
 
 
-@measures("load_ms")
+@measures("load_ms", "load_trees_ms", "trees_only_saved_mb")
 def load(lab: Lab) -> Figures:
-    """From a folder to the first answer in a new interpreter, with a release of 1 MB."""
+    """From a folder to the first answer in a new interpreter, with a release of 1 MB: through ONNX Runtime, and through trees
+    without its library.
+    """
     from benchmarks import library
 
-    model = models.gbdt(FRAUD_LEAN.name, n_trees=460)
-    release = library.pack_fraud(lab.folder / "1mb", lab.fraud_spec, model)
-    size = sum(path.stat().st_size for path in release.iterdir())
-    if size < 1_000_000:
-        raise RuntimeError(f"the release has {size} bytes; the figure is about 1 MB: give it more trees")
+    model = models.gbdt(FRAUD_LEAN.name, n_trees=520)
     body = lab.folder / "body.json"
     body.write_bytes(lab.fraud_bodies[0])
     run = BareRun(model, "probabilities")
     want = run.scores(run.feeds(lab.fraud_matrix[:1]))
-    rounds = []
-    for out in _in_new_interpreters(lab, _LOAD, str(release), str(body), rounds=lab.effort.rounds):
-        check_answers("first answer", np.array([json.loads(out[1])["score"]], np.float32), want)
-        rounds.append(int(out[0]) / 1e6)
-    return {"load_ms": Figure.of(rounds, lower_is_better=True, note=f"{size / 1e6:.2f} MB")}
+    found: dict[str, tuple[list[float], list[float], int]] = {}
+    for engine in ("onnx", "trees"):
+        release = library.pack_fraud(lab.folder / f"1mb-{engine}", lab.fraud_spec, model, engine=engine)
+        size = sum(path.stat().st_size for path in release.iterdir())
+        if size < 1_000_000:
+            raise RuntimeError(f"the release has {size} bytes; the figure is about 1 MB: give it more trees")
+        times, memory = [], []
+        for out in _in_new_interpreters(lab, _LOAD, str(release), str(body), rounds=lab.effort.rounds):
+            check_answers("first answer", np.array([json.loads(out[1])["score"]], np.float32), want)
+            times.append(int(out[0]) / 1e6)
+            memory.append(int(out[2]) / 1024)
+        found[engine] = times, memory, size
+    saved = [a - b for a, b in zip(found["onnx"][1], found["trees"][1], strict=True)]
+    return {
+        "load_ms": Figure.of(found["onnx"][0], lower_is_better=True, note=f"{found['onnx'][2] / 1e6:.2f} MB"),
+        "load_trees_ms": Figure.of(
+            found["trees"][0], lower_is_better=True, note=f"{found['trees'][2] / 1e6:.2f} MB"
+        ),
+        "trees_only_saved_mb": Figure.of(
+            saved, lower_is_better=False, note="anonymous memory of the process"
+        ),
+    }

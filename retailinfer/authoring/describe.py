@@ -22,7 +22,7 @@ from retailinfer.contracts import Contract
 from retailinfer.features.streams import accumulator_of, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.bundle import write_bundle
-from retailinfer.release.golden import Golden, cpu_class, encode_golden
+from retailinfer.release.golden import Golden, cpu_class, encode_golden, libm_version
 from retailinfer.release.manifest import (
     Info,
     Machine,
@@ -33,6 +33,7 @@ from retailinfer.release.manifest import (
     ScoreRef,
     Tolerance,
 )
+from retailinfer.runtime.session import onnxruntime_version
 
 if TYPE_CHECKING:
     from retailinfer.features.spec import FeatureSpec
@@ -101,7 +102,7 @@ def write_release(
         thresholds={} if policy is None else {b.action: b.from_score for b in policy.body.bands},
         tolerance=tolerance,
         quantization=found.report,
-        machine=_machine(found.parts[0].session.version),
+        machine=_machine(onnxruntime_version(part.session for part in found.parts)),
         reads=_reads(spec, info),
         redacted=redacted,
         info=info,
@@ -118,6 +119,8 @@ def _entry(part: Part) -> ModelEntry:
         role=part.role,
         file=_file(part),
         engine="onnx" if part.trees is None else "trees",
+        parity=part.parity,
+        why="" if part.trees is not None else part.why[:500],
         inputs=dict(part.inputs),
         outputs=part.outputs,
         source=part.converted.source,
@@ -192,7 +195,7 @@ def _machine(onnxruntime_version: str) -> Machine:
         retailinfer=_own_version(),
         python=platform.python_version(),
         numpy=np.__version__,
-        libm=" ".join(part for part in platform.libc_ver() if part),
+        libm=libm_version(),
         system=f"{platform.system()} {platform.release()}",
     )
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from retailinfer.authoring.agreement import check_parity, check_parity_of_arrays, may_take_nan
 from retailinfer.authoring.arrays import array_release
-from retailinfer.authoring.convert import convert
+from retailinfer.authoring.convert import EngineChoice, convert
 from retailinfer.authoring.describe import Found, Task, write_release
 from retailinfer.authoring.golden import (
     accepted,
@@ -46,7 +46,7 @@ from retailinfer.authoring.quantize import (
     check_asked,
     choose,
 )
-from retailinfer.authoring.trees.use import to_trees
+from retailinfer.authoring.trees.use import forest_part, graph_to_trees
 from retailinfer.authoring.trial import Filled, Trial, context_of, row_difference
 from retailinfer.authoring.wiring import (
     Part,
@@ -95,7 +95,7 @@ def pack(
     tolerance: Tolerance | Mapping[str, float] | float | None = None,
     names: Literal["match", "ignore"] = "match",
     quantize: Literal["none", "dynamic", "static", "auto"] = "none",
-    engine: Literal["auto", "onnx", "trees"] = "auto",
+    engine: EngineChoice = "auto",
     info: Info | Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -103,9 +103,9 @@ def pack(
 
     Args:
         name: of the release, `[a-z0-9][a-z0-9._-]*`.
-        model: path or bytes of an ONNX file, a fitted LightGBM, XGBoost or scikit-learn model; or several as
-            {"role": model}, in running order: an input named like an earlier model's output ("vector" or "tower.vector")
-            takes it.
+        model: path or bytes of an ONNX file, or of a file that LightGBM (text, JSON), XGBoost (JSON, UBJSON) or CatBoost
+            (JSON) wrote; a fitted LightGBM, XGBoost, CatBoost or scikit-learn model; or several as {"role": model}, in
+            running order: an input named like an earlier model's output ("vector" or "tower.vector") takes it.
         out: directory of the release; it appears whole or not at all. The same content again is left as it is.
         features: the fitted spec. None: the release takes arrays (`score_arrays`).
         score: "auto", "output", "output[class or column]", "role.output[...]". With more than two classes it must be said.
@@ -117,8 +117,9 @@ def pack(
         tolerance: `retailinfer.release.manifest.Tolerance`, some of its fields, or its `score`.
         names: "match" compares the columns that the model was trained on with the spec's, in order.
         quantize: "auto" keeps int8 where it is faster on the contract's batch sizes and answers alike.
-        engine: "trees" = models that are tree ensembles run in native kernels instead of ONNX Runtime, with its bits, several
-            times as fast; a model that has no exact form as a forest is refused. "onnx"; "auto" means that in this version.
+        engine: "auto" = models that are tree ensembles run in native kernels, several times as fast as in ONNX Runtime and
+            with the bits of their source, everything else in ONNX Runtime; the manifest says which, and why. "trees" = a
+            model that has no exact form as a forest is refused. "onnx" = ONNX Runtime runs everything.
         info: what only people know, see `retailinfer.release.manifest.Info`.
         progress: called with a line of text before each step that takes a while.
     Returns: the manifest, which says what was found, chosen and measured.
@@ -160,13 +161,13 @@ class _Packing:
         calibration: Any,
         names: str,
         quantize: str,
-        engine: str,
+        engine: EngineChoice,
     ) -> Manifest:
         self._check_arguments(names, engine, task, quantize)
         self.say("reading the model")
-        parts = self._parts(model)
+        parts = self._parts(model, engine)
         if self.spec is None:
-            found = self._arrays(parts, score, golden, quantize)
+            found = self._arrays(parts, score, golden, quantize, engine)
         else:
             found = self._features(parts, self.spec, score, golden, calibration, names, quantize, engine)
         self.say("writing the release")
@@ -191,11 +192,8 @@ class _Packing:
             raise ConfigError(f'Expected names "match" or "ignore", got {clip(names)}')
         if engine not in ("auto", "onnx", "trees"):
             raise ConfigError(f'Expected engine "auto", "onnx" or "trees", got {clip(engine)}')
-        if engine == "trees" and (quantize != "none" or self.spec is None):
-            raise ConfigError(
-                'engine="trees" needs features=, and trees are not quantised',
-                hint='say quantize="none", or engine="onnx"',
-            )
+        if engine == "trees" and quantize != "none":
+            raise ConfigError("trees are not quantised", hint='say quantize="none", or engine="onnx"')
         if task not in (None, "classification", "regression", "ranking"):
             raise ConfigError(f'Expected task "classification", "regression" or "ranking", got {clip(task)}')
         for label, value in (("name", self.name), ("info.version", self.info.version or "0")):
@@ -234,7 +232,7 @@ class _Packing:
                     hint=f"fields of type str: {', '.join(n for n, k in kinds.items() if k == 'str') or 'none'}",
                 )
 
-    def _parts(self, model: Any) -> list[Part]:
+    def _parts(self, model: Any, engine: EngineChoice) -> list[Part]:
         models = dict(model) if isinstance(model, Mapping) else {"model": model}
         if not models:
             raise ConfigError("Expected at least one model, got none")
@@ -248,9 +246,17 @@ class _Packing:
                 raise ConfigError(f"Expected the role of a model in at most 48 characters, got {clip(role)}")
             input_name, dtype = self._converted_input(role)
             where = "the model" if len(models) == 1 else f"model `{role}`"
-            converted = convert(one, input_name=input_name, dtype=dtype)
-            graph = inspect(converted.data, where=where)
-            part = Part(role, converted, graph, _open(graph, where))
+            converted = convert(one, input_name=input_name, dtype=dtype, engine=engine)
+            part = None
+            if converted.forest is not None:
+                self.say("comparing the trees with their source")
+                part = forest_part(role, converted, must=engine == "trees")
+                if part is None:  # a bit differs: then the other engine
+                    converted = convert(one, input_name=input_name, dtype=dtype, engine="onnx")
+                    converted = replace(converted, why="its trees do not have the bits of their source")
+            if part is None:
+                graph = inspect(converted.data, where=where)
+                part = Part(role, converted, graph, _open(graph, where), why=converted.why)
             _check_inputs(part)
             outputs_of(part)
             parts.append(part)
@@ -266,7 +272,9 @@ class _Packing:
 
     # ---- releases of arrays ---------------------------------------------------------------------------------------------
 
-    def _arrays(self, parts: list[Part], score: str, golden: Any, quantize: str) -> Found:
+    def _arrays(
+        self, parts: list[Part], score: str, golden: Any, quantize: str, engine: EngineChoice
+    ) -> Found:
         if self.redact:
             raise ConfigError("redact= names fields of a feature spec, and this release has none")
         if quantize != "none":
@@ -275,6 +283,7 @@ class _Packing:
             )
         for part in parts:
             check_parity_of_arrays(part, self.tolerance.parity)
+        self._grow(parts, engine)
         return array_release(parts, score, golden, needs_score=self.policy is not None)
 
     # ---- releases with features ----------------------------------------------------------------------------------------
@@ -288,7 +297,7 @@ class _Packing:
         calibration: Any,
         names: str,
         quantize: str,
-        engine: str,
+        engine: EngineChoice,
     ) -> Found:
         compile_program(spec.body)  # a spec that is not fitted: said before anything about models
         find_inputs(parts, spec)
@@ -322,13 +331,20 @@ class _Packing:
         if why is None:
             parts, report = self._quantise(trial, spec, program, table, calibration, quantize, found)
             trial = Trial(parts, found, context=trial.context)
-        if engine == "trees":
-            self.say("compiling the trees")
-            for part in parts:
-                to_trees(part)
+        if self._grow(parts, engine):
             trial = Trial(parts, found, context=trial.context)
         self.say("running the golden rows")
         return self._golden(trial, spec, program, real, edges, report, nan_allowed)
+
+    def _grow(self, parts: Sequence[Part], engine: EngineChoice) -> bool:
+        """ONNX graphs that are nothing but trees become forests. True where one did."""
+        changed = False
+        for part in parts:
+            if engine != "onnx" and part.trees is None and part.quantized == "none":
+                if part.graph.has_trees:
+                    self.say(f"reading the trees of model `{part.role}`")
+                changed |= graph_to_trees(part, must=engine == "trees")
+        return changed
 
     def _check_rows(self, parts: Sequence[Part], spec: FeatureSpec) -> None:
         name = fixed_rows(parts, spec)
@@ -531,6 +547,8 @@ def _prune(parts: Sequence[Part], score: ScoreRef) -> bool:
     """Take labels that nobody reads out of the graphs. True where a graph has changed."""
     changed = False
     for part in parts:
+        if part.trees is not None:
+            continue  # a forest has one output
         keep = {score.output} if part.role == score.role else set[str]()
         keep |= {
             s.name

@@ -31,7 +31,7 @@ __all__ = ["Part", "check_feature_names", "find_inputs", "find_score", "outputs_
 
 @dataclass
 class Part:
-    """One model on its way into a release. `observed`: shapes of its outputs in a trial run."""
+    """One model on its way into a release. `observed`: shapes of its outputs in a trial run. Forests have a `graph` without data."""
 
     role: str
     converted: Converted
@@ -42,6 +42,10 @@ class Part:
     quantized: Literal["none", "dynamic", "static"] = "none"
     feature_names: Literal["matched", "ignored", "unknown"] = "unknown"
     trees: bytes | None = None  # the file of its forest, where that is what runs
+    parity: Literal["exact", "close", "unchecked"] = (
+        "unchecked"  # with its source, see `release.manifest.ModelEntry`
+    )
+    why: str = ""  # why there is no forest, where one was looked for
 
     def width(self, output: str, shape: Sequence[int | None]) -> int | None:
         """Columns of an output: as declared, else as seen in a trial run."""

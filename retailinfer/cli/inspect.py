@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from retailinfer.cli.console import Console, bytes_text, us_text
-from retailinfer.cli.releases import Loaded, build
+from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
 from retailinfer.columns import duration_text
 from retailinfer.errors import RetailInferError
@@ -17,8 +17,11 @@ from retailinfer.features.spec import FeatureSpec, column_width
 from retailinfer.features.streams import accumulator_of, describe_window, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.bundle import Bundle, read_bundle
+from retailinfer.runtime.session import onnxruntime_version
 
 __all__ = ["run"]
+
+PLAN_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # numbers of rows that a forest has a kernel chosen for
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -151,11 +154,10 @@ def _window_state(spec: FeatureSpec) -> list[dict[str, Any]]:
 def _measured(loaded: Loaded) -> dict[str, Any]:
     """What could only be found out by loading it here."""
     pipeline = loaded.pipeline
-    session = next(iter(pipeline.sessions.values()))
     here: dict[str, Any] = {
         "runs": True,
-        "onnxruntime": session.version,
-        "backend": session.backend,
+        "onnxruntime": onnxruntime_version(pipeline.sessions.values()),
+        "models": {role: _engine(session) for role, session in pipeline.sessions.items()},
         "row_independent": pipeline.row_independent,
         "same_machine": pipeline.same_machine,
     }
@@ -174,6 +176,22 @@ def _measured(loaded: Loaded) -> dict[str, Any]:
             else None,
         }
     return here
+
+
+def _engine(session: Any) -> dict[str, Any]:
+    """What runs one model here; for a forest, which kernels were the fastest for how many rows."""
+    found: dict[str, Any] = {"backend": session.backend, "text": engine_text(session)}
+    if session.backend == "trees":
+        model = session.model
+        found |= {
+            "level": model.level,
+            "kernels": list(model.kernels),
+            "plan": dict(zip(map(str, PLAN_ROWS), model.plan, strict=True)),
+            "trees": model.n_trees,
+            "depth": model.depth,
+            "bytes": model.nbytes,
+        }
+    return found
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -206,7 +224,7 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
             ("CPU class", manifest.machine.cpu),
             (
                 "versions",
-                f"onnxruntime {manifest.machine.onnxruntime}, retailinfer {manifest.machine.retailinfer}",
+                f"onnxruntime {manifest.machine.onnxruntime or 'not used'}, retailinfer {manifest.machine.retailinfer}",
             ),
             ("int8", f"asked: {report.asked}" + (f"; {report.why}" if report.why else "")),
         ]
@@ -228,8 +246,11 @@ def _show_models(console: Console, bundle: Bundle, here: dict[str, Any]) -> None
     console.say("\nModels, in running order")
     for model in manifest.models:
         console.say(
-            f"  {model.role}  {model.file}, from {model.source}, engine {model.engine}, int8: {model.quantized}"
+            f"  {model.role}  {model.file}, from {model.source}, engine {model.engine}, int8: {model.quantized}, "
+            f"compared with its source: {model.parity}"
         )
+        if model.why:
+            console.say(f"    not a forest: {model.why}")
         rows = [
             ("in", name, f"<- {s.kind} {s.role + '.' if s.role else ''}{s.name}")
             for name, s in model.inputs.items()
@@ -249,8 +270,13 @@ def _show_models(console: Console, bundle: Bundle, here: dict[str, Any]) -> None
     if not here["runs"]:
         console.say(f"  cannot run here: {here['why']}")
         return
-    api = "C API" if here["backend"] == "c" else "Python API"
-    console.say(f"  here: ONNX Runtime {here['onnxruntime']} through its {api}")
+    for role, one in here["models"].items():
+        console.say(f"  here: {role} with {one['text']}")
+        if "plan" in one:
+            console.say(
+                f"    {one['trees']} trees, depth {one['depth']}, {bytes_text(one['bytes'])}; kernels by rows:"
+            )
+            console.table([("up to rows", "kernel"), *one["plan"].items()], indent=4)
     if "gil" in here:
         nan = "may enter the models" if manifest.nan_inputs else "is refused before the models"
         batch = "run in batches" if here["row_independent"] else "run one by one: they influence each other"

@@ -216,6 +216,12 @@ def _pack(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--engine",
+        choices=["auto", "onnx", "trees"],
+        default="auto",
+        help="`auto` runs tree ensembles in native kernels where they have an exact form (default: %(default)s)",
+    )
+    parser.add_argument(
         "--tolerance", type=float, metavar="X", help="largest score difference that int8 may make"
     )
     parser.add_argument(

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         tolerance=options.tolerance,
         names=options.names,
         quantize=options.quantize,
+        engine=options.engine,
         info=None if options.info is None else read_struct(options.info, Info),
         progress=console.step,
     )
@@ -56,7 +57,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
             f"  score         {manifest.score.role}.{manifest.score.output}[{manifest.score.column}]{label}"
         )
     for model in manifest.models:
-        console.say(f"  model         {model.role}: {model.file}, quantised: {model.quantized}")
+        console.say(
+            f"  model         {model.role}: {model.file}, engine: {model.engine}, quantised: {model.quantized}"
+        )
+        if model.why:
+            console.say(f"                not a forest: {model.why}")
     if manifest.quantization.asked != "none":
         console.say(f"  quantisation  {manifest.quantization.asked}: {manifest.quantization.why}")
     console.say(f"  next          retailinfer verify {options.out}")

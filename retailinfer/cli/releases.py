@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from retailinfer.store.store import Store
     from retailinfer.store.windows import Windows
 
-__all__ = ["Loaded", "empty_windows", "golden_values", "load", "stand_ins"]
+__all__ = ["Loaded", "empty_windows", "engine_text", "golden_values", "load", "stand_ins"]
 
 KINDS = {
     "float": "f64",
@@ -51,6 +51,13 @@ class Loaded:
     ranks: bool
     stands_in: bool
     store: Store | None
+
+
+def engine_text(session: Any) -> str:
+    """What runs a model, for people."""
+    if session.backend == "trees":
+        return f"native kernels for trees ({session.model.level})"
+    return f"ONNX Runtime {session.version} through its {'C' if session.backend == 'c' else 'Python'} API"
 
 
 def load(

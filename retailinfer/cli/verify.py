@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 from retailinfer.cli.console import Console, bytes_text
-from retailinfer.cli.releases import Loaded, build
+from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
 from retailinfer.errors import RetailInferError
 from retailinfer.release.bundle import read_bundle
 from retailinfer.release.golden import cpu_class
+from retailinfer.release.manifest import Machine
 
 __all__ = ["run"]
 
@@ -72,14 +73,8 @@ def _what_loading_showed(loaded: Loaded) -> list[tuple[str, str]]:
                 f"{len(spec.columns)} columns of {len(spec.fields)} fields compile; fingerprint {spec.fingerprint[:12]}",
             )
         )
-    session = next(iter(pipeline.sessions.values()))
-    roles = ", ".join(pipeline.sessions)
-    found.append(
-        (
-            "models",
-            f"{roles}: open with ONNX Runtime {session.version}, inputs and outputs fit the features and the manifest",
-        )
-    )
+    engines = ", ".join(f"{role} with {engine_text(one)}" for role, one in pipeline.sessions.items())
+    found.append(("models", f"open: {engines}; inputs and outputs fit the features and the manifest"))
     if pipeline.policy is not None:
         found.append(("policy", " | ".join(pipeline.policy.actions)))
     if pipeline.spec.body.stored:
@@ -118,5 +113,14 @@ def _golden_text(loaded: Loaded) -> str:
     manifest = loaded.pipeline.manifest
     return (
         f"{golden.n_rows} rows replayed: tensors have the same bits, scores are within {manifest.tolerance.golden:g} "
-        f"(packed on {manifest.machine.cpu} with ONNX Runtime {manifest.machine.onnxruntime}, this is {cpu_class()}){actions}"
+        f"(packed on {manifest.machine.cpu} with {_versions(manifest.machine)}, this is {cpu_class()}){actions}"
+    )
+
+
+def _versions(machine: Machine) -> str:
+    """What a score's bits depend on beside the CPU."""
+    return (
+        f"ONNX Runtime {machine.onnxruntime}"
+        if machine.onnxruntime
+        else f"{machine.libm or 'an unknown C library'}"
     )

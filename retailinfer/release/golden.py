@@ -36,6 +36,7 @@ __all__ = [
     "decode_golden",
     "encode_golden",
     "hash_tensors",
+    "libm_version",
 ]
 
 MAX_ROWS = 64
@@ -433,9 +434,9 @@ def slot_kind(field_type: str) -> str:
     return "int" if field_type in ("int", "bool", "timestamp") else field_type
 
 
-def same_machine(recorded_cpu: str, recorded_onnxruntime: str, onnxruntime: str) -> bool:
-    """Whether bit-equal scores can be demanded here."""
-    return recorded_cpu == cpu_class() and recorded_onnxruntime == onnxruntime
+def libm_version() -> str:
+    """The C library whose `expf` and `exp` finish a forest's score: "glibc 2.36"; empty where it does not tell."""
+    return " ".join(part for part in platform.libc_ver() if part)
 
 
 def by_slot(columns: Mapping[str, Canonical], kinds: Mapping[str, str]) -> dict[str, GoldenColumn]:

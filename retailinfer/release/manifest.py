@@ -99,11 +99,16 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         source: what it was made from: "onnx", "lightgbm.LGBMClassifier", ...
         trees_only: every number it is given reaches tree ensembles only, so NaN means "missing" and nothing else.
         quantized: "none", "dynamic" or "static".
+        parity: with its source when it was packed: "exact" = the same bits on rows chosen to be hard; "close" = within
+            `tolerance.parity`; "unchecked" = an ONNX file that runs as it is, or a trainer's file whose trainer was not there.
+        why: why ONNX Runtime runs a model that was looked at as a forest.
     """
 
     role: Short
     file: Short
     engine: Literal["onnx", "trees"] = "onnx"
+    parity: Literal["exact", "close", "unchecked"] = "unchecked"
+    why: Text = ""
     inputs: dict[Short, InputSource] = {}
     outputs: tuple[Output, ...] = ()
     source: Short = "onnx"

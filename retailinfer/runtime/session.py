@@ -10,7 +10,7 @@ The C implementation is `retailinfer._native.ort`, the other one `retailinfer.ru
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retailinfer._native import ort
 from retailinfer.errors import ConfigError, clip
 
-__all__ = ["Backend", "IoEntry", "ModelSession", "open_session"]
+__all__ = ["Backend", "IoEntry", "ModelSession", "onnxruntime_version", "open_session"]
 
 Backend = Literal["auto", "c", "python"]
 
@@ -36,7 +36,7 @@ class ModelSession(Protocol):
     def backend(self) -> Literal["c", "python", "trees"]: ...
     @property
     def version(self) -> str:
-        """Version of ONNX Runtime that runs the model."""
+        """Version of ONNX Runtime that runs the model; empty for a forest, which does without it."""
         ...
 
     @property
@@ -93,6 +93,11 @@ def open_session(
     from retailinfer.runtime import fallback  # noqa: PLC0415 - onnxruntime's Python package is 16 MB and a second copy
 
     return fallback.PythonSession(model_bytes, optimize=optimize)
+
+
+def onnxruntime_version(sessions: Iterable[ModelSession]) -> str:
+    """Of the models that ONNX Runtime runs; empty where it runs none."""
+    return next((session.version for session in sessions if session.version), "")
 
 
 def _say_fallback() -> None:

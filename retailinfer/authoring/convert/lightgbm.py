@@ -1,4 +1,4 @@
-"""LightGBM: Booster, LGBMClassifier, LGBMRegressor, LGBMRanker -> ONNX, with onnxmltools.
+"""LightGBM: Booster, LGBMClassifier, LGBMRegressor, LGBMRanker -> a forest, by their own text, or ONNX, with onnxmltools.
 
 Rules:
   * LightGBM compares doubles (`x <= t`), the converted model compares float32. Thresholds are rounded **down** to
@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, normalised
+from retailinfer.authoring.convert import Converted, Predict, normalised
+from retailinfer.authoring.trees import Parsed
 from retailinfer.errors import ConfigError, ModelError
 
-__all__ = ["convert", "float32_below"]
+__all__ = ["convert", "float32_below", "load", "predictor", "trees"]
 
 OPSET = 15  # the newest that onnxmltools writes for trees
 
@@ -37,6 +39,49 @@ SAME_ANSWER = {
 }
 
 
+def load(data: bytes) -> Any:
+    """The booster of a model's text."""
+    import lightgbm  # noqa: PLC0415 - optional extra
+
+    return lightgbm.Booster(model_str=data.decode())
+
+
+def predictor(model: Any, *, dtype: str) -> Predict:
+    """The booster's own answers. LightGBM compares doubles, whatever it is given."""
+    del dtype
+    booster = _booster(model)
+
+    def predict(matrix: NDArray[Any]) -> NDArray[np.float64]:
+        answer: NDArray[np.float64] = np.asarray(booster.predict(matrix.astype(np.float64)), dtype=np.float64)
+        return answer
+
+    return predict
+
+
+def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
+    """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
+    from retailinfer.authoring.trees.lightgbm_text import parse_text  # noqa: PLC0415 - imports this file
+
+    parsed = parse_text(_booster(model).model_to_string(), dtype=dtype)
+    if parsed.classes and _labels(model):
+        parsed = replace(parsed, classes=_labels(model))
+    return parsed, predictor(model, dtype=dtype)
+
+
+def _booster(model: Any) -> Any:
+    import lightgbm  # noqa: PLC0415 - optional extra
+
+    wrapped = isinstance(model, lightgbm.LGBMModel)
+    if wrapped and not model.__sklearn_is_fitted__():
+        raise ConfigError("the LightGBM model is not fitted", hint="call fit first")
+    return model.booster_ if wrapped else model
+
+
+def _labels(model: Any) -> tuple[str | int, ...]:
+    """Labels of the classes, which only the scikit-learn wrapper knows."""
+    return tuple(c.item() if isinstance(c, np.generic) else c for c in getattr(model, "classes_", ()))
+
+
 def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     """See `authoring.convert.convert`."""
     import lightgbm  # noqa: PLC0415 - optional extra
@@ -48,10 +93,8 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
             f"a LightGBM model takes float32, its tensor is {dtype}", hint='Tensor(..., dtype="float32")'
         )
     wrapped = isinstance(model, lightgbm.LGBMModel)
-    if wrapped and not model.__sklearn_is_fitted__():
-        raise ConfigError("the LightGBM model is not fitted", hint="call fit first")
-    booster: lightgbm.Booster = model.booster_ if wrapped else model
-    own = text = booster.model_to_string()
+    booster: lightgbm.Booster = _booster(model)
+    text = booster.model_to_string()
     if re.search(r"^is_linear=1", text, flags=re.MULTILINE):
         raise ModelError("LightGBM's linear trees have no form in ONNX", hint="train with linear_tree=False")
     objective = _objective(text)
@@ -75,28 +118,18 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         subject, initial_types=[(input_name, FloatTensorType([None, n]))], zipmap=False, target_opset=OPSET
     )
     classifies = objective in ("binary", "cross_entropy", "xentropy", "multiclass", "multiclassova")
-    classes: tuple[str | int, ...] = ()
-    if wrapped and hasattr(model, "classes_"):
-        classes = tuple(c.item() if isinstance(c, np.generic) else c for c in model.classes_)
-    elif classifies:
-        classes = tuple(range(max(2, n_columns)))
-
-    def predict(matrix: NDArray[Any]) -> NDArray[np.float64]:
-        answer: NDArray[np.float64] = np.asarray(booster.predict(matrix.astype(np.float64)), dtype=np.float64)
-        return answer
-
+    classes = (_labels(model) or tuple(range(max(2, n_columns)))) if classifies else ()
     ranks = objective in ("lambdarank", "rank_xendcg")
     return Converted(
         _without_ones(made).SerializeToString(),
         f"lightgbm.{type(model).__name__}",
         feature_names=normalised(booster.feature_name()),
         n_features=n,
-        classes=classes if classifies else (),
+        classes=classes,
         task="ranking" if ranks else "classification" if classifies else "regression",
         output="probabilities" if classifies else "variable",
         codes=_codes(text),
-        predict=predict,
-        text=own,
+        predict=predictor(model, dtype=dtype),
     )
 
 

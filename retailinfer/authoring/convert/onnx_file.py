@@ -1,4 +1,8 @@
-"""ONNX files, as a path, as bytes or as an `onnx.ModelProto`. Nothing is converted; preflight.py looks inside."""
+"""Model files, as a path, as bytes or as an `onnx.ModelProto`.
+
+Nothing is converted: files of trainers are known by what they hold (authoring/trees/files.py), everything else has to be ONNX,
+and preflight.py looks inside.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,10 @@ __all__ = ["read_onnx"]
 
 MAX_BYTES = (1 << 31) - 1
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin")
-TRAINER_FILES = {
-    ".txt": "lightgbm.Booster(model_file=path)",
-    ".lgb": "lightgbm.Booster(model_file=path)",
-    ".json": "xgboost.Booster(model_file=path)",
-    ".ubj": "xgboost.Booster(model_file=path)",
+# First bytes of files that only their trainer reads -> what to write instead.
+FOREIGN = {
+    b"CBM1": "CatBoost's model.save_model(path, format='json') writes a file that can be packed",
+    b"binf": "XGBoost's booster.save_model('model.ubj') writes a file that can be packed",
 }
 
 
@@ -38,13 +41,13 @@ def _read(path: Path) -> bytes:
             f"{clip(path.name)} looks like a pickle, which runs code when it is read",
             hint="load it where it was trained and give the model itself, or export it to ONNX",
         )
-    if suffix in TRAINER_FILES:
-        raise ModelError(
-            f"{clip(path.name)} is not an ONNX file", hint=f"give the model itself: {TRAINER_FILES[suffix]}"
-        )
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{clip(path.name)} is larger than {MAX_BYTES} bytes")
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as exc:
         raise ModelError(f"cannot read the model {clip(str(path), 200)}: {exc.strerror}") from exc
+    hint = FOREIGN.get(data[:4])
+    if hint is not None:
+        raise ModelError(f"{clip(path.name)} is in a format that only its trainer reads", hint=hint)
+    return data

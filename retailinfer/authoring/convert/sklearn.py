@@ -1,4 +1,4 @@
-"""scikit-learn: fitted models and pipelines over one numeric matrix -> ONNX, with skl2onnx.
+"""scikit-learn: fitted models and pipelines over one numeric matrix -> a forest, or ONNX, with skl2onnx.
 
 Rules:
   * One matrix goes in, float32 or float64. Pipelines over named columns of a table belong into a feature spec.
@@ -14,12 +14,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, normalised
+from retailinfer.authoring.convert import Converted, Predict, normalised
+from retailinfer.authoring.trees import Parsed
 from retailinfer.errors import ConfigError, ModelError
 
-__all__ = ["convert"]
+__all__ = ["convert", "trees"]
 
 OPSET = {"": 17, "ai.onnx.ml": 3}
+
+
+def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
+    """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
+    from sklearn.base import is_classifier, is_outlier_detector  # noqa: PLC0415 - optional extra
+
+    from retailinfer.authoring.trees.sklearn_forest import parse  # noqa: PLC0415 - for models that are trees
+
+    _check_fitted(model)
+    parsed = parse(model, dtype=dtype)
+    return parsed, _predict(model, dtype, is_classifier(model) or is_outlier_detector(model))
+
+
+def _check_fitted(model: Any) -> None:
+    from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - optional extra
+    from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415 - optional extra
+
+    try:
+        check_is_fitted(model)
+    except NotFittedError as exc:
+        raise ConfigError("the scikit-learn model is not fitted", hint="call fit first") from exc
 
 
 def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
@@ -27,16 +49,11 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     from skl2onnx import convert_sklearn  # noqa: PLC0415 - optional extra
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415 - optional extra
     from sklearn.base import is_classifier, is_outlier_detector, is_regressor  # noqa: PLC0415 - optional extra
-    from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - optional extra
-    from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415 - optional extra
 
     kinds = {"float32": FloatTensorType, "float64": DoubleTensorType}
     if dtype not in kinds:
         raise ModelError(f"a scikit-learn model takes float32 or float64, its tensor is {dtype}")
-    try:
-        check_is_fitted(model)
-    except NotFittedError as exc:
-        raise ConfigError("the scikit-learn model is not fitted", hint="call fit first") from exc
+    _check_fitted(model)
     n = getattr(model, "n_features_in_", None)
     if n is None:
         raise ModelError(

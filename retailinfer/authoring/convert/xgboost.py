@@ -1,4 +1,4 @@
-"""XGBoost: Booster, XGBClassifier, XGBRegressor, XGBRanker, random forests -> ONNX, with onnxmltools.
+"""XGBoost: Booster, XGBClassifier, XGBRegressor, XGBRanker, random forests -> a forest, by their JSON, or ONNX (onnxmltools).
 
 Rules:
   * The converter wants features named f0, f1, ...: it is given a copy without names; the names are kept for the check.
@@ -11,17 +11,81 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, normalised
+from retailinfer.authoring.convert import Converted, Predict, normalised
+from retailinfer.authoring.trees import Parsed
 from retailinfer.errors import ConfigError, ModelError
 
-__all__ = ["convert"]
+__all__ = ["convert", "load", "predictor", "trees"]
 
 OPSET = 15  # the newest that onnxmltools writes for trees
+
+
+def load(data: bytes) -> Any:
+    """The booster of a file, JSON or UBJSON."""
+    import xgboost  # noqa: PLC0415 - optional extra
+
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(data))
+    return booster
+
+
+def predictor(model: Any, *, dtype: str) -> Predict:
+    """The booster's own answers, of the trees that predict. XGBoost narrows to float32, whatever it is given."""
+    del dtype
+    import xgboost  # noqa: PLC0415 - optional extra
+
+    booster = _booster(xgboost, model)
+    objective = _objective(booster)
+    plain = _plain_copy(xgboost, booster, objective)
+    if objective == "multi:softmax":
+        plain.set_param({"objective": "multi:softprob"})  # the probabilities, not which is the largest
+
+    def predict(matrix: NDArray[Any]) -> NDArray[np.float64]:
+        rows = xgboost.DMatrix(
+            matrix.astype(np.float32),
+            missing=np.nan,
+            feature_types=booster.feature_types,
+            enable_categorical=True,
+        )
+        return np.asarray(plain.predict(rows), dtype=np.float64)
+
+    return predict
+
+
+def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
+    """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
+    import xgboost  # noqa: PLC0415 - optional extra
+
+    from retailinfer.authoring.trees.xgboost_json import parse  # noqa: PLC0415 - imports what this file imports
+
+    parsed = parse(bytes(_used(_booster(xgboost, model)).save_raw("ubj")), dtype=dtype)
+    if parsed.classes and _labels(model):
+        parsed = replace(parsed, classes=_labels(model))
+    return parsed, predictor(model, dtype=dtype)
+
+
+def _booster(xgboost: Any, model: Any) -> Any:
+    wrapped = isinstance(model, xgboost.XGBModel)
+    if wrapped and not model.__sklearn_is_fitted__():
+        raise ConfigError("the XGBoost model is not fitted", hint="call fit first")
+    return model.get_booster() if wrapped else model
+
+
+def _labels(model: Any) -> tuple[str | int, ...]:
+    """Labels of the classes, which only the scikit-learn wrapper knows."""
+    return tuple(c.item() if isinstance(c, np.generic) else c for c in getattr(model, "classes_", ()))
+
+
+def _used(booster: Any) -> Any:
+    """The booster cut to the trees that predict (`best_iteration` after early stopping)."""
+    best = booster.attr("best_iteration")
+    return booster[: int(best) + 1] if best is not None else booster
 
 
 def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
@@ -35,9 +99,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
             f"an XGBoost model takes float32, its tensor is {dtype}", hint='Tensor(..., dtype="float32")'
         )
     wrapped = isinstance(model, xgboost.XGBModel)
-    if wrapped and not model.__sklearn_is_fitted__():
-        raise ConfigError("the XGBoost model is not fitted", hint="call fit first")
-    booster: xgboost.Booster = model.get_booster() if wrapped else model
+    booster: xgboost.Booster = _booster(xgboost, model)
     names = booster.feature_names
     n = booster.num_features()
     objective = _objective(booster)
@@ -52,19 +114,12 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         subject, initial_types=[(input_name, FloatTensorType([None, n]))], target_opset=OPSET
     )
     classes: tuple[str | int, ...] = ()
-    if classifies and hasattr(model, "classes_"):
-        classes = tuple(c.item() if isinstance(c, np.generic) else c for c in model.classes_)
-    elif classifies:
-        classes = tuple(
+    if classifies:
+        classes = _labels(model) or tuple(
             range(
                 max(2, int(json.loads(booster.save_config())["learner"]["learner_model_param"]["num_class"]))
             )
         )
-
-    def predict(matrix: NDArray[Any]) -> NDArray[np.float64]:
-        rows = xgboost.DMatrix(matrix.astype(np.float32), missing=np.nan)
-        return np.asarray(plain.predict(rows), dtype=np.float64)
-
     return Converted(
         made.SerializeToString(),
         f"xgboost.{type(model).__name__}",
@@ -73,7 +128,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         classes=classes,
         task="ranking" if ranks else "classification" if classifies else "regression",
         output="probabilities" if classifies else "variable",
-        predict=predict,
+        predict=predictor(model, dtype=dtype),
     )
 
 
@@ -83,9 +138,7 @@ def _objective(booster: Any) -> str:
 
 def _plain_copy(xgboost: Any, booster: Any, objective: str) -> Any:
     """The booster without names, cut to the trees that predict, a ranking objective taken for a regression."""
-    best = booster.attr("best_iteration")
-    used = booster[: int(best) + 1] if best is not None else booster
-    document = json.loads(used.save_raw("json"))
+    document = json.loads(_used(booster).save_raw("json"))
     learner = document["learner"]
     learner["feature_names"] = []
     if objective.startswith("rank:"):

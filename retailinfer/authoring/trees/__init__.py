@@ -1,10 +1,13 @@
 """From models to forests: what a tree engine can run exactly, as the arrays of `runtime.trees.Forest`.
 
 Rules:
-  * A parser returns a forest, or says in one line why there is none (`Unfit`): then ONNX Runtime runs the model.
+  * A parser returns a forest, or says in one line why there is none (`Unfit`): then ONNX Runtime runs the model. A file
+    that is damaged, or made to hurt, is a ModelError.
   * Nothing is approximated. What a parser makes is compared with its source bit by bit when a release is packed.
-onnx_graph.py = ONNX graphs that are nothing but one tree ensemble; lightgbm_text.py = LightGBM's own text; nodes.py = what
-parsers share; use.py = who compares and decides.
+  * Files are text, JSON, UBJSON and protobuf. No pickle is ever read.
+onnx_graph.py = ONNX graphs that are nothing but one tree ensemble; lightgbm_*.py, xgboost_json.py, catboost_json.py = the
+trainers' own files; sklearn_forest.py = fitted estimators; nodes.py = what parsers share; files.py = which file is whose;
+use.py = who compares and decides.
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ class Unfit(Exception):  # noqa: N818 - not an error of anybody: the other engin
 
 @dataclass(frozen=True)
 class Parsed:
-    """A model that was read from its trainer's own file or object.
+    """A tree ensemble as its trainer wrote it down.
 
     Attributes:
-        source: "lightgbm", "xgboost", "catboost", "sklearn.RandomForestClassifier", ...
-        feature_names: of the training matrix; None where there are none, or made-up ones (`convert.normalised`).
-        classes: labels of the columns of probabilities; () for others.
+        source: "lightgbm", "xgboost", "catboost", "sklearn.RandomForestClassifier", "onnx".
+        feature_names: columns of the training matrix; None where the file has none, or made-up ones.
+        classes: labels of the columns of probabilities; empty for everything else.
         task: "classification", "regression" or "ranking"; None where it cannot be told.
-        codes: columns that hold codes of categories.
+        codes: columns that hold codes of categories, not quantities.
     """
 
     forest: Forest
