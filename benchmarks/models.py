@@ -2,6 +2,9 @@
 
     gbdt("fraud-lean")   LightGBM, 300 trees x 31 leaves, depth 6, 40 inputs, binary, ONNX with ZipMap off
     gbdt("fraud-full")   the same on the columns of fraud-full; gbdt("rank-gbdt") on 40 columns of the ranking
+    gbdt_text(name)      the same booster in LightGBM's own text
+    large("leaves-63")   LightGBM, 1,000 trees x 63 leaves of any depth, 80 inputs
+    large("depth-8")     XGBoost, 500 trees of depth 8, 40 inputs, some values missing
     mlp()                64-128-64-1, random weights, static QDQ int8, calibrated on rows of the ranking workload
 
 Rules:
@@ -36,6 +39,9 @@ __all__ = [
     "codes",
     "full_training_rows",
     "gbdt",
+    "gbdt_text",
+    "large",
+    "large_rows",
     "mlp",
     "rank_matrix",
     "training_rows",
@@ -77,6 +83,28 @@ def gbdt(name: str, *, n_trees: int = N_TREES) -> bytes:
     return _cached(f"{name}-{n_trees}.onnx", "lightgbm onnxmltools onnx", lambda: _train(name, n_trees))
 
 
+def gbdt_text(name: str, *, n_trees: int = N_TREES) -> str:
+    """The booster of `gbdt` in LightGBM's text."""
+    return _cached(
+        f"{name}-{n_trees}.txt", "lightgbm", lambda: _fit(name, n_trees).booster_.model_to_string().encode()
+    ).decode()
+
+
+def large(name: str) -> bytes:
+    """ONNX bytes of "leaves-63" or "depth-8". Input `input`, output `probabilities` (n, 2)."""
+    trainer = "lightgbm" if name == "leaves-63" else "xgboost"
+    return _cached(f"{name}.onnx", f"{trainer} onnxmltools onnx", lambda: _train_large(name))
+
+
+def large_rows(name: str, n: int, *, seed: int) -> NDArray[np.float32]:
+    """Rows for `large(name)`, shape (n, 80) or (n, 40); of "depth-8" one cell in twenty is missing."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, 80 if name == "leaves-63" else 40)).astype(np.float32)
+    if name == "depth-8":
+        rows[rng.random(rows.shape) < 0.05] = np.nan
+    return rows
+
+
 def mlp() -> bytes:
     """ONNX bytes of the static int8 ranker. Input `input` (n, 64), output `score` (n, 1)."""
     return _cached("rank-mlp-int8.onnx", "onnx onnxruntime", _quantised_mlp)
@@ -114,9 +142,20 @@ def _cached(file_name: str, packages: str, make: Callable[[], bytes]) -> bytes:
 
 
 def _train(name: str, n_trees: int) -> bytes:
-    import lightgbm
+    return _lightgbm_to_onnx(_fit(name, n_trees))
+
+
+def _lightgbm_to_onnx(model: Any) -> bytes:
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
+
+    shape = [None, model.n_features_in_]
+    graph = convert_lightgbm(model, initial_types=[("input", FloatTensorType(shape))], zipmap=False)
+    return bytes(graph.SerializeToString())
+
+
+def _fit(name: str, n_trees: int) -> Any:
+    import lightgbm
 
     if name.startswith("fraud-lean"):
         x = reference.matrix(FRAUD_LEAN.columns, training_rows(FRAUD_LEAN), codes(FRAUD_LEAN))
@@ -142,10 +181,35 @@ def _train(name: str, n_trees: int) -> bytes:
         random_state=workloads.SEED,
         verbose=-1,
     )
-    model.fit(x, _labels(x))
-    graph = convert_lightgbm(
-        model, initial_types=[("input", FloatTensorType([None, x.shape[1]]))], zipmap=False
-    )
+    return model.fit(x, _labels(x))
+
+
+def _train_large(name: str) -> bytes:
+    x = large_rows(name, 12_000, seed=workloads.SEED)
+    y = _labels(np.nan_to_num(x))
+    if name == "leaves-63":
+        import lightgbm
+
+        model = lightgbm.LGBMClassifier(
+            n_estimators=1_000,
+            num_leaves=63,
+            learning_rate=0.02,
+            min_child_samples=5,
+            n_jobs=1,
+            deterministic=True,
+            force_row_wise=True,
+            random_state=workloads.SEED,
+            verbose=-1,
+        )
+        return _lightgbm_to_onnx(model.fit(x, y))
+    import xgboost
+    from onnxmltools import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    booster = xgboost.XGBClassifier(
+        n_estimators=500, max_depth=8, learning_rate=0.05, n_jobs=1, random_state=workloads.SEED
+    ).fit(x, y)
+    graph = convert_xgboost(booster, initial_types=[("input", FloatTensorType([None, x.shape[1]]))])
     return bytes(graph.SerializeToString())
 
 

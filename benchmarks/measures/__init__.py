@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from benchmarks.lab import MEASURES, Lab, Measure, UnmeasurableError
-from benchmarks.measures import processes, rankings, scores, services, tables, trees, windows
+from benchmarks.measures import kernels, processes, rankings, scores, services, tables, trees, windows
 from benchmarks.measures.rankings import checked_rankings
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Measure",
     "UnmeasurableError",
     "checked_rankings",
+    "kernels",
     "processes",
     "rankings",
     "scores",
