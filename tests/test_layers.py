@@ -48,6 +48,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "skl2onnx": ("authoring/convert/",),
     "lightgbm": ("authoring/convert/", "demo/"),
     "xgboost": ("authoring/convert/", "demo/"),
+    "catboost": ("authoring/convert/",),
     "sklearn": ("authoring/convert/", "demo/"),
     "pyarrow": (
         "features/arrow.py",
@@ -338,6 +339,7 @@ print(json.dumps({
 # Each costs more than the whole budget of `import retailinfer`, or starts something by being imported.
 HEAVY = {
     "asyncio",
+    "catboost",
     "concurrent",
     "http",
     "lightgbm",
