@@ -1,4 +1,4 @@
-"""Packing tree models: whose file it is, which engine runs it and why, and that the source is compared with whatever is packed."""
+"""Packing tree models: whose file it is, which engine runs it and why, and that whatever is packed was compared."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def spec(dtype: str = "float32") -> ri.FeatureSpec:
 
 
 def table() -> Any:
+    """The rows as an Arrow table."""
     import pyarrow as pa
 
     return pa.table({name: ROWS[:, i] for i, name in enumerate(NAMES)})
 
 
 def booster() -> Any:
+    """A LightGBM booster of two classes."""
     import lightgbm
 
     data = lightgbm.Dataset(ROWS, FRAUD, feature_name=NAMES)
@@ -92,6 +94,7 @@ FILES = ["lightgbm.txt", "lightgbm.json", "xgboost.json", "xgboost.ubj", "catboo
 
 
 def scores_of(release: Path, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Scores of rows through the front door."""
     requests = [dict(zip(NAMES, row, strict=True)) for row in rows.tolist()]
     with ri.Scorer.load(release, trust="unsigned") as scorer:
         return np.array([decision.score for decision in scorer.score_batch(requests)], np.float32)
@@ -284,15 +287,28 @@ def test_trees_are_not_quantised(tmp_path):
     assert "never quantised" in manifest.quantization.why
 
 
-def test_models_that_are_not_what_they_were_packed_from_do_not_load(tmp_path):
-    """Golden rows are replayed when a release loads: other trees under the same manifest are found by their hash, other scores by
-    the rows."""
+def test_trees_that_answer_otherwise_than_their_golden_rows_do_not_load(tmp_path):
+    """A release whose trees were replaced, hashes and all, is found by the rows that it carries."""
+    import msgspec
+
+    from retailinfer.release.manifest import decode_manifest, encode_manifest, seal, sha256_hex
+    from retailinfer.runtime.trees import decode_forest, encode_forest
+
     ri.pack("m", model=booster(), features=spec(), golden=table(), out=tmp_path / "m")
-    data = bytearray((tmp_path / "m" / "model.trees").read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "m" / "model.trees").write_bytes(data)
-    with pytest.raises(ri.BundleError):
-        ri.Scorer.load(tmp_path / "m", trust="unsigned")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    forest = decode_forest(files["model.trees"])
+    values = forest.arrays["values"].copy()
+    values[0] = np.nextafter(values[0], 9.0) + 1e-3
+    files["model.trees"] = encode_forest(
+        msgspec.structs.replace(forest, arrays={**forest.arrays, "values": values})
+    )
+    manifest = decode_manifest(files["manifest.json"])
+    entries = tuple(
+        msgspec.structs.replace(entry, sha256=sha256_hex(files[entry.file])) for entry in manifest.files
+    )
+    files["manifest.json"] = encode_manifest(seal(msgspec.structs.replace(manifest, files=entries)))
+    with pytest.raises(ri.GoldenMismatchError):
+        ri.Scorer.load(files, trust="unsigned")
 
 
 # ---- command line ------------------------------------------------------------------------------------------------------

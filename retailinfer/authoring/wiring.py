@@ -31,7 +31,10 @@ __all__ = ["Part", "check_feature_names", "find_inputs", "find_score", "outputs_
 
 @dataclass
 class Part:
-    """One model on its way into a release. `observed`: shapes of its outputs in a trial run. Forests have a `graph` without data."""
+    """One model on its way into a release; a forest has a `graph` without data.
+
+    observed: shapes of its outputs in a trial run.
+    """
 
     role: str
     converted: Converted
