@@ -33,13 +33,14 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "program": ("feature_ops.c",),
     "feature_table": ("lru_table.c",),
     "ort": ("ort_run.c",),
+    "reasons": ("tree_reasons.c",),
     "table": ("table_index.c",),
     "trees": ("forest.c", "forest_post.c"),
     "windows": ("panes.c", "windows_wire.c"),
 }
 
 # Extension -> its kernels: one C file, compiled once for each instruction set. Which one runs must never show in an answer.
-KERNEL_SOURCES: dict[str, str] = {"trees": "tree_kernels.c"}
+KERNEL_SOURCES: dict[str, str] = {"trees": "tree_kernels.c", "reasons": "reason_kernels.c"}
 # RI_LEVEL -> flags; 1 is the baseline, and all there is outside of x86-64 and of compilers that know these flags.
 LEVELS: dict[int, tuple[str, ...]] = {
     1: (),

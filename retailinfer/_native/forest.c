@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "aligned.h"
+#include "tree_rules.h"
 
 /* ---- memory --------------------------------------------------------------------------------------------------------------- */
 
@@ -515,31 +516,9 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
 
 /* ---- the kernel that runs everything ---------------------------------------------------------------------------------------- */
 
-static int in_set(const ri_forest *f, int32_t set, double x) {
-    const int64_t n_bits = 32 * (f->set_ends[set + 1] - f->set_ends[set]);
-    if (!(x < (double)n_bits)) /* beyond every category of the set */
-        return 0;
-    const int64_t i = (int64_t)x; /* 0 for what is above -1, and a set may be empty */
-    return i < n_bits && (f->set_words[f->set_ends[set] + i / 32] >> (i % 32) & 1);
-}
-
 static int goes_left(const ri_forest *f, const ri_generic_node *node, double x) {
-    const int gone = x != x || (node->missing == RI_GONE_ZERO && fabs(x) <= (double)RI_ZERO);
-    if (gone && node->missing != RI_GONE_NEVER)
-        return node->missing_left;
-    x = gone ? 0 : x;
-    switch (node->rule) {
-    case RI_RULE_LEQ:
-        return x <= node->threshold;
-    case RI_RULE_EQ:
-        return x == node->threshold;
-    case RI_RULE_IN_TRUNCATED:
-        return x > -1 && in_set(f, node->set, x);
-    case RI_RULE_IN_POSITIVE:
-        return (float)x >= 0 && in_set(f, node->set, (double)(float)x);
-    default:
-        return x >= 0 && x == floor(x) && in_set(f, node->set, x);
-    }
+    const int64_t first = node->set < 0 ? 0 : f->set_ends[node->set], n_words = node->set < 0 ? 0 : f->set_ends[node->set + 1] - first;
+    return ri_goes_left(x, node->rule, node->missing, node->missing_left, node->threshold, f->set_words + first, n_words);
 }
 
 static int32_t generic_leaf(const ri_forest *f, int32_t t, const void *row) {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["forest_leaves", "forest_sums"]
+__all__ = ["forest_leaves", "forest_sums", "goes_left"]
 
 _LEQ, _EQ, _IN_TRUNCATED, _IN_POSITIVE, _IN_EXACT = range(5)
 _ZERO = np.float32(1e-35)  # LightGBM's, whatever the rows are
@@ -57,11 +57,12 @@ def forest_leaves(arrays: Mapping[str, NDArray[Any]], rows: NDArray[Any]) -> NDA
 
 def _leaf(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> int:
     while arrays["feature"][node] >= 0:
-        node = int(arrays["left" if _goes_left(arrays, row, node) else "right"][node])
+        node = int(arrays["left" if goes_left(arrays, row, node) else "right"][node])
     return node
 
 
-def _goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> bool:
+def goes_left(arrays: Mapping[str, NDArray[Any]], row: NDArray[Any], node: int) -> bool:
+    """What a node says to a row."""
     x, missing, rule = row[arrays["feature"][node]], arrays["missing"][node], arrays["rule"][node]
     if missing == 1:
         x = x.dtype.type(0) if np.isnan(x) else x

@@ -1,0 +1,49 @@
+"""Reasons of forests for native callers: what the engine cimports. The C side is tree_reasons.h; what Python sees is reasons.pyi.
+
+A ForestReasons is immutable and holds all that it reads. Scratch belongs to the caller: `new_scratch` once per workspace. `pick`
+needs no GIL, touches no Python object and allocates nothing; `named` makes one tuple of objects that are there already.
+"""
+from libc.stdint cimport int16_t, int32_t, int64_t
+
+from retailinfer._native.trees cimport TreeModel, ri_trees
+
+
+cdef extern from "tree_reasons.h" nogil:
+    ctypedef void (*ri_reason_kernel)(const int16_t* table, int32_t stride, const int32_t* leaves, const int32_t* trees, int32_t n,
+                                      int32_t* sums)
+
+    ctypedef struct ri_reasons:
+        int32_t n_groups
+        int32_t stride
+        int32_t wide
+        size_t scratch
+        size_t n_bytes
+        double quantum
+
+    ctypedef struct ri_explain:
+        int32_t max_depth
+        double base
+
+
+cdef class ForestReasons:
+    cdef:
+        ri_reasons* c
+        ri_reason_kernel kernel
+        readonly TreeModel model       # whose leaves these are
+        readonly int32_t most          # reasons of one row
+        readonly tuple names           # one object a group, shared by all answers
+        object __weakref__
+
+    cdef void* new_scratch(self) except NULL                # free it with free_scratch of trees
+    # leaves: (n_trees) of one row, as run_leaves_into gives them. picked: room for `most` groups. Returns how many there are.
+    cdef int32_t pick(self, const int32_t* leaves, void* scratch, int32_t* picked) noexcept nogil
+    cdef tuple named(self, const int32_t* picked, int32_t n)
+
+
+cdef class ForestExplainer:
+    cdef:
+        ri_explain* c
+        readonly TreeModel model
+        tuple arrays                   # what `c` points into
+        double sign
+        readonly int32_t column
