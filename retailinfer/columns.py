@@ -6,13 +6,14 @@
 
 Rules:
   * A reference ("amount", "card.mean_amount_30d") means the **raw** value of a request field or of a stored column.
-    Order of work in a column: clip the raw value, transform it, subtract the centre, divide by the scale.
+    Order of work in a column: clip the raw value, transform it, subtract the centre, divide by the scale, then `steps`.
   * Maths is in float64 and rounded once, to the dtype of the tensor that holds the column.
   * Four things that people merge into "missing" stay apart. Each takes `"use"`, `"refuse"`, `"review"` or a default value:
       unknown          no such entity in its table         (None: the same as `null`)
       null             the value is null, or has no result (a ratio over zero, a cosine of a zero vector)
       on_stale         the row is older than `max_age`     (`"use"`: the old value, and the answer lists it)
       on_unavailable   its source did not answer in time   (None: the same as `null`)
+    A default stands for the raw value, except where the result is declared and not computed (`lookup`, `onehot`).
     `"use"` on a value that is not there gives NaN in a float tensor, the out-of-vocabulary code of a categorical, bucket 0
     of a hashed column; integer and boolean tensors cannot hold NaN, so a scalar column there needs a default or "refuse".
   * `"review"` does as `"use"`, and the policy's review action is the answer whatever the score.
@@ -27,7 +28,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -36,6 +38,7 @@ from retailinfer.errors import SpecError, clip
 
 __all__ = [
     "Column",
+    "bins",
     "boolean",
     "categorical",
     "cosine",
@@ -46,7 +49,10 @@ __all__ = [
     "equal",
     "hashed",
     "lag",
+    "lookup",
+    "missing",
     "numeric",
+    "onehot",
     "product",
     "ratio",
     "raw",
@@ -61,6 +67,8 @@ Transform = Literal["log1p", "signed_log1p", "sqrt"]
 Center = float | Literal["mean", "median", "min"]
 Scale = float | Literal["std", "iqr", "range", "max_abs"]
 Clip = tuple[float | None, float | None] | Literal["train"]
+Key = str | int | float
+StepGiven = str | tuple[str, float] | tuple[str, float, float]
 
 ACTIONS = ("use", "refuse", "review")
 TRANSFORMS = ("log1p", "signed_log1p", "sqrt")
@@ -92,6 +100,21 @@ WINDOW_KINDS = ("count", "sum", "mean", "min", "max", "distinct")
 # A window is cut into as many panes as the first of these gives whole seconds (and divides its delay).
 PANES = (30, 32, 28, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2, 1)
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")  # in the order of their codes in native plans
+# What a step may do -> how many numbers it takes; in the order of their codes in the native program.
+STEPS = {
+    "add": 1,
+    "subtract": 1,
+    "multiply": 1,
+    "divide": 1,
+    "clip": 2,
+    "fill": 1,
+    "float32": 0,
+    "log1p": 0,
+    "signed_log1p": 0,
+    "sqrt": 0,
+}
+MAX_STEPS = 64
+MAX_KEYS = 2**20  # of a lookup
 UNITS_NS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
 
@@ -101,6 +124,14 @@ class Where(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     field: str
     op: str
     value: bool | int | float | str
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One operation on a number, in float64; `value` and `high` are its constants."""
+
+    op: str
+    value: float | None = None
+    high: float | None = None
 
 
 class WindowDef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -168,6 +199,17 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     keep: str = "last"
     smoothing: float = 20.0
     folds: int = 5
+    steps: tuple[Step, ...] = ()
+    edges: tuple[float, ...] | None = None  # of bins, ascending
+    keys: tuple[Key, ...] | None = None  # of a lookup
+    # By key or by bin: the number of the cell (None: NaN), or with `cells` which of them is set (None: none).
+    values: tuple[float | None, ...] | None = None
+    other: float | str | None = None  # the same for what is no key; "refuse"
+    cells: tuple[str, ...] | None = None  # names; one cell is set, the others are not
+    on: tuple[float, ...] | None = (
+        None  # by cell, what it holds when it is set (None: 1), and when it is not (None: 0)
+    )
+    off: tuple[float, ...] | None = None
     unknown: Outcome = None
     null: Outcome = "use"
     on_stale: Outcome = "use"
@@ -185,6 +227,7 @@ def numeric(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -200,6 +243,9 @@ def numeric(
             range (max - min), max_abs. A learned scale of zero becomes 1.
         clip: (low, high) on the raw value, either may be None; "train" = the range seen by `fit`. Off by default:
             silent clamping is skew.
+        steps: what else happens to the number after that, in this order: ("add", a), ("subtract", a), ("multiply", a),
+            ("divide", a), ("clip", low, high), "log1p", "signed_log1p", "sqrt", "float32" (rounded to it), and ("fill", a):
+            what stands for a missing value from here on, where `null` is "use".
         max_age: for a stored value, such as "90s", "15m", "24h", "30d".
     Errors: a value outside the transform's domain is a FeatureRangeError, in training and in serving.
     """
@@ -214,6 +260,7 @@ def stored(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -236,6 +283,7 @@ def ratio(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -258,6 +306,7 @@ def difference(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -286,6 +335,7 @@ def product(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -308,6 +358,7 @@ def elapsed(
     center: Center | None = None,
     scale: Scale | None = None,
     clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
     name: str | None = None,
     unknown: Outcome = None,
     null: Outcome = "use",
@@ -408,6 +459,169 @@ def categorical(
             smoothing=smoothing,
             folds=folds,
             **_outcomes(locals()),
+        )
+    )
+
+
+def bins(
+    ref: str,
+    edges: Sequence[float],
+    *,
+    values: Sequence[float] | None = None,
+    cells: Sequence[str] | None = None,
+    on: float | Sequence[float] = 1.0,
+    off: float | Sequence[float] = 0.0,
+    transform: Transform | None = None,
+    center: Center | None = None,
+    scale: Scale | None = None,
+    clip: Clip | None = None,
+    steps: Sequence[StepGiven] = (),
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """Which of len(edges) + 1 bins a number is in: how many edges are at or below it (`numpy.digitize`).
+
+    Args:
+        edges: ascending. The number is first clipped, transformed and so on, as in `numeric`.
+        values: by bin, the number of the cell; None: 0, 1, 2, ...
+        cells: names, one a bin: the bin's cell is set, the others are not. None: 1 cell with the number.
+        on, off: what a cell holds when it is set, and when it is not; one number, or one a cell.
+    A missing value gives NaN; with `cells`, none is set.
+    """
+    named = None if cells is None else tuple(cells)
+    n = len(edges) + 1
+    if named is not None and values is not None:
+        raise SpecError("Expected values or cells of bins, got both")
+    return _scalar(
+        "bins",
+        (ref,),
+        name or f"{ref}_bin",
+        transform,
+        center,
+        scale,
+        clip,
+        locals(),
+        edges=tuple(_as_float(e) for e in edges),
+        values=tuple(map(float, range(n))) if values is None else tuple(_as_float(v) for v in values),
+        cells=named,
+        **_on_and_off(named, on, off),
+    )
+
+
+def lookup(
+    ref: str,
+    values: Mapping[Any, float | None],
+    *,
+    other: float | Literal["refuse"] | None = None,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """The number that is declared for a value (text, integer, boolean, number), 1 cell: a risk by country, a code by plan.
+
+    Args:
+        values: value -> number; None gives NaN. Floats are compared as they are.
+        other: for values that are not listed: a number, None = NaN, or "refuse" (FeatureRangeError).
+        null and the other outcomes: a default is the number of the cell itself; "use" gives NaN.
+    """
+    return checked(
+        Column(
+            kind="lookup",
+            name=name or ref,
+            refs=(ref,),
+            keys=tuple(_key(k) for k in values),
+            values=tuple(_number_or_nan(v) for v in values.values()),
+            other=other if isinstance(other, str) else _number_or_nan(other),
+            **_outcomes(locals()),
+        )
+    )
+
+
+def missing(
+    ref: str,
+    *,
+    name: str | None = None,
+    on_stale: Outcome = "use",
+    max_age: str | None = None,
+) -> Column:
+    """1 where a value of any type is not there, whatever the reason, else 0; 1 cell. What is stale is there."""
+    return lookup(
+        ref, {}, other=0.0, name=name or f"{ref}_missing", null=1.0, on_stale=on_stale, max_age=max_age
+    )
+
+
+def onehot(
+    ref: str,
+    groups: Mapping[str, Any] | Sequence[Any],
+    *,
+    other: str | None = None,
+    none: Sequence[Any] = (),
+    refuse_other: bool = False,
+    on: float | Sequence[float] = 1.0,
+    off: float | Sequence[float] = 0.0,
+    name: str | None = None,
+    unknown: Outcome = None,
+    null: Outcome = "use",
+    on_stale: Outcome = "use",
+    on_unavailable: Outcome = None,
+    max_age: str | None = None,
+) -> Column:
+    """A declared one-hot: a cell a group of values. `categorical(encoding="onehot")` learns the values instead.
+
+    Args:
+        groups: cell -> the value or the list of values that set it; None among them = a missing value. Or just values:
+            then each has a cell, named "ref=value".
+        other: name of the cell for values that are not listed; None: no cell is set. refuse_other: a FeatureRangeError.
+        none: values that are known and set no cell.
+        on, off: what a cell holds when it is set, and when it is not; one number, or one a cell.
+        null and the other outcomes: an action ("use": no cell is set), or the name of a cell.
+    """
+    if not isinstance(groups, Mapping):
+        groups = {f"{name or ref}={value}": value for value in groups}
+    cells = tuple(groups)
+    place = {cell: float(at) for at, cell in enumerate(cells)}
+    keys: list[Key] = []
+    codes: list[float | None] = []
+    outcomes = {"unknown": unknown, "null": null, "on_stale": on_stale, "on_unavailable": on_unavailable}
+    for at, given in enumerate([*groups.values(), *([none] if len(none) else [])]):
+        for value in given if isinstance(given, (list, tuple, set, frozenset)) else [given]:
+            code = float(at) if at < len(cells) else None
+            if value is not None:
+                keys.append(_key(value))
+                codes.append(code)
+            elif null != "use":
+                raise SpecError(
+                    f"null= is said twice: a group holds None - at column {clip_text(name or ref)}"
+                )
+            elif code is not None:
+                outcomes["null"] = code
+    for outcome, given in outcomes.items():
+        if isinstance(given, str) and given not in ACTIONS:
+            if given not in place:
+                raise SpecError(f"Expected an action or a cell for {outcome}, got {clip_text(given)}")
+            outcomes[outcome] = place[given]
+    if other is not None and other not in place:
+        raise SpecError(f"Expected one of the cells for other, got {clip_text(other)}")
+    if refuse_other and other is not None:
+        raise SpecError("Expected other= or refuse_other=True, got both")
+    return checked(
+        Column(
+            kind="lookup",
+            name=name or ref,
+            refs=(ref,),
+            keys=tuple(keys),
+            values=tuple(codes),
+            other="refuse" if refuse_other else None if other is None else place[other],
+            cells=cells,
+            **_on_and_off(cells, on, off),
+            **_outcomes({**outcomes, "max_age": max_age}),
         )
     )
 
@@ -736,7 +950,8 @@ def lag(
 
 
 # Kind -> how many references it takes, and which fields of `Column` mean something for it beside name, refs and outcomes.
-_SCALAR = frozenset({"transform", "center", "scale", "clip", "max_age_ns"})
+_SCALAR = frozenset({"transform", "center", "scale", "clip", "steps", "max_age_ns"})
+_TABLE = frozenset({"values", "cells", "on", "off"})
 _CODED = frozenset({"encoding", "vocabulary", "max_size", "min_count", "oov"})
 _KINDS: dict[str, tuple[int, int, frozenset[str]]] = {
     "numeric": (1, 1, _SCALAR | {"window"}),
@@ -744,6 +959,8 @@ _KINDS: dict[str, tuple[int, int, frozenset[str]]] = {
     "difference": (2, 2, _SCALAR),
     "product": (2, 2, _SCALAR),
     "elapsed": (1, 2, _SCALAR | {"unit"}),
+    "bins": (1, 1, _SCALAR | _TABLE | {"edges"}),
+    "lookup": (1, 1, _TABLE | {"keys", "other", "max_age_ns"}),
     "boolean": (1, 1, frozenset({"max_age_ns"})),
     "raw": (1, 1, frozenset({"max_age_ns"})),
     "categorical": (1, 1, _CODED | {"smoothing", "folds", "max_age_ns"}),
@@ -831,6 +1048,9 @@ def checked(column: Column) -> Column:
             raise SpecError(
                 f'Expected "train" or finite (low, high) for clip, got {clip_text(c.clip)} - {where}'
             )
+    _checked_steps(c, where)
+    if c.kind in ("bins", "lookup"):
+        _checked_table(c, where)
     if not (_is_finite(c.smoothing) and c.smoothing >= 0):
         raise SpecError(f"Expected smoothing >= 0, got {clip_text(c.smoothing)} - {where}")
     for outcome in (c.unknown, c.null, c.on_stale, c.on_unavailable):
@@ -841,6 +1061,73 @@ def checked(column: Column) -> Column:
     if c.null is None or c.on_stale is None:
         raise SpecError(f"null and on_stale take an action or a default, not None - {where}")
     return column
+
+
+def _checked_steps(c: Column, where: str) -> None:
+    if len(c.steps) > MAX_STEPS:
+        raise SpecError(f"Expected at most {MAX_STEPS} steps, got {len(c.steps)} - {where}")
+    for step in c.steps:
+        wanted = STEPS.get(step.op)
+        if wanted is None:
+            raise SpecError(f"Expected a step of {tuple(STEPS)}, got {clip_text(step.op)} - {where}")
+        numbers = (step.value, step.high)
+        if any(n is not None for n in numbers[wanted:]) or not all(_is_finite(n) for n in numbers[:wanted]):
+            raise SpecError(
+                f"Expected {wanted or 'no'} finite numbers with step {clip_text(step.op)}, got {clip_text(numbers)} - {where}"
+            )
+        if step.op == "divide" and step.value == 0:
+            raise SpecError(f"Expected a step that divides by something else than 0 - {where}")
+        if step.op == "clip" and step.value > step.high:  # type: ignore[operator]  # both are numbers
+            raise SpecError(f"Expected low <= high in a step that clips, got {clip_text(numbers)} - {where}")
+
+
+def _checked_table(c: Column, where: str) -> None:
+    """Values by bin or by key, and the cells that they set. Raises: SpecError."""
+    n = len(c.keys or ())
+    if c.kind == "bins":
+        edges = c.edges or ()
+        ascending = all(a < b for a, b in pairwise(edges))
+        if not 1 <= len(edges) <= MAX_SIZE or not all(map(_is_finite, edges)) or not ascending:
+            raise SpecError(f"Expected 1 to {MAX_SIZE} ascending edges, got {clip_text(c.edges)} - {where}")
+        n = len(edges) + 1
+    else:
+        keys = c.keys or ()
+        kinds = {str if isinstance(k, str) else float for k in keys if not isinstance(k, bool)}
+        fine = all(_is_utf8(k) if isinstance(k, str) else _is_finite(k) for k in keys)
+        if (
+            c.keys is None
+            or n > MAX_KEYS
+            or len(kinds) > 1
+            or not fine
+            or any(isinstance(k, bool) for k in keys)
+        ):
+            raise SpecError(
+                f"Expected up to {MAX_KEYS} texts, or numbers, as keys, got {clip_text(c.keys)} - {where}"
+            )
+        if len(set(keys)) != n:
+            raise SpecError(f"Expected every key once - {where}")
+        if c.other is not None and c.other != "refuse" and not _is_finite(c.other):
+            raise SpecError(
+                f'Expected a number, None or "refuse" for other, got {clip_text(c.other)} - {where}'
+            )
+    if c.values is None or len(c.values) != n or not all(v is None or _is_finite(v) for v in c.values):
+        raise SpecError(f"Expected {n} finite numbers as values, got {clip_text(c.values)} - {where}")
+    if c.cells is None:
+        if c.on is not None or c.off is not None:
+            raise SpecError(f"on and off go with cells - {where}")
+        return
+    size = len(c.cells)
+    if not 1 <= size <= MAX_SIZE or not all(isinstance(t, str) and t and _is_utf8(t) for t in c.cells):
+        raise SpecError(f"Expected 1 to {MAX_SIZE} names of cells, got {clip_text(c.cells)} - {where}")
+    for label, numbers in (("on", c.on), ("off", c.off)):
+        if numbers is not None and (len(numbers) != size or not all(map(_is_finite, numbers))):
+            raise SpecError(f"Expected {size} finite numbers for {label}, got {clip_text(numbers)} - {where}")
+    codes = [*c.values, None if isinstance(c.other, str) else c.other]
+    if c.kind == "lookup":  # a default is the cell that is set
+        codes += [o for o in (c.unknown, c.null, c.on_stale, c.on_unavailable) if not isinstance(o, str)]
+    for code in codes:
+        if code is not None and not (code == int(code) and 0 <= code < size):
+            raise SpecError(f"Expected one of {size} cells, got number {clip_text(code)} - {where}")
 
 
 def _of_window(
@@ -1055,6 +1342,47 @@ def clip_text(value: object) -> str:
     return f"`{clip(value)}`"
 
 
+def _as_float(value: object) -> float:
+    """A Python float of any real number; `checked` refuses what is left."""
+    try:
+        return float(value)  # type: ignore[arg-type]  # what has no float is refused below
+    except (TypeError, ValueError, OverflowError):
+        raise SpecError(f"Expected a number, got {clip_text(value)}") from None
+
+
+def _number_or_nan(value: object) -> float | None:
+    """A number as a column keeps it: NaN is None, because JSON has none."""
+    number = None if value is None else _as_float(value)
+    return None if number is None or math.isnan(number) else number
+
+
+def _key(value: object) -> Key:
+    """A key of a lookup: text, or a number as Python's own; booleans are 0 and 1."""
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, int)):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) + 0.0  # -0.0 and 0.0 are one key
+    raise SpecError(f"Expected text or a number as the key of a lookup, got {clip_text(value)}")
+
+
+def _on_and_off(
+    cells: Sequence[str] | None, on: float | Sequence[float], off: float | Sequence[float]
+) -> dict[str, Any]:
+    """What cells hold, by cell; nothing where it is the plain 1 and 0."""
+    out: dict[str, Any] = {}
+    for label, given, plain in (("on", on, 1.0), ("off", off, 0.0)):
+        one = not isinstance(given, Sequence)
+        numbers = (_as_float(given),) * len(cells or ()) if one else tuple(map(_as_float, given))  # type: ignore[arg-type]
+        if cells is None and not (one and given == plain):
+            raise SpecError(f"{label}= goes with cells, and this column has one number")
+        out[label] = None if cells is None or all(v == plain for v in numbers) else numbers
+    return out
+
+
 def _split_part(part: str) -> tuple[str, str | None]:
     for suffix in ("_sin", "_cos"):
         if part.endswith(suffix):
@@ -1087,6 +1415,27 @@ def _outcomes(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("max_age") is not None:
         out["max_age_ns"] = parse_duration_ns(given["max_age"])
     return out
+
+
+def _steps(given: Any) -> tuple[Step, ...]:
+    """Steps as a column keeps them; `checked` says what is wrong with their numbers."""
+    if isinstance(given, str):
+        raise SpecError(f"Expected a sequence of steps, got {clip_text(given)}", hint='steps=["log1p"]')
+    found: list[Step] = []
+    for one in given:
+        if isinstance(one, Step):
+            found.append(one)
+            continue
+        parts: tuple[Any, ...] = (
+            (one,) if isinstance(one, str) else tuple(one) if isinstance(one, (tuple, list)) else ()
+        )
+        if not parts or not isinstance(parts[0], str) or len(parts) != 1 + STEPS.get(parts[0], 0):
+            raise SpecError(
+                f"Expected steps such as `log1p`, `('add', 1.0)` or `('clip', 0.0, 1.0)`, got {clip_text(one)}",
+                hint=f"the steps are {', '.join(STEPS)}",
+            )
+        found.append(Step(parts[0], *(_as_float(v) for v in parts[1:])))
+    return tuple(found)
 
 
 def _scalar(
@@ -1131,6 +1480,7 @@ def _scalar(
             center=center if center is None or isinstance(center, str) else float(center),
             scale=scale if scale is None or isinstance(scale, str) else float(scale),
             clip=clip_range,
+            steps=_steps(given.get("steps", ())),
             **more,
             **_outcomes(given),
         )

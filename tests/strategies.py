@@ -479,6 +479,8 @@ KINDS_BY_DTYPE = {
         "difference",
         "product",
         "elapsed",
+        "bins",
+        "lookup",
         "boolean",
         "raw",
         "categorical",
@@ -494,6 +496,8 @@ KINDS_BY_DTYPE = {
         "numeric",
         "difference",
         "product",
+        "bins",
+        "lookup",
         "boolean",
         "raw",
         "categorical",
@@ -527,9 +531,11 @@ def _column(
 
     args: dict[str, Any] = {"name": name}
     refs: list[str | None]
-    scalar = kind in ("numeric", "ratio", "difference", "product", "elapsed")
-    if kind == "numeric":
+    scalar = kind in ("numeric", "ratio", "difference", "product", "elapsed", "bins")
+    if kind in ("numeric", "bins"):
         refs = [ref(*NUMBERS)]
+    elif kind == "lookup":
+        refs = [ref("str", "float", "int", "bool", *(() if draw(st.booleans()) else ("bytes", "timestamp")))]
     elif kind in ("ratio", "difference", "product"):
         refs = [ref(*NUMBERS), ref(*NUMBERS)]
     elif kind == "elapsed":
@@ -585,8 +591,9 @@ def _column(
             args |= {"buckets": draw(st.sampled_from((2, 1000))), "seed": draw(st.sampled_from((0, 5)))}
     if any(r is None for r in refs):
         return None
-    if scalar and floats:
+    if scalar and (floats or kind == "bins"):
         args |= _numbers(draw)
+        args["steps"] = draw(st.lists(STEPS, max_size=4))
     elif scalar and draw(st.booleans()):
         args["clip"] = (-100.0, 100.0)
     kinds_of = [types[r] for r in refs if r is not None]
@@ -595,9 +602,75 @@ def _column(
         args["max_age"] = draw(st.sampled_from(("1h", "2d")))
     if kind == "time":
         return c.time(refs[0], args.pop("part"), **args)
+    if kind == "bins":
+        return _bins(draw, refs[0], floats, args)
+    if kind == "lookup":
+        return _lookup(draw, refs[0], kinds_of[0], floats, args)
     make = getattr(c, kind)
     made: Column = make(*refs, **args)
     return made
+
+
+STEPS = st.one_of(
+    st.sampled_from(("float32", "signed_log1p", "log1p", "sqrt")),
+    st.tuples(st.sampled_from(("add", "subtract", "multiply", "fill")), st.floats(-5, 5, width=64)),
+    st.tuples(st.just("divide"), st.sampled_from((-3.0, 0.1, 7.0, 1e300))),
+    st.sampled_from((("clip", 0.0, 1.0), ("clip", -1e300, -0.0), ("clip", 0.5, 0.5))),
+)
+
+
+def _bins(draw: st.DrawFn, ref: str | None, floats: bool, args: dict[str, Any]) -> Column:
+    """Bins of a number: their numbers, or a cell each."""
+    assert ref is not None
+    edges = draw(st.lists(st.sampled_from((-1e300, -1.0, 0.0, 0.5, 1.0, 2.5, 9.0)), min_size=1, unique=True))
+    n = len(edges) + 1
+    if draw(st.booleans()):
+        args |= {"cells": [f"{args['name']} bin {i}" for i in range(n)]} | _on_and_off(draw, n, floats)
+    elif draw(st.booleans()):
+        args["values"] = draw(st.lists(_declared(floats), min_size=n, max_size=n))
+    return c.bins(ref, sorted(edges), **args)
+
+
+def _lookup(draw: st.DrawFn, ref: str | None, kind: str, floats: bool, args: dict[str, Any]) -> Column:
+    """A lookup of any of its three functions; keys that rows often hold."""
+    assert ref is not None
+    pools: dict[str, st.SearchStrategy[Any]] = {
+        "str": st.sampled_from(POOL),
+        "float": st.sampled_from((0.0, -0.0, 1.0, 0.1, 5e-324)) | st.integers(0, 9),
+        "int": st.integers(0, 9) | st.sampled_from(EDGE_INTS),
+        "bool": st.booleans(),
+    }
+    keys = draw(st.lists(pools[kind], unique=True, max_size=5)) if kind in pools else []
+    if draw(st.booleans()):
+        nothing = [None] if floats else []
+        other = draw(st.sampled_from([*nothing, "refuse", 0, 1]))
+        return c.lookup(ref, {k: draw(_declared(floats)) for k in keys}, other=other, **args)
+    cells = draw(st.integers(1, 4))
+    groups: dict[str, list[Any]] = {f"{args['name']} cell {i}": [] for i in range(cells)}
+    none: list[Any] = []
+    for key in keys:
+        draw(st.sampled_from([none, *groups.values()])).append(key)
+    for outcome in ("null", "unknown", "on_stale", "on_unavailable"):
+        if outcome in args and args[outcome] is not None and args[outcome] not in c.ACTIONS:
+            args[outcome] = draw(st.sampled_from(list(groups)))
+    if args["null"] == "use" and draw(st.booleans()):
+        draw(st.sampled_from([none, *groups.values()])).append(None)
+    other = draw(st.sampled_from([None, *groups]))
+    refuses = other is None and draw(st.booleans())
+    return c.onehot(
+        ref, groups, other=other, none=none, refuse_other=refuses, **_on_and_off(draw, cells, floats), **args
+    )
+
+
+def _declared(floats: bool) -> st.SearchStrategy[Any]:
+    return st.floats(-5, 5, width=64) if floats else st.integers(0, 1)
+
+
+def _on_and_off(draw: st.DrawFn, n: int, floats: bool) -> dict[str, Any]:
+    if draw(st.booleans()):
+        return {}
+    numbers = st.lists(_declared(floats), min_size=n, max_size=n)
+    return {"on": draw(numbers), "off": draw(numbers)}
 
 
 def _numbers(draw: st.DrawFn) -> dict[str, Any]:

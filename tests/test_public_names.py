@@ -63,6 +63,7 @@ PUBLIC = [
 
 COLUMNS = [
     "Column",
+    "bins",
     "boolean",
     "categorical",
     "cosine",
@@ -73,7 +74,10 @@ COLUMNS = [
     "equal",
     "hashed",
     "lag",
+    "lookup",
+    "missing",
     "numeric",
+    "onehot",
     "product",
     "ratio",
     "raw",

@@ -134,7 +134,8 @@ INLINE int store_i(const ctx *x, const ri_column *c, int64_t cell, int64_t value
 }
 
 INLINE int store_nan(const ctx *x, const ri_column *c, int64_t cell, int state) {
-    if (UNLIKELY(!c->allow_nan)) return fail(x->st, RI_ERR_NO_NAN, x->p, c, -1, state, 0.0);
+    if (UNLIKELY(!c->allow_nan || (c->dtype != RI_FLOAT32 && c->dtype != RI_FLOAT64)))
+        return fail(x->st, RI_ERR_NO_NAN, x->p, c, -1, state, 0.0);
     if (c->dtype == RI_FLOAT32) {
         uint32_t nan = 0x7fc00000u; /* one NaN: payloads would differ with the order of operands */
         memcpy(x->row + 4 * cell, &nan, 4);
@@ -219,6 +220,7 @@ int32_t ri_vocab_int(const ri_vocab *v, int64_t key) {
 
 INLINE int32_t slot_code(const ri_vocab *v, ri_slot *s) {
     if (s->kind == RI_SLOT_TEXT) return ri_vocab_text(v, s->v.text, s->n, ri_vocab_hash(s->v.text, s->n));
+    if (s->kind == RI_SLOT_F64) return ri_vocab_int(v, (int64_t)ri_bits(s->v.f + 0.0)); /* -0.0 is 0.0 */
     return ri_vocab_int(v, s->v.i);
 }
 
@@ -294,32 +296,101 @@ INLINE int as_double(const ctx *x, const ri_column *c, int slot, double *out) {
     return RI_OK;
 }
 
-/* A raw value, or a default in its place: clip, transform, centre and scale, store. */
-INLINE int finish_default(const ctx *x, const ri_column *c, double value) {
-    if (c->has_clip) value = value < c->clip_low ? c->clip_low : value > c->clip_high ? c->clip_high : value;
-    switch (c->transform) {
+INLINE int transformed(ri_state *st, const ri_program *p, const ri_column *c, int transform, double *value) {
+    switch (transform) {
     case RI_LOG1P:
-        if (UNLIKELY(!(value > -1.0))) return fail(x->st, RI_ERR_DOMAIN, x->p, c, -1, 0, value);
-        value = ri_log1p(value);
-        break;
+        if (UNLIKELY(!(*value > -1.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, RI_LOG1P, *value);
+        *value = ri_log1p(*value);
+        return RI_OK;
     case RI_SIGNED_LOG1P:
-        value = value < 0.0 ? -ri_log1p(-value) : ri_log1p(value);
-        break;
+        *value = *value < 0.0 ? -ri_log1p(-*value) : ri_log1p(*value);
+        return RI_OK;
     case RI_SQRT:
-        if (UNLIKELY(!(value >= 0.0))) return fail(x->st, RI_ERR_DOMAIN, x->p, c, -1, 0, value);
-        value = sqrt(value);
-        break;
+        if (UNLIKELY(!(*value >= 0.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, RI_SQRT, *value);
+        *value = sqrt(*value);
+        return RI_OK;
     default:
-        break;
+        return RI_OK;
     }
-    if (c->has_norm) value = (value - c->center) / c->scale;
-    return store_f(x, c, 0, value);
+}
+
+/* What comes after the scale. NaN is a value that is missing: it passes, until a step fills it. */
+static int run_steps(ri_state *st, const ri_program *p, const ri_column *c, double *value) {
+    double x = *value;
+    for (int32_t i = 0; i < c->n_steps; i++) {
+        const ri_step *s = c->steps + i;
+        if (UNLIKELY(x != x)) {
+            if (s->op == RI_STEP_FILL) x = s->a;
+            continue;
+        }
+        int code = RI_OK;
+        switch (s->op) {
+        case RI_STEP_ADD: x = x + s->a; break;
+        case RI_STEP_SUBTRACT: x = x - s->a; break;
+        case RI_STEP_MULTIPLY: x = x * s->a; break;
+        case RI_STEP_DIVIDE: x = x / s->a; break;
+        case RI_STEP_CLIP: x = x < s->a ? s->a : x > s->b ? s->b : x; break;
+        case RI_STEP_FLOAT32: x = (double)(float)x; break;
+        case RI_STEP_LOG1P: code = transformed(st, p, c, RI_LOG1P, &x); break;
+        case RI_STEP_SIGNED_LOG1P: code = transformed(st, p, c, RI_SIGNED_LOG1P, &x); break;
+        case RI_STEP_SQRT: code = transformed(st, p, c, RI_SQRT, &x); break;
+        default: break; /* a fill, and nothing is missing */
+        }
+        if (UNLIKELY(code)) return code;
+    }
+    *value = x;
+    return RI_OK;
+}
+
+/* A raw value, or a default in its place: clip, transform, centre and scale, steps. */
+INLINE int number_of(ri_state *st, const ri_program *p, const ri_column *c, double *value) {
+    double x = *value;
+    int code;
+    if (c->has_clip) x = x < c->clip_low ? c->clip_low : x > c->clip_high ? c->clip_high : x;
+    if (c->transform && UNLIKELY(code = transformed(st, p, c, c->transform, &x))) return code;
+    if (c->has_norm) x = (x - c->center) / c->scale;
+    if (c->n_steps && UNLIKELY(code = run_steps(st, p, c, &x))) return code;
+    *value = x;
+    return RI_OK;
+}
+
+/* How many edges are at or below `value`. */
+INLINE int32_t bin_of(const ri_column *c, double value) {
+    int32_t low = 0, high = c->n_edges;
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (c->edges[middle] <= value) low = middle + 1; else high = middle;
+    }
+    return low;
+}
+
+/* What a lookup or a bin says: a number, or the cell that is set. NaN: no number, no cell. */
+INLINE int store_declared(const ctx *x, const ri_column *c, double value, int state) {
+    int code = RI_OK;
+    if (!c->on_off) {
+        put_mask(x, 0, state == RI_PRESENT);
+        return value == value ? store_f(x, c, 0, value) : store_nan(x, c, 0, state);
+    }
+    int64_t set = value == value ? (int64_t)value : -1;
+    for (int64_t i = 0; i < c->width && !code; i++) {
+        put_mask(x, i, state == RI_PRESENT);
+        code = store_f(x, c, i, c->on_off[2 * i + (i != set)]);
+    }
+    return code;
+}
+
+INLINE int finish_default(const ctx *x, const ri_column *c, double value, int state) {
+    int code = number_of(x->st, x->p, c, &value);
+    if (UNLIKELY(code)) return code;
+    if (c->kind != RI_BINS) return store_f(x, c, 0, value);
+    if (UNLIKELY(value != value)) return fail(x->st, RI_ERR_NOT_FINITE, x->p, c, -1, 0, value);
+    return store_declared(x, c, c->targets[bin_of(c, value)], state);
 }
 
 INLINE int finish_scalar(const ctx *x, const ri_column *c, double value) {
     /* NaN bounds (range not known) compare false; a default is no observation and is not counted */
     if (UNLIKELY(value < c->seen_low || value > c->seen_high)) x->st->outside[c - x->p->columns]++;
-    return finish_default(x, c, value);
+    return finish_default(x, c, value, RI_PRESENT);
 }
 
 /* 8 lanes, element i into lane i mod 8, then a fixed tree: the order is part of the definition. */
@@ -346,7 +417,10 @@ INLINE int fill_missing(const ctx *x, const ri_column *c, int state) {
     if (action == RI_DEFAULT) {
         switch (c->kind) {
         case RI_NUMERIC: case RI_RATIO: case RI_DIFFERENCE: case RI_PRODUCT: case RI_ELAPSED: case RI_DOT: case RI_COSINE:
-            return finish_default(x, c, c->fill_f[state]);
+        case RI_BINS:
+            return finish_default(x, c, c->fill_f[state], state);
+        case RI_LOOKUP:
+            return store_declared(x, c, c->fill_f[state], state);
         case RI_EMBEDDING:
             for (int64_t i = 0; i < c->width && !result; i++) {
                 put_mask(x, i, 0);
@@ -374,7 +448,15 @@ INLINE int fill_missing(const ctx *x, const ri_column *c, int state) {
             return store_f(x, c, 0, c->fill_f[state]);
         }
     }
+    if (c->fills) { /* of the kinds that have steps */
+        double value = ri_from_bits(0x7ff8000000000000ULL);
+        if ((result = run_steps(x->st, x->p, c, &value))) return result;
+        if (c->kind == RI_BINS) return store_declared(x, c, c->targets[bin_of(c, value)], state);
+        return store_f(x, c, 0, value);
+    }
     switch (c->kind) { /* "use" and "review" */
+    case RI_LOOKUP: case RI_BINS:
+        return store_declared(x, c, ri_from_bits(0x7ff8000000000000ULL), state);
     case RI_CATEGORY:
         if (c->vocab->oov < 0) return fail(x->st, RI_ERR_REFUSED, x->p, c, -1, state, 0.0);
         return store_i(x, c, 0, c->vocab->oov);
@@ -521,9 +603,10 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
     }
     if (c->kind != RI_SEQUENCE && c->width > 0) put_mask(&x, 0, 1); /* a one-hot of nothing has no cell */
     switch (c->kind) {
-    case RI_NUMERIC:
+    case RI_NUMERIC: case RI_BINS:
         if (LIKELY(a->kind == RI_SLOT_F64)) return finish_scalar(&x, c, a->v.f);
-        if (c->dtype == RI_INT64 && !c->transform && !c->has_norm && !c->has_clip) return store_i(&x, c, 0, a->v.i);
+        if (c->dtype == RI_INT64 && c->kind == RI_NUMERIC && !c->transform && !c->has_norm && !c->has_clip)
+            return store_i(&x, c, 0, a->v.i);
         if ((code = as_double(&x, c, c->ref[0], &va))) return code;
         return finish_scalar(&x, c, va);
     case RI_RATIO:
@@ -564,6 +647,14 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
             store_i(&x, c, i, i == found);
         }
         return RI_OK;
+    }
+    case RI_LOOKUP: {
+        int32_t found = c->n_keys ? slot_code(c->vocab, a) : -1;
+        if (UNLIKELY(found < 0 && c->refuse_other)) {
+            if (a->kind == RI_SLOT_F64) return fail(st, RI_ERR_OOV, p, c, c->ref[0], 0, a->v.f);
+            return fail_oov_slot(st, p, c, a);
+        }
+        return store_declared(&x, c, c->targets[found < 0 ? c->n_keys : found], RI_PRESENT);
     }
     case RI_HASHED:
         return store_i(&x, c, 0, (int64_t)(slot_hash(a, c->seed) % c->buckets));
@@ -617,26 +708,24 @@ INLINE int run_column(const ri_program *p, const ri_column *c, ri_state *st, uin
 }
 
 /* The commonest column by far, without what it does not need. The same operations as `finish_scalar`, in the same order. */
-INLINE int run_plain(const ri_program *p, const ri_column *c, ri_state *st, double value, uint8_t *cell) {
+INLINE int run_plain(const ri_program *p, const ri_column *c, ri_state *st, double value, uint8_t *row) {
+    int code;
     if (UNLIKELY(value < c->seen_low || value > c->seen_high)) st->outside[c - p->columns]++;
-    if (c->transform) {
-        if (c->transform == RI_LOG1P) {
-            if (UNLIKELY(!(value > -1.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, 0, value);
-            value = ri_log1p(value);
-        } else if (c->transform == RI_SIGNED_LOG1P) {
-            value = value < 0.0 ? -ri_log1p(-value) : ri_log1p(value);
-        } else {
-            if (UNLIKELY(!(value >= 0.0))) return fail(st, RI_ERR_DOMAIN, p, c, -1, 0, value);
-            value = sqrt(value);
-        }
-    }
+    if (c->transform && UNLIKELY(code = transformed(st, p, c, c->transform, &value))) return code;
     if (c->has_norm) value = (value - c->center) / c->scale;
+    if (c->n_steps && UNLIKELY(code = run_steps(st, p, c, &value))) return code;
+    if (c->dtype == RI_FLOAT64) {
+        if (UNLIKELY((ri_bits(value) & 0x7ff0000000000000ULL) == 0x7ff0000000000000ULL))
+            return fail(st, value == value ? RI_ERR_OVERFLOW : RI_ERR_NOT_FINITE, p, c, -1, 0, value);
+        memcpy(row + 8 * c->offset, &value, 8);
+        return RI_OK;
+    }
     float y = (float)value;
     uint32_t bits;
     memcpy(&bits, &y, 4);
     if (UNLIKELY((bits & 0x7f800000u) == 0x7f800000u))
         return fail(st, value == value ? RI_ERR_OVERFLOW : RI_ERR_NOT_FINITE, p, c, -1, 0, value);
-    memcpy(cell, &y, 4);
+    memcpy(row + 4 * c->offset, &y, 4);
     return RI_OK;
 }
 
@@ -646,7 +735,7 @@ int ri_run(const ri_program *p, const uint16_t *which, int32_t n, ri_state *st, 
         const ri_slot *a = st->slots + c->ref[0];
         int code;
         if (c->plain && a->state == RI_PRESENT && !masks[c->tensor])
-            code = run_plain(p, c, st, a->v.f, rows[c->tensor] + 4 * c->offset);
+            code = run_plain(p, c, st, a->v.f, rows[c->tensor]);
         else
             code = run_column(p, c, st, rows, masks);
         if (UNLIKELY(code)) return code;

@@ -27,10 +27,15 @@ enum { /* kinds of a slot */
 enum { /* kinds of a column */
     RI_NUMERIC = 0, RI_RATIO = 1, RI_DIFFERENCE = 2, RI_PRODUCT = 3, RI_ELAPSED = 4, RI_BOOLEAN = 5, RI_RAW = 6,
     RI_CATEGORY = 7, RI_ONEHOT = 8, RI_TARGET = 9, RI_HASHED = 10, RI_TIME = 11, RI_EQUAL = 12, RI_EMBEDDING = 13,
-    RI_DOT = 14, RI_COSINE = 15, RI_SEQUENCE = 16
+    RI_DOT = 14, RI_COSINE = 15, RI_SEQUENCE = 16, RI_LOOKUP = 17, RI_BINS = 18
 };
 
 enum { RI_NO_TRANSFORM = 0, RI_LOG1P = 1, RI_SIGNED_LOG1P = 2, RI_SQRT = 3 };
+
+enum { /* steps after the scale; order as in columns.STEPS */
+    RI_STEP_ADD = 0, RI_STEP_SUBTRACT, RI_STEP_MULTIPLY, RI_STEP_DIVIDE, RI_STEP_CLIP, RI_STEP_FILL, RI_STEP_FLOAT32,
+    RI_STEP_LOG1P, RI_STEP_SIGNED_LOG1P, RI_STEP_SQRT
+};
 
 enum { /* parts of a timestamp; order as in columns.TIME_PARTS */
     RI_SECOND = 0, RI_MINUTE, RI_HOUR, RI_MINUTE_OF_DAY, RI_DAY_OF_WEEK, RI_HOUR_OF_WEEK, RI_DAY_OF_MONTH, RI_DAY_OF_YEAR,
@@ -92,11 +97,17 @@ typedef struct ri_zone { /* seconds to add to UTC from each transition on */
     int32_t n; /* >= 1; at_s[0] = INT64_MIN */
 } ri_zone;
 
+typedef struct ri_step {
+    int64_t op;
+    double a, b;
+} ri_step;
+
 typedef struct ri_column {
     uint8_t kind, dtype, tensor, transform;
     uint8_t part, wave, sequence, keep_first;
     uint8_t action[RI_N_STATES]; /* by the worst state of its inputs */
-    uint8_t has_clip, has_norm, allow_nan, plain; /* plain: float64 slot -> float32 cell, no clip, no age */
+    uint8_t has_clip, has_norm, allow_nan, plain; /* plain: float64 slot -> float cell, no clip, no age */
+    uint8_t fills, refuse_other; /* fills: a step says what stands for a missing value. refuse_other: of a lookup */
     uint16_t ref[2];
     uint16_t n_refs, refs_at; /* a cross of fields: indices into program.refs */
     int32_t width;
@@ -110,7 +121,11 @@ typedef struct ri_column {
     int64_t unit_ns;
     uint64_t buckets, seed;
     const ri_vocab *vocab;
-    const double *targets; /* by code */
+    const double *targets; /* by code; of lookups by key, then of all others; of bins by bin. NaN: none */
+    const double *edges;   /* of bins, ascending */
+    const double *on_off;  /* by cell what it holds when it is set, and when not; NULL: the column is one number */
+    const ri_step *steps;
+    int32_t n_edges, n_steps, n_keys, reserved;
     const double *waves;   /* of a time part: sine or cosine by value - low */
     double pad_f;
     int64_t pad_i;

@@ -13,6 +13,7 @@ cdef extern from "feature_ops.h" nogil:
         RI_USE, RI_DEFAULT, RI_REFUSE, RI_REVIEW
         RI_SLOT_F64, RI_SLOT_I64, RI_SLOT_BOOL, RI_SLOT_TIME, RI_SLOT_TEXT, RI_SLOT_VECTOR
         RI_SLOT_LIST_F64, RI_SLOT_LIST_I64, RI_SLOT_LIST_TEXT
+        RI_STEP_FILL
         RI_OK, RI_ERR_REFUSED, RI_ERR_DOMAIN, RI_ERR_OVERFLOW, RI_ERR_OOV, RI_ERR_INEXACT_INT
         RI_ERR_VECTOR_SIZE, RI_ERR_NOT_FINITE, RI_ERR_NO_NAN
 
@@ -60,6 +61,11 @@ cdef extern from "feature_ops.h" nogil:
         const int32_t* offset_s
         int32_t n
 
+    ctypedef struct ri_step:
+        int64_t op
+        double a
+        double b
+
     ctypedef struct ri_column:
         uint8_t kind
         uint8_t dtype
@@ -74,6 +80,8 @@ cdef extern from "feature_ops.h" nogil:
         uint8_t has_norm
         uint8_t allow_nan
         uint8_t plain
+        uint8_t fills
+        uint8_t refuse_other
         uint16_t ref[2]
         uint16_t n_refs
         uint16_t refs_at
@@ -94,6 +102,12 @@ cdef extern from "feature_ops.h" nogil:
         uint64_t seed
         const ri_vocab* vocab
         const double* targets
+        const double* edges
+        const double* on_off
+        const ri_step* steps
+        int32_t n_edges
+        int32_t n_steps
+        int32_t n_keys
         const double* waves
         double pad_f
         int64_t pad_i
@@ -203,6 +217,7 @@ cdef class Program:
     cdef int _seconds(self, int slot, ri_slot* s, double seconds, int64_t row) except -1
     cdef int _datetime(self, int slot, ri_slot* s, object value, int64_t row) except -1
     cdef int _add_vocabulary(self, int at, dict vocabulary) except -1
+    cdef int _add_steps(self, ri_column* c, list steps) except -1
     cdef int _open_source(self, Source* source, int slot, object column, int64_t n_rows) except -1
     cdef int _source_error(self, int slot, int64_t row, bint infinite) except -1
     cdef bint slot_is_bytes(self, int slot)

@@ -254,6 +254,19 @@ cdef class Program:
                 targets = np.ascontiguousarray(d["targets"], dtype=np.float64)
                 self.owned.append(targets)
                 c.targets = <const double*><uintptr_t>targets.ctypes.data
+            c.refuse_other = d["refuse_other"]
+            c.n_keys = 0 if c.vocab == NULL else c.vocab.size
+            if d["edges"] is not None:
+                edges = np.ascontiguousarray(d["edges"], dtype=np.float64)
+                self.owned.append(edges)
+                c.edges = <const double*><uintptr_t>edges.ctypes.data
+                c.n_edges = len(edges)
+            if d["on_off"] is not None:
+                on_off = np.ascontiguousarray(d["on_off"], dtype=np.float64)
+                self.owned.append(on_off)
+                c.on_off = <const double*><uintptr_t>on_off.ctypes.data
+            if d["steps"]:
+                self._add_steps(c, d["steps"])
             if c.wave:
                 waves = np.empty(d["period"], np.float64)
                 ri_wave_table(d["period"], c.wave == 2, <double*><uintptr_t>waves.ctypes.data)
@@ -266,7 +279,7 @@ cdef class Program:
                 if j < 2:
                     c.ref[j] = d["refs"][j]
                 k += 1
-            c.plain = (c.kind == 0 and c.dtype == RI_FLOAT32 and not c.has_clip and c.max_age_ns == 0
+            c.plain = (c.kind == 0 and c.dtype in (RI_FLOAT32, RI_FLOAT64) and not c.has_clip and c.max_age_ns == 0
                        and self.slot_kinds[c.ref[0]] == RI_SLOT_F64)
             for j in range(RI_N_STATES):
                 c.action[j] = d["actions"][j]
@@ -280,12 +293,28 @@ cdef class Program:
                     c.fill_f[j] = fill
                     c.fill_i[j] = fill if isinstance(fill, int) else 0  # codes, buckets and raw integers are int
 
+    cdef int _add_steps(self, ri_column* c, list steps) except -1:
+        cdef bytearray memory = bytearray(len(steps) * sizeof(ri_step))
+        cdef ri_step* made = <ri_step*><char*>memory
+        cdef int i
+        for i in range(len(steps)):
+            made[i].op, a, b = steps[i]
+            made[i].a = 0.0 if a is None else a
+            made[i].b = 0.0 if b is None else b
+            c.fills = c.fills or made[i].op == RI_STEP_FILL
+        self.owned.append(memory)
+        c.steps = made
+        c.n_steps = len(steps)
+        return 0
+
     cdef int _add_vocabulary(self, int at, dict vocabulary) except -1:
         cdef tuple values = vocabulary["values"]
         cdef uint64_t n_cells = 8, place
         cdef int64_t i, first = vocabulary["first"]
         cdef ri_vocab_cell* cells
         cdef bytes data
+        cdef double number
+        cdef int64_t bits
         while n_cells < <uint64_t>(2 * len(values) + 2):
             n_cells *= 2
         cells = <ri_vocab_cell*>calloc(n_cells, sizeof(ri_vocab_cell))
@@ -301,6 +330,10 @@ cdef class Program:
                 self.owned.append(data)
                 hashed = ri_vocab_hash(PyBytes_AS_STRING(data), len(data))
             else:
+                if isinstance(value, float):  # by its bits, as slots of that type are looked up
+                    number = value
+                    memcpy(&bits, &number, 8)
+                    value = bits
                 hashed = ri_hash_int(value, 0)
             place = <uint64_t>hashed & (n_cells - 1)
             while cells[place].code >= 0:
@@ -379,22 +412,26 @@ cdef class Program:
                 hint=f"the column says refuse; send it, or declare {'null' if error.state == RI_NULL else state}= with a default",
             )
         if error.code == RI_ERR_NO_NAN:
+            if error.state == RI_PRESENT:
+                state = "one that it has no number for"
             raise FeatureMissingError(
                 f"Expected a value for column `{name}` (reads {refs}), got {state}: this model or tensor cannot take NaN",
                 path=path, hint="declare a default for it in the column",
             )
         if error.code == RI_ERR_DOMAIN:
             raise FeatureRangeError(
-                f"Expected a value in the domain of {('', 'log1p (> -1)', '', 'sqrt (>= 0)')[c.transform]} for column "
+                f"Expected a value in the domain of {('', 'log1p (> -1)', '', 'sqrt (>= 0)')[error.state]} for column "
                 f"`{name}`, got {error.value!r}", path=path, hint="clip the column, or use signed_log1p",
             )
         if error.code == RI_ERR_OOV:
             got = error.integer if error.text_size < 0 else error.text[:error.text_size].decode(errors="replace")
+            if self.slot_kinds[c.ref[0]] == RI_SLOT_F64:
+                got = error.value
             if self.slot_kinds[c.ref[0]] >= RI_SLOT_LIST_F64:
                 path += f"[{<int64_t>error.value}]"
             raise FeatureRangeError(
                 f"Expected a value of the vocabulary of column `{name}`, got {clip(got)}", path=path,
-                hint='the column says oov="refuse"; see the spec for the known values',
+                hint="the column refuses what is not in it; see the spec for the known values",
             )
         if error.code == RI_ERR_VECTOR_SIZE:
             raise FeatureRangeError(

@@ -48,7 +48,7 @@ DTYPES: dict[str, Any] = {
     "string": object,
 }
 UNITS_NS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
-SCALAR_KINDS = ("numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine")
+SCALAR_KINDS = ("numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine", "bins")
 
 
 class Result(NamedTuple):
@@ -292,6 +292,8 @@ class _Column:
         if self.column.encoding == "onehot":
             assert self.vocabulary is not None
             return self.vocabulary.size
+        if self.column.cells is not None:
+            return len(self.column.cells)
         return int(self.column.size) if self.column.kind in ("embedding", "sequence") else 1
 
     def _state(self, given: _Input) -> Bits:
@@ -369,6 +371,8 @@ class _Column:
         kind = self.column.kind
         if kind in SCALAR_KINDS:
             self._finish(which, np.full(self.n, float(default)), count=False)
+        elif kind == "lookup":
+            self._store_declared(which, np.full(self.n, float(default)))
         elif kind == "categorical":
             key = _key(default)
             self._code(which, [key] * self.n)
@@ -386,7 +390,11 @@ class _Column:
 
     def _fill_without_value(self, which: NDArray[np.bool_]) -> None:
         kind = self.column.kind
-        if kind == "categorical":
+        if any(step.op == "fill" for step in self.column.steps):
+            self._finish(which, np.full(self.n, np.nan), count=False, missing=True)
+        elif kind in ("lookup", "bins"):
+            self._store_declared(which, np.full(self.n, np.nan))
+        elif kind == "categorical":
             assert self.vocabulary is not None
             if self.column.encoding == "target":
                 self._store(which, 0, np.full(self.n, self.fitted.prior))
@@ -453,13 +461,18 @@ class _Column:
 
     # ---- scalars --------------------------------------------------------------------------------------------------
 
-    def _finish(self, which: NDArray[np.bool_], raw: F64, *, count: bool = True) -> None:
-        """Raw values: clip, transform, centre and scale, store."""
+    def _finish(
+        self, which: NDArray[np.bool_], raw: F64, *, count: bool = True, missing: bool = False
+    ) -> None:
+        """Raw values: clip, transform, centre and scale, steps, store. `missing`: NaN, which a step fills."""
         c = self.column
         value = raw
         seen_low, seen_high = (self.fitted.seen_low, self.fitted.seen_high) if self.fitted else (None, None)
         if count and seen_low is not None and seen_high is not None:
             self.outside += int(np.count_nonzero(which & ((raw < seen_low) | (raw > seen_high))))
+        if missing:
+            self._finished(which, self._steps(which, value))
+            return
         if c.clip is not None:
             low, high = (seen_low, seen_high) if c.clip == "train" else c.clip
             low, high = (-np.inf if low is None else low), (np.inf if high is None else high)
@@ -476,7 +489,57 @@ class _Column:
         scale = self.fitted.scale if isinstance(c.scale, str) else c.scale
         if center is not None or scale is not None:
             value = (value - (0.0 if center is None else center)) / (1.0 if scale is None else scale)
-        self._store(which, 0, value)
+        self._finished(which, self._steps(which, value))
+
+    def _steps(self, which: NDArray[np.bool_], value: F64) -> F64:
+        """One operation after the other; NaN is what is missing, and passes until a step fills it."""
+        for step in self.column.steps:
+            before, a, b = value, step.value, step.high
+            there = ~np.isnan(before)
+            if step.op == "fill":
+                value = np.where(there, before, a)
+                continue
+            if step.op in ("log1p", "sqrt"):
+                outside = ~(before > -1.0) if step.op == "log1p" else ~(before >= 0.0)
+                self.error[which & there & outside & (self.error == OK)] = RANGE
+            if step.op == "signed_log1p":
+                value = np.where(before < 0.0, -log1p(-before), log1p(before))
+            elif step.op == "clip":
+                value = np.where(before < a, a, np.where(before > b, b, before))
+            elif step.op == "float32":
+                value = before.astype(np.float32).astype(np.float64)
+            elif step.op in ("log1p", "sqrt"):
+                value = log1p(before) if step.op == "log1p" else np.sqrt(before)
+            else:
+                with_constant: Any = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply}
+                value = with_constant.get(step.op, np.divide)(before, a)
+            value = np.where(there, value, np.nan)
+        return value
+
+    def _finished(self, which: NDArray[np.bool_], value: F64) -> None:
+        if self.column.kind != "bins":
+            self._store(which, 0, value)
+            return
+        edges = np.array(self.column.edges, np.float64)
+        self.error[which & np.isnan(value) & (self.error == OK)] = RANGE
+        bins = (edges[None, :] <= value[:, None]).sum(axis=1)
+        self._store_declared(which, _numbers(self.column.values)[bins])
+
+    def _store_declared(self, which: NDArray[np.bool_], values: F64) -> None:
+        """A number, or the cell that is set; NaN is no number, and no cell."""
+        c = self.column
+        if c.cells is None:
+            nothing = which & np.isnan(values) & (self.error == OK)
+            if not (self.allow_nan and self.dtype in ("float32", "float64")):
+                self.error[nothing] = MISSING
+            else:
+                self.out[nothing, 0] = np.nan
+            self._store(which & ~nothing, 0, values)
+            return
+        for cell in range(self.width):
+            on = 1.0 if c.on is None else c.on[cell]
+            off = 0.0 if c.off is None else c.off[cell]
+            self._store(which, cell, np.where(values == cell, on, off))
 
     def _numeric(self, which: NDArray[np.bool_]) -> None:
         c = self.column
@@ -485,6 +548,21 @@ class _Column:
             self._store_int(which, 0, self.inputs[0].values)  # whole 64-bit integers pass
             return
         self._finish(which, self._number(which, 0))
+
+    def _bins(self, which: NDArray[np.bool_]) -> None:
+        self._finish(which, self._number(which, 0))
+
+    def _lookup(self, which: NDArray[np.bool_]) -> None:
+        c = self.column
+        refuse = c.other == "refuse"
+        # Python's own equality: 1, 1.0 and True are one key, as are 0.0 and -0.0
+        table = dict(zip((_plain_key(k) for k in c.keys), _numbers(c.values), strict=True))
+        other = np.nan if refuse or c.other is None else c.other
+        keys = list(self.inputs[0].values)
+        if refuse:
+            unknown = np.array([k not in table for k in keys], np.bool_)
+            self.error[which & unknown & (self.error == OK)] = RANGE
+        self._store_declared(which, np.array([table.get(k, other) for k in keys], np.float64))
 
     def _ratio(self, which: NDArray[np.bool_]) -> None:
         left, right = self._number(which, 0), self._number(which, 1)
@@ -666,6 +744,15 @@ def _key(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode()
     return value if isinstance(value, bytes) else int(value)
+
+
+def _plain_key(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _numbers(values: Sequence[float | None]) -> F64:
+    """Declared numbers; None is NaN."""
+    return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
 def _nothing_in(kind: str) -> Any:

@@ -307,7 +307,9 @@ def _edges(spec: FeatureSpec, real: Columns) -> Iterable[Columns]:
         yield _changed(base, _fields_of(kinds, "float", np.array([number])))
     for integer in (0, -1, 1 << 53):
         yield _changed(base, _fields_of(kinds, "int", np.array([integer], dtype=np.int64)))
-    categories = {c.refs[0] for c in spec.columns if c.kind in ("categorical", "hashed", "raw", "equal")}
+    categories = {
+        c.refs[0] for c in spec.columns if c.kind in ("categorical", "hashed", "raw", "equal", "lookup")
+    }
     for text in ("\u00e9dge \U0001f600".encode(), b"", b"a\x00b"):
         cell = Canonical(np.frombuffer(text, np.uint8), None, np.array([0, len(text)], np.int64))
         yield _changed(base, {n: cell for n, k in kinds.items() if k == "str" and n in categories})
@@ -349,6 +351,8 @@ def _draw(spec: FeatureSpec, rng: np.random.Generator, n: int) -> Columns:
         if column.encoding in ("index", "onehot", "target"):
             known = vocabulary_of(column, spec.body.vocabularies).values
             values.setdefault(column.refs[0], []).extend(known)
+        if column.keys:
+            values.setdefault(column.refs[0], []).extend(column.keys)
         learned = spec.body.fitted.get(column.name)
         if learned is not None and learned.seen_low is not None and learned.seen_high is not None:
             ranges.setdefault(column.refs[0], (learned.seen_low, learned.seen_high))
@@ -370,6 +374,8 @@ def _draw_column(
     size: int,
 ) -> Canonical:
     if kind == "float":
+        if values:
+            return Canonical(rng.choice(np.array(values, dtype=np.float64), n))
         low, high = seen or (0.0, 100.0)
         return Canonical(np.asarray(rng.uniform(low, max(high, low), n)))
     if kind == "vector":

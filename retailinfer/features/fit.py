@@ -183,6 +183,7 @@ def _scalars(
             if column.kind not in SCALAR_KINDS:
                 continue
             changes: dict[str, Any] = {
+                "steps": (),
                 "center": None,
                 "scale": None,
                 "unknown": None,
@@ -191,6 +192,8 @@ def _scalars(
             }
             if not transformed:
                 changes.update(clip=None, transform=None)
+            if column.kind == "bins":  # the number itself
+                changes.update(kind="numeric", edges=None, values=None, cells=None, on=None, off=None)
             probes.append(msgspec.structs.replace(column, **changes))
     if not probes:
         return {}
@@ -303,7 +306,9 @@ def _baseline(body: Body, table: Any, raw: dict[str, NDArray[np.float64]]) -> di
                     "counts": [int(c) for c in counts],
                     "nulls": int(n - len(seen)),
                 }
-            elif column.kind in ("categorical", "hashed", "boolean", "raw") and len(column.refs) == 1:
+            elif (
+                column.kind in ("categorical", "hashed", "boolean", "raw", "lookup") and len(column.refs) == 1
+            ):
                 if column.refs[0] not in table.column_names:
                     continue
                 counted = arrow.value_counts(table.column(column.refs[0]))

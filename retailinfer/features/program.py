@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from retailinfer._native.program import Program, hash_int, hash_text
-from retailinfer.columns import TIME_PARTS, TRANSFORMS, UNITS_NS, Column, _split_part
+from retailinfer.columns import STEPS, TIME_PARTS, TRANSFORMS, UNITS_NS, Column, _split_part
 from retailinfer.errors import SpecError
 from retailinfer.features.spec import DTYPES, SCALAR_KINDS, Body, Field, Fitted, column_width, vocabulary_of
 
@@ -61,6 +61,8 @@ COLUMN_KINDS = {
     "dot": 14,
     "cosine": 15,
     "sequence": 16,
+    "lookup": 17,
+    "bins": 18,
 }
 ACTION_CODES = {"use": 0, "refuse": 2, "review": 3}
 DEFAULT = 1
@@ -111,12 +113,20 @@ def compile_program(body: Body, *, allow_nan: bool = True) -> Program:
         first = 1 if vocab.oov == "first" else 0
         oov = {"first": 0, "last": len(vocab.values), "refuse": -1, "zeros": -2}[vocab.oov]
         vocabularies.append({"values": vocab.values, "first": first, "oov": oov, "size": vocab.size})
+    keys: dict[tuple[Any, ...], int] = {}  # lookups in the same keys share them
     columns: list[dict[str, Any]] = []
     tensors: list[tuple[Any, ...]] = []
     for t, (name, tensor) in enumerate(body.tensors.items()):
         offset = 0
         for column in tensor.columns:
             compiled = _compile_column(body, column, index, kinds, vocab_index, tensor.dtype)
+            if column.keys:
+                own = _keys_of(column, kinds[column.refs[0]])
+                at = keys.setdefault((own, column.other == "refuse"), len(vocabularies))
+                if at == len(vocabularies):
+                    oov = -1 if column.other == "refuse" else len(own)
+                    vocabularies.append({"values": own, "first": 0, "oov": oov, "size": len(own)})
+                compiled["vocabulary"] = at
             compiled.update(tensor=t, offset=offset, dtype=DTYPES[tensor.dtype], allow_nan=allow_nan)
             columns.append(compiled)
             offset += compiled["width"]
@@ -169,6 +179,9 @@ def _compile_column(
         lead = (learned.prior,) if vocab.oov == "first" else ()
         tail = (learned.prior,) if vocab.oov == "last" else ()
         targets = (*lead, *(learned.targets or ()), *tail, learned.prior)
+    if column.values is not None:
+        other = () if column.kind == "bins" else (None if isinstance(column.other, str) else column.other,)
+        targets = tuple(float("nan") if v is None else v for v in (*column.values, *other))
     center = _learned_number(column, "center", learned)
     scale = _learned_number(column, "scale", learned)
     seen = None
@@ -206,9 +219,29 @@ def _compile_column(
         "pad_code": 0 if column.encoding == "number" else int(column.pad),
         "vocabulary": vocab_index[column.vocabulary or column.name] if codes else -1,
         "targets": targets,
+        "refuse_other": column.kind == "lookup" and column.other == "refuse",
+        "edges": column.edges,
+        "steps": [(list(STEPS).index(step.op), step.value, step.high) for step in column.steps],
+        "on_off": _on_off(column),
         "actions": actions,
         "fills": fills,
     }
+
+
+def _keys_of(column: Column, kind: str) -> tuple[Any, ...]:
+    """Keys of a lookup in the canonical type of what they are compared with; -0.0 is 0.0."""
+    if kind == "float":
+        return tuple(float(key) + 0.0 for key in column.keys or ())
+    return tuple(key if isinstance(key, str) else int(key) for key in column.keys or ())
+
+
+def _on_off(column: Column) -> tuple[float, ...] | None:
+    """By cell what it holds when it is set, and when it is not; None for columns of one number."""
+    if column.cells is None:
+        return None
+    on = column.on or (1.0,) * len(column.cells)
+    off = column.off or (0.0,) * len(column.cells)
+    return tuple(value for pair in zip(on, off, strict=True) for value in pair)
 
 
 def _not_learned(column: Column, what: str) -> SpecError:

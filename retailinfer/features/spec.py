@@ -59,7 +59,7 @@ ARRAY_DTYPES = {v: k for k, v in DTYPES.items()} | {
     12: "uint32",
     13: "uint64",
 }
-SCALAR_KINDS = frozenset({"numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine"})
+SCALAR_KINDS = frozenset({"numeric", "ratio", "difference", "product", "elapsed", "dot", "cosine", "bins"})
 FIELD_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "list[float]", "list[int]", "list[str]")
 STORED_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "vector")
 MAX_COLUMNS = 4096
@@ -470,11 +470,11 @@ def column_width(column: Column, vocabularies: Mapping[str, Vocabulary]) -> int:
         return vocabulary_of(column, vocabularies).size
     if column.kind in ("embedding", "sequence"):
         return column.size or 0
-    return 1
+    return 1 if column.cells is None else len(column.cells)
 
 
 def column_cells(column: Column, vocabularies: Mapping[str, Vocabulary]) -> list[str]:
-    """Names of a column's cells: "channel=web", "user.vector_0", or just its name."""
+    """Names of a column's cells: "channel=web", "user.vector_0", those it declares, or just its name."""
     if column.kind == "categorical" and column.encoding == "onehot":
         vocab = vocabulary_of(column, vocabularies)
         known = [f"{column.name}={value}" for value in vocab.values]
@@ -482,7 +482,7 @@ def column_cells(column: Column, vocabularies: Mapping[str, Vocabulary]) -> list
         return other + known if vocab.oov == "first" else known + other if vocab.oov == "last" else known
     if column.kind in ("embedding", "sequence"):
         return [f"{column.name}_{i}" for i in range(column.size or 0)]
-    return [column.name]
+    return [column.name] if column.cells is None else list(column.cells)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -726,6 +726,8 @@ KIND_TAKES: dict[str, frozenset[str]] = {
     "difference": NUMBERS,
     "product": NUMBERS,
     "elapsed": frozenset({"timestamp"}),
+    "bins": NUMBERS,
+    "lookup": frozenset({"float", "int", "bool", "str", "bytes", "timestamp"}),
     "boolean": frozenset({"bool"}),
     "raw": frozenset({"float", "int", "bool", "str", "bytes", "timestamp"}),
     "categorical": frozenset({"str", "int", "bool"}),
@@ -784,6 +786,7 @@ def _check_column(
         )
     _check_dtype(tensor_name, tensor, column, types_, where)
     _check_vocabulary(body, column, types_, where)
+    _check_table(tensor_name, tensor, column, types_, where)
     _check_defaults(body, tensor, column, types_, where)
     _check_axis(body, tensor, column, where)
 
@@ -807,6 +810,9 @@ def _ref_type(
         stored[ref] = declared
         return declared
     implied = KIND_IMPLIES.get(column.kind) or ("str" if column.kind in GUESS_TEXT else "float")
+    if column.kind == "lookup" and column.keys:
+        first = column.keys[0]
+        implied = "str" if isinstance(first, str) else "int" if isinstance(first, int) else "float"
     before = stored.setdefault(ref, implied)
     if before != implied:
         if {before, implied} == {"str", "float"} or {before, implied} == {"str", "bool"}:
@@ -827,6 +833,7 @@ def _check_dtype(name: str, tensor: Tensor, column: Column, types_: Sequence[str
         )
     floats = tensor.dtype in ("float32", "float64")
     norm = column.transform is not None or column.center is not None or column.scale is not None
+    norm = (norm or bool(column.steps)) and column.kind != "bins"  # what bins hold is declared
     if not floats and (norm or column.kind in ("ratio", "dot", "cosine", "embedding", "elapsed")):
         raise SpecError(
             f"{where} has fractions, tensor `{name}` is {tensor.dtype}", hint="use a float tensor"
@@ -867,10 +874,46 @@ def _check_vocabulary(body: Body, column: Column, types_: Sequence[str], where: 
         raise SpecError(f"Expected a vocabulary of {wants.__name__} for {where}, got {clip(vocab.values[0])}")
 
 
+def _check_table(name: str, tensor: Tensor, column: Column, types_: Sequence[str], where: str) -> None:
+    """Keys in the type of what they are compared with, and numbers that the tensor holds."""
+    if column.kind == "lookup" and column.keys:
+        text = isinstance(column.keys[0], str)
+        if types_[0] in ("bytes", "timestamp") or text != (types_[0] == "str"):
+            raise SpecError(
+                f"Expected keys that a value of type {types_[0]} can equal, got `{clip(column.keys[0])}` - at {where}"
+            )
+        for key in column.keys:
+            if isinstance(key, str) and not _is_short_utf8(key):
+                raise SpecError(f"{where} has a key that no request can hold, `{clip(key)}`")
+            if types_[0] in ("int", "bool") and (key != int(key) or not -(2**63) <= key < 2**63):
+                raise SpecError(
+                    f"Expected keys that a value of type {types_[0]} can equal, got `{clip(key)}` - at {where}"
+                )
+    if column.kind not in ("bins", "lookup") or tensor.dtype in ("float32", "float64"):
+        return
+    held: list[Any] = [*(column.on or ()), *(column.off or ())]
+    if column.cells is None:
+        held = [*(column.values or ()), *([column.other] if column.kind == "lookup" else [])]
+    for value in held:
+        if value is None:
+            raise SpecError(
+                f"NaN cannot stand in tensor `{name}` of dtype {tensor.dtype} - at {where}",
+                hint='give every value a number, and say other=number or "refuse"',
+            )
+        if isinstance(value, str):  # "refuse"
+            continue
+        if value != int(value) or not _fits(value, tensor.dtype):
+            raise SpecError(
+                f"Expected numbers that {tensor.dtype} holds, got `{clip(value)}` - at {where}",
+                hint="use a float tensor",
+            )
+
+
 def _check_defaults(body: Body, tensor: Tensor, column: Column, types_: Sequence[str], where: str) -> None:
     scalar_only = (
         tensor.dtype not in ("float32", "float64", "string")
         and column.kind not in ("categorical", "hashed", "sequence")
+        and column.cells is None
         and _can_be_missing(body, column)
     )
     for outcome in ("unknown", "null", "on_stale", "on_unavailable"):
@@ -905,6 +948,8 @@ def _check_defaults(body: Body, tensor: Tensor, column: Column, types_: Sequence
 
 def _check_default(tensor: Tensor, column: Column, outcome: str, value: float, where: str) -> None:
     """A default that could never stand in its cell is found here, not with the first missing value."""
+    if column.kind == "lookup" and column.cells is not None:
+        return  # which cell is set: checked with the column
     codes = column.kind in ("categorical", "hashed")
     whole = codes or tensor.dtype in ("int32", "int64")
     if whole and (value != int(value) or not -(2**63) <= value < 2**63):
@@ -920,6 +965,8 @@ def _check_default(tensor: Tensor, column: Column, outcome: str, value: float, w
                 f"Expected a raw value in the domain of {column.transform} for {outcome}, got `{clip(value)}` - at {where}",
                 hint="a default stands for the raw value, before the transform",
             )
+        if column.kind == "bins" or column.steps:
+            return  # what comes out is declared, or depends on more than the default
         if (column.transform, column.center, column.scale, column.clip) != (None,) * 4:
             return  # what comes out depends on what is learned
     exact = tensor.dtype != "int64" or column.kind == "raw" or abs(value) <= EXACT_IN_DOUBLE
