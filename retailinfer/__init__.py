@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retailinfer import columns
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
-    from retailinfer.contracts import Contract, Decision, Freshness, Ranking, Reason, Rung
+    from retailinfer.contracts import Contract, Decision, Explanation, Freshness, Ranking, Reason, Rung
     from retailinfer.errors import (
         BundleError,
         CallerError,
@@ -60,6 +60,7 @@ __all__ = [
     "DeadlineExceededError",
     "Decision",
     "Entity",
+    "Explanation",
     "FeatureError",
     "FeatureMissingError",
     "FeatureRangeError",
@@ -102,7 +103,15 @@ __all__ = [
 _HOMES = {
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.authoring.replay": ("replay",),
-    "retailinfer.contracts": ("Contract", "Decision", "Freshness", "Ranking", "Reason", "Rung"),
+    "retailinfer.contracts": (
+        "Contract",
+        "Decision",
+        "Explanation",
+        "Freshness",
+        "Ranking",
+        "Reason",
+        "Rung",
+    ),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
     "retailinfer.policy": ("Policy",),
     "retailinfer.ranker": ("Ranker",),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Contract", "Decision", "Freshness", "Ranking", "Reason", "Rung"]
+__all__ = ["Contract", "Decision", "Explanation", "Freshness", "Ranking", "Reason", "Rung"]
 
 PositiveFloat = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -59,7 +59,10 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a score is what it is: a field of the request or of a table, and the policy's text for it."""
+    """Why a score is as high as it is: a field that pushes it up, and the policy's text for it.
+
+    `field` is a field of the request, a stored value ("card.mean_amount_30d"), a window, or a column of several of these.
+    """
 
     field: str
     text: str = ""
@@ -72,7 +75,7 @@ class Decision(msgspec.Struct, frozen=True):
         id: the caller's `request_id`, or one of ours: unique across processes and forks.
         score: the model's score, a float32 value.
         action: what the policy says; None for a release without a policy.
-        reasons: strongest first.
+        reasons: what pushes the score up the most, strongest first; none unless the policy asks for them (`n_reasons`).
         release: name and version of the release that answered.
         arm: which arm of a rollout; "default" when none runs.
         rung: step of the fallback ladder; 0 is the release itself.
@@ -92,6 +95,27 @@ class Decision(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """How much each field adds to one score. For people who may see it: with enough of these a model can be copied.
+
+    Attributes:
+        score: the model's score, a float32 value.
+        raw: what the contributions are about. By the trees: the sum of the leaves, before its last step (log-odds, mostly),
+            turned round where a larger sum means a lower score. By occlusion: the score.
+        base: `raw` of a row of which nothing is known.
+        contributions: field -> what it adds; every group of cells that the model reads has one. By the trees, they and
+            `base` add up to `raw`, but for the rounding of the trees' own sums (float32 in most formats, 1e-6 of it).
+        method: "path" (the way through the trees), "treeshap" (Shapley values over the same expectations), or "occlusion"
+            (the score less that of the row without the field; these need not add up).
+    """
+
+    score: float
+    raw: float
+    base: float
+    contributions: dict[str, float]
+    method: Literal["path", "treeshap", "occlusion"]
 
 
 class Ranking(msgspec.Struct, frozen=True):

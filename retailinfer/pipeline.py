@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from retailinfer._native.engine import Engine
+from retailinfer._native.engine import Occlusion as EngineOcclusion
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import RequestReader
 from retailinfer.clock import Clock, SystemClock
@@ -39,13 +40,16 @@ from retailinfer.errors import (
     ServingError,
     clip,
 )
+from retailinfer.explain import Explainer, Named, Occlusion, check_reasons, forest_reasons, named_groups
 from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.groups import groups_of
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.transform import fill
 from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
+from retailinfer.release.background import decode_background
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
 from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
 
@@ -53,7 +57,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer._native.program import Program
+    from retailinfer._native.reasons import ForestReasons
     from retailinfer._native.resolve import Observer
+    from retailinfer.contracts import Reason
     from retailinfer.release.manifest import InputSource, Manifest
     from retailinfer.store.store import Store
 
@@ -76,6 +82,7 @@ class Pipeline:
         manifest, spec, policy, contract: of the release.
         sessions: model role -> session, in running order.
         engine: None for a release that takes arrays only.
+        explainer: None likewise, and for rankers.
         row_independent: as measured here; False makes every row run alone.
     """
 
@@ -123,6 +130,10 @@ class Pipeline:
         self.row_independent = self.manifest.row_independent
         self.engine: Engine | None = None
         self.program: Program | None = None
+        self.explainer: Explainer | None = None
+        self._named: Named | None = None  # None: decisions have no reasons
+        self._reasons: ForestReasons | None = None
+        self._occlusion: Occlusion | None = None
         self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
         self._store = store
         self.clock: Clock = SystemClock() if store is None else store.clock
@@ -141,6 +152,8 @@ class Pipeline:
         self._select_score()
         self._segment_slot()
         self._replay(self._replay_golden)
+        if not ranks:
+            self._prepare_reasons()
         self.engine = self._build(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
         for name in spec.body.streams:
             if any(window.on == name for window in spec.body.windows.values()):
@@ -296,11 +309,7 @@ class Pipeline:
         self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None], *, first_row: int = 0
     ) -> NDArray[np.float32]:
         """Scores of filled tensors of any number of rows. Raises: ScoreError, which names the row, SessionError."""
-        arrays = []
-        for _, is_mask, number, shape in self.inputs:
-            made = masks[number] if is_mask else outs[number]
-            assert made is not None
-            arrays.append(made.reshape(-1, *shape))
+        arrays = self._input_arrays(outs, masks)
         n = len(arrays[0]) if arrays else 0
         step = 512 if self.row_independent else 1
         parts = []
@@ -311,6 +320,33 @@ class Pipeline:
                 self._name_bad_row(arrays, range(i, min(i + step, n)), first_row)
                 raise
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _engine_occlusion(self) -> EngineOcclusion | None:
+        """Occlusion for requests, which the engine does in its own memory."""
+        plan = self._occlusion
+        if plan is None:
+            return None
+        assert self.program is not None
+        assert self.policy is not None
+        return EngineOcclusion(
+            self.program,
+            names=plan.names,
+            most=self.policy.body.n_reasons,
+            blanks=plan.blanks,
+            tensors=plan.tensors,
+            masks=plan.masks,
+        )
+
+    def _input_arrays(
+        self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None]
+    ) -> list[NDArray[Any]]:
+        """What the models read of filled tensors, by input."""
+        arrays = []
+        for _, is_mask, number, shape in self.inputs:
+            made = masks[number] if is_mask else outs[number]
+            assert made is not None
+            arrays.append(made.reshape(-1, *shape))
+        return arrays
 
     def _name_bad_row(self, arrays: Sequence[NDArray[Any]], rows: range, first_row: int) -> None:
         """Find the row whose score fails. Raises: ScoreError with its number."""
@@ -444,11 +480,7 @@ class Pipeline:
             if mask is not None:
                 tensors.append(mask)
         golden_rows.check_tensors(golden, golden_rows.hash_tensors(tensors))
-        arrays = []
-        for _, is_mask, number, shape in inputs:
-            made = masks[number] if is_mask else outs[number]
-            assert made is not None
-            arrays.append(made.reshape(-1, *shape))
+        arrays = self._input_arrays(outs, masks)
         alone = np.concatenate(
             [self.chain_scores(inputs, [a[i : i + 1] for a in arrays]) for i in range(golden.n_rows)]
         )
@@ -568,8 +600,72 @@ class Pipeline:
             score_low=-math.inf if score is None or score.low is None else score.low,
             score_high=math.inf if score is None or score.high is None else score.high,
             hold_below_us=hold_gil_below_us,
+            reasons=self._reasons,
+            occlusion=self._engine_occlusion(),
             max_item_age_ns=min(item_ages, default=0),
         )
+
+    # ---- reasons ---------------------------------------------------------------------------------------------------
+
+    def _prepare_reasons(self) -> None:
+        """What explains a score, and what decisions need of it. Raises: SchemaMismatchError, ModelError."""
+        assert self.program is not None
+        groups = groups_of(self.spec.body)
+        session = next(iter(self.sessions.values()))
+        forest = session if session.backend == "trees" and not self.is_chain else None
+        background = self.bundle.read("background", decode_background)
+        occlusion = None if background is None else Occlusion.of(self.program, groups, background)
+        self.explainer = Explainer(
+            groups,
+            self.inputs,
+            lambda arrays: self.chain_scores(self.inputs, arrays),
+            session=forest,
+            occlusion=occlusion,
+            tile=512 if self.row_independent else 1,
+        )
+        if self.policy is None:
+            return
+        check_reasons(self.policy, self.spec.body)
+        most = self.policy.body.n_reasons
+        named = named_groups(groups, self.policy)
+        if most == 0 or not named.reasons:
+            return
+        self._named = named
+        if forest is not None:
+            self._reasons = forest_reasons(forest, groups, self.inputs, named, most)
+        elif occlusion is None:
+            raise SchemaMismatchError(
+                "the policy asks for reasons, and the release keeps no background for them",
+                hint="pack it again with this version",
+            )
+        else:
+            self._occlusion = occlusion.named(named)
+
+    @property
+    def has_reasons(self) -> bool:
+        """The policy asks for reasons of decisions."""
+        return self._named is not None
+
+    def table_reasons(
+        self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None]
+    ) -> list[tuple[Reason, ...]]:
+        """Reasons of filled tensors of any number of rows, for a release that has them."""
+        assert self.policy is not None
+        most = self.policy.body.n_reasons
+        arrays = self._input_arrays(outs, masks)
+        if self._reasons is not None:
+            rows = np.ascontiguousarray(arrays[0].reshape(len(arrays[0]), -1))
+            return self._reasons.top(rows)
+        assert self._occlusion is not None
+        assert self.explainer is not None
+        found = []
+        for i in range(len(arrays[0])):
+            one = [array[i : i + 1] for array in arrays]
+            _, lost = self._occlusion.contributions(
+                self.inputs, one, self.explainer.scores, self.explainer.tile
+            )
+            found.append(self._occlusion.top(lost, most))
+        return found
 
     def _codecs(
         self, struct: type[msgspec.Struct], *, ranks: bool, text: bool

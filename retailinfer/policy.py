@@ -1,9 +1,10 @@
-"""From a score to an action: bands of scores, by segment where they differ.
+"""From a score to an action: bands of scores, by segment where they differ; and what its reasons are called.
 
 Rules:
   * Thresholds and scores are compared as float32, the lower bound belongs to the band.
   * A score below the first threshold is outside the policy: ScoreError, never a guess. Start at 0.0 for probabilities, at
     `float("-inf")` for raw scores.
+  * A policy that asks for no reasons costs nothing. What reasons are: docs/reasons.md.
 Requests are compared in `_native.engine`, tables in `pipeline`; this file checks and serialises.
 """
 
@@ -34,6 +35,12 @@ class PolicyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     segment_by: str | None = None
     segments: dict[str, tuple[Band, ...]] = {}
     review: str | None = None
+    reasons: dict[str, str | None] = {}
+    n_reasons: int = 0
+
+
+MAX_REASONS = 64
+MAX_TEXT = 4096
 
 
 class Policy:
@@ -44,6 +51,10 @@ class Policy:
         segment_by: a request field of type str; `segments` then holds other bands for some of its values. The actions are
             the same ones.
         review: the action of columns that say "review"; taken to be "review" when there is such a band.
+        reasons: field (or stored reference, window, column of several fields) -> text of its reason; None = never named.
+            Fields that are not listed are named without a text.
+        n_reasons: the most reasons of a decision, 0 to 64: the fields that push its score up the most. By default 4 where
+            `reasons` is given, else 0: nothing is worked out then.
     Raises: SpecError.
     """
 
@@ -54,6 +65,8 @@ class Policy:
         segment_by: str | None = None,
         segments: Mapping[str, Sequence[tuple[str, float]]] | None = None,
         review: str | None = None,
+        reasons: Mapping[str, str | None] | None = None,
+        n_reasons: int | None = None,
     ) -> None:
         if bool(segments) != (segment_by is not None):
             raise SpecError("`segments` and `segment_by` go together")
@@ -73,6 +86,8 @@ class Policy:
             segment_by=segment_by,
             segments=by_segment,
             review=review or ("review" if "review" in actions else None),
+            reasons=_reasons(reasons),
+            n_reasons=_n_reasons(n_reasons, 0 if reasons is None else 4),
         )
 
     @classmethod
@@ -87,6 +102,8 @@ class Policy:
             segment_by=body.segment_by,
             segments={v: [(b.action, _low(b)) for b in some] for v, some in body.segments.items()} or None,
             review=body.review,
+            reasons=body.reasons or None,
+            n_reasons=body.n_reasons,
         )
 
     def to_json(self) -> bytes:
@@ -105,11 +122,33 @@ class Policy:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{b.action} from {_low(b)}" for b in self.body.bands)
-        return f"<Policy {shown}{f', by {self.body.segment_by}' if self.body.segment_by else ''}>"
+        by = f", by {self.body.segment_by}" if self.body.segment_by else ""
+        return f"<Policy {shown}{by}{f', {self.body.n_reasons} reasons' if self.body.n_reasons else ''}>"
 
 
 def _low(band: Band) -> float:
     return -math.inf if band.from_score is None else band.from_score
+
+
+def _reasons(given: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(f"Expected reasons= as field -> text, got `{type(given).__name__}`")
+    for field, text in (given or {}).items():
+        if not isinstance(field, str) or not field:
+            raise SpecError(f"Expected names of fields in reasons=, got {clip(field)}")
+        if text is not None and (not isinstance(text, str) or len(text) > MAX_TEXT):
+            raise SpecError(
+                f"Expected a text of at most {MAX_TEXT} characters, or None, got {clip(text)} - at reasons[{clip(field)}]"
+            )
+    return dict(given or {})
+
+
+def _n_reasons(given: int | None, default: int) -> int:
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_REASONS:
+        raise SpecError(f"Expected n_reasons from 0 to {MAX_REASONS}, got {clip(given)}")
+    return given
 
 
 def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:

@@ -34,7 +34,7 @@ from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeli
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailinfer.contracts import Decision
+    from retailinfer.contracts import Decision, Explanation, Reason
     from retailinfer.door import EventId
     from retailinfer.features.spec import Field
     from retailinfer.store.store import Store
@@ -212,7 +212,8 @@ class Scorer(Door):
         Args:
             table: anything with the Arrow stream interface. Stored columns ("card.n_30d") and windows are read from the
                 table where it has all of them, else from the store.
-        Returns: a pyarrow Table, one row each: score (float32), and action (string) where there is a policy.
+        Returns: a pyarrow Table, one row each: score (float32); action (string) where there is a policy; reasons (list of
+            structs of field and text) where it asks for them.
         Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
         """
         engine = self._engine
@@ -222,6 +223,7 @@ class Scorer(Door):
         pipe = self._pipeline
         scores: list[Any] = []
         actions: list[str | None] = []
+        reasons: list[Any] = []
         first = 0
         for part in batches(table, TABLE_ROWS):
             if part.num_rows == 0:
@@ -229,7 +231,8 @@ class Scorer(Door):
             if all(ref in part.column_names for ref in (*pipe.spec.body.stored, *pipe.spec.body.windows)):
                 columns = read_table(part, pipe.spec.body, first_row=first)
                 reviews = np.zeros(columns.n_rows, np.uint8)
-                values = self._table_scores(columns, now_ns, first, reviews)
+                values, some = self._table_scores(columns, now_ns, first, reviews)
+                reasons += some
                 if pipe.policy is not None:
                     actions += self._table_actions(columns, values, reviews, first)
             else:
@@ -240,22 +243,29 @@ class Scorer(Door):
                     decisions += engine.score_batch(some, False, now_ns, None, first + start)
                 values = np.array([d.score for d in decisions], np.float32)
                 actions += [d.action for d in decisions]
+                reasons += [d.reasons for d in decisions]
             scores.append(values)
             first += part.num_rows
         made = {"score": np.concatenate(scores) if scores else np.zeros(0, np.float32)}
         out = pa.table(made)
-        return out.append_column("action", pa.array(actions, pa.string())) if pipe.policy is not None else out
+        if pipe.policy is not None:
+            out = out.append_column("action", pa.array(actions, pa.string()))
+        if pipe.has_reasons:
+            kind = pa.list_(pa.struct([("field", pa.string()), ("text", pa.string())]))
+            plain = [[{"field": r.field, "text": r.text} for r in row] for row in reasons]
+            out = out.append_column("reasons", pa.array(plain, kind))
+        return out
 
     def _table_scores(
         self, columns: Any, now_ns: int, first: int, reviews: NDArray[np.uint8]
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], list[tuple[Reason, ...]]]:
         pipe = self._pipeline
         assert pipe.program is not None
         outs, masks, _ = fill(
             pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first, reviews=reviews
         )
         scores: NDArray[np.float32] = pipe.table_scores(outs, masks, first_row=first)
-        return scores
+        return scores, pipe.table_reasons(outs, masks) if pipe.has_reasons else []
 
     def _table_actions(
         self, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
@@ -275,6 +285,32 @@ class Scorer(Door):
             except ScoreError as exc:
                 raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
         return actions
+
+    def explain(
+        self,
+        request: object,
+        *,
+        method: Literal["auto", "path", "treeshap", "occlusion"] = "auto",
+        deadline_ms: float | None = None,
+        at: dt.datetime | float | None = None,
+    ) -> Explanation:
+        """How much each field adds to the score of one request. Nothing is decided, and nothing counted in windows.
+
+        Args:
+            method: "path" = what each step of the row's way through the trees adds to the expectation; exact, and what
+                reasons of decisions are made of. "treeshap" = Shapley values over the same expectations, some 100 times as
+                slow. Both need a release that is one forest. "occlusion" = what the score loses without the field, for
+                any model. "auto" = the first of path and occlusion that the release can do.
+            deadline_ms, at: as in `score`.
+        Raises: as `score`; ConfigError for a method that the release cannot do.
+        """
+        engine = self._engine
+        arrays = engine.vectorize(
+            request, 0 if at is None else moment_ns(at), 0 if deadline_ms is None else budget_ns(deadline_ms)
+        )
+        explainer = self._pipeline.explainer
+        assert explainer is not None  # a release with an engine has one, unless it was loaded to rank
+        return explainer.explain(arrays, method)
 
     def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         """Run the models on arrays that the caller made: input name -> array; all outputs by name.
@@ -319,7 +355,7 @@ class Scorer(Door):
             observe,
             event_id,
         )
-        if engine.fixed_us + engine.row_us < INLINE_BELOW_US:
+        if engine.one_us < INLINE_BELOW_US:
             try:
                 decision: Decision = engine.score(*args, False)
             except WouldWait:

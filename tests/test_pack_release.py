@@ -142,6 +142,7 @@ def test_the_manifest_says_what_an_auditor_asks(tmp_path):
         "contract",
         "policy",
         "baseline",
+        "background",
         "golden",
         "model:model",
     }

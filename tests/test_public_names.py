@@ -22,6 +22,7 @@ PUBLIC = [
     "DeadlineExceededError",
     "Decision",
     "Entity",
+    "Explanation",
     "FeatureError",
     "FeatureMissingError",
     "FeatureRangeError",

@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from retailinfer._native.ort cimport OrtModel, RiLane
 from retailinfer._native.program cimport Program, RequestReader, RowState, ri_slot, ri_state
+from retailinfer._native.reasons cimport ForestReasons
 from retailinfer._native.resolve cimport CallOptions, Lease, Resolver
 from retailinfer._native.table cimport SnapshotTable, TableSlot, TableView, ri_index
 from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
@@ -45,6 +46,26 @@ ctypedef struct Lookup:         # an entity's plan for one table, as native code
     int n_cells
 
 
+ctypedef struct Blank:          # cells of one group, and what they become when the group is taken away
+    int32_t group
+    int32_t tensor
+    bint is_mask
+    size_t offset               # bytes, in the tensor's row
+    size_t size
+    const uint8_t* value
+
+
+cdef class Occlusion:
+    """Groups of cells of the models' inputs, with the background that stands for each: contributions without a look inside."""
+    cdef:
+        readonly tuple names          # one object a group, shared by all answers
+        readonly int32_t most         # reasons of one row
+        int32_t n_groups
+        int n_blanks
+        Blank* blanks                 # by group
+        list keep                     # what they point into
+
+
 cdef class Bound:
     """A plan fitted to one generation of its table. Immutable; whoever holds it may read the table without the GIL."""
     cdef:
@@ -83,6 +104,11 @@ cdef class Workspace:
         int n_tensors
         RiLane* lane                  # the single row, prepared
         void* tree_scratch            # of a forest's call; NULL: no forest
+        int32_t* leaves               # (reason_rows, trees) of rows whose reasons are looked for
+        void* reason_scratch
+        int32_t* picked               # (TILE, most) groups: the reasons of each row
+        int32_t* n_picked             # (TILE)
+        float* occluded               # (groups + 1) scores of one row, whole and without each group
         OrtModel model                # kept alive for the lane
         float scores[TILE]
         int64_t capacity              # candidates that the arrays below hold
@@ -141,6 +167,12 @@ cdef class Engine:
         readonly OrtModel model       # None: `session` or `trees` is asked
         readonly TreeModel trees      # the forest that is the model; None: there is none
         int tree_column               # of its answer
+        readonly ForestReasons reasons    # why the forest says so; None: nobody asks
+        readonly Occlusion occlusion      # the same of any other model
+        readonly int32_t most             # reasons of a decision; 0: none are worked out
+        tuple reason_names
+        int64_t reason_rows           # rows whose leaves are kept at once
+        readonly int64_t rows_each    # rows that the model runs for one request
         readonly object session
         readonly str release
         readonly str arm
@@ -223,6 +255,12 @@ cdef class Engine:
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1
     cdef int run_model(self, Workspace ws, int64_t n, bint release_gil) except -1
     cdef int tree_scores(self, Workspace ws, int64_t n, RunError* err) noexcept nogil
+    cdef int run_row(self, Workspace ws, int64_t end_ns) except -1
+    cdef int64_t end_of(self, int64_t budget_ns) except -1
+    cdef int run_occluded(self, Workspace ws) except -1
+    cdef void occlude_rows(self, Workspace ws, int64_t first, int64_t n) noexcept nogil
+    cdef void pick_occluded(self, Workspace ws) noexcept nogil
+    cdef tuple reasons_of(self, Workspace ws, int64_t at)
     cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil
     cdef int refuse_range(self, Workspace ws, int64_t n) except -1
     cdef int python_scores(self, Workspace ws, int64_t n) except -1
@@ -237,7 +275,7 @@ cdef class Engine:
                              object event_id, bint may_wait, int64_t* marks)
     cdef object _segment_bands(self, Workspace ws)
     cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
-                            object trace)
+                            object trace, tuple reasons)
     cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
     cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
@@ -249,7 +287,7 @@ cdef class Engine:
     cdef bint releases(self, int64_t n) noexcept
     cdef object key_object(self, list ids, Workspace ws, int64_t i)
     cdef object plain_key(self, object key, str where, int64_t i)
-    cdef list run_alone(self, Workspace ws, int64_t n)
+    cdef list run_alone(self, Workspace ws, int64_t n, list reasons)
     cdef int count_rows(self, object rows, str what) except -1
     cdef int own_key(self, object key, Workspace ws, int64_t i) except -1
     cdef int find_cross(self, Workspace ws, int64_t first, int64_t count) noexcept nogil

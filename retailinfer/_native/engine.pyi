@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import Program, RequestReader
+from retailinfer._native.reasons import ForestReasons
 from retailinfer._native.resolve import Resolver
 from retailinfer._native.table import SnapshotTable, TableSlot
 from retailinfer._native.trees import TreeModel
@@ -62,6 +63,29 @@ class Available:
     def __init__(self, plan: EntityPlan | None, text: str, terms: list[tuple[str, int, float]]) -> None: ...
 
 @final
+class Occlusion:
+    """Groups of cells that are taken away, one after the other, to see what a score loses.
+
+    Args:
+        names: one object a group. most: of them in an answer.
+        blanks: (group, tensor number, of its mask, first cell, cells).
+        tensors: by number the background's row, shape (cells,); masks: of its mask, None without one.
+    """
+
+    names: tuple[Any, ...]
+    most: int
+    def __init__(
+        self,
+        program: Program,
+        *,
+        names: tuple[Any, ...],
+        most: int,
+        blanks: Sequence[tuple[int, int, bool, int, int]],
+        tensors: Sequence[NDArray[Any]],
+        masks: Sequence[NDArray[Any] | None],
+    ) -> None: ...
+
+@final
 class Engine:
     """One release, ready to answer. Safe to call from many threads, coroutines and greenlets.
 
@@ -77,6 +101,9 @@ class Engine:
         hold_below_us: native work that is predicted to be shorter keeps the GIL.
         resolver: mutable tables, windows and aliases; None where snapshots are all there is.
         budget_ns: of a call that brings none: how long it may wait for sources and round trips.
+        reasons: of the forest; occlusion: of any other model. Without either, decisions have none and nothing is worked out.
+            Occlusion runs one row more for each group; where the call's budget has less time left than that, the answer has
+            no reasons.
     `budget_ns` of a call, 0 = that one; observe: count the request as an event, `event_id` its id (ConfigError where nothing
     counts it); may_wait: False raises WouldWait, before anything is counted, instead of waiting.
     """
@@ -92,6 +119,10 @@ class Engine:
     fixed_us: float
     row_us: float
     tile: int
+    reasons: ForestReasons | None
+    occlusion: Occlusion | None
+    most: int
+    rows_each: int
     has_clock: bool
     max_rows: int
     resolver: Resolver | None
@@ -135,7 +166,13 @@ class Engine:
         max_item_age_ns: int = 0,
         resolver: Resolver | None = None,
         budget_ns: int = ...,
+        reasons: ForestReasons | None = None,
+        occlusion: Occlusion | None = None,
     ) -> None: ...
+    @property
+    def one_us(self) -> float:
+        """Predicted time of the models for one request, reasons included."""
+
     @property
     def waits(self) -> bool:
         """A call may have to wait for a source or for shared windows."""
@@ -261,7 +298,7 @@ class Engine:
     def calibrate(self, rounds: int = 5) -> tuple[float, float]:
         """Measure what a run costs: fixed us, us a row. Sets `fixed_us` and `row_us`."""
 
-    def vectorize(self, request: object, now_ns: int = 0) -> list[NDArray[Any]]:
+    def vectorize(self, request: object, now_ns: int = 0, budget_ns: int = 0) -> list[NDArray[Any]]:
         """The model's inputs for one request, shape (1, cells) each, in the model's order. Raises: FeatureError."""
 
     def fill(self, request: object) -> None:

@@ -7,17 +7,19 @@ Rules:
     up around native code alone, once in a score or a ranking, once per tile in a batch.
   * More rows than a tile are looped over, so memory is bounded; a model whose rows influence each other runs one by one.
   * Rankings copy item cells that were computed when the row entered the table; only cross columns are computed per pair.
+  * Reasons of a decision are worked out with its score where the policy asks for them; else nobody pays for them.
   * A release that reads mutable tables, windows or aliases has a `Resolver`; one that does not pays one branch for that.
 Filling slots is program.pyx, running models ort.pyx, snapshots table.pyx, all other look-ups resolve.pyx. What loads a release
 and builds this: pipeline.py.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
-from libc.math cimport isfinite
+from libc.math cimport NAN, isfinite
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -28,6 +30,7 @@ from retailinfer._native.program cimport (
     Program, RequestReader, RI_FLOAT32, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_I64, RI_SLOT_TEXT, RI_SLOT_VECTOR, RI_STALE,
     RI_STRING, RI_UNAVAILABLE, RI_UNKNOWN, RowState, ri_flag, ri_slot, ri_state, ri_text,
 )
+from retailinfer._native.reasons cimport ForestReasons, tuple_of
 from retailinfer._native.resolve cimport CallOptions, Lease, Resolver
 from retailinfer._native.table cimport (
     KeyPart, RowBlock, index_find, index_find_many, index_key, SnapshotTable, TableSlot, gather_rows,
@@ -318,6 +321,11 @@ cdef class Workspace:
         if self.lane != NULL:
             self.model.close_lane(self.lane)
         free_scratch(self.tree_scratch)
+        free_scratch(self.reason_scratch)
+        free(self.leaves)
+        free(self.picked)
+        free(self.n_picked)
+        free(self.occluded)
         for t in range(self.n_tensors):
             if self.tensors != NULL:
                 ri_aligned_free(self.tensors[t])
@@ -400,6 +408,52 @@ cdef class Workspace:
             raise MemoryError()
         self.set_size = size
         return 0
+
+
+@cython.final
+cdef class Occlusion:
+    def __init__(self, Program program not None, *, tuple names not None, int most, blanks, tensors, masks):
+        cdef int i, t, width
+        cdef const uint8_t[::1] row
+        cdef ri_text* texts
+        self.names = names
+        self.most = most
+        self.n_groups = len(names)
+        self.keep = []
+        blanks = sorted(blanks)
+        rows, mask_rows = [], []
+        for t, (_, dtype, cells, _, mask, _) in enumerate(program.tensors):
+            if dtype == RI_STRING:
+                made = bytearray(max(1, cells) * sizeof(ri_text))
+                texts = <ri_text*>PyByteArray_AS_STRING(made)
+                for i in range(cells):
+                    text = tensors[t][i].encode()
+                    self.keep.append(text)
+                    texts[i].data = PyBytes_AS_STRING(text)
+                    texts[i].size = PyBytes_GET_SIZE(text)
+            else:
+                made = bytearray(np.ascontiguousarray(tensors[t]).tobytes())
+            rows.append(made)
+            mask_rows.append(None if mask is None else bytearray((np.asarray(masks[t]) != 0).astype(np.uint8).tobytes()))
+        self.keep += rows + mask_rows
+        self.blanks = <Blank*>calloc(len(blanks) + 1, sizeof(Blank))
+        if self.blanks == NULL:
+            raise MemoryError()
+        self.n_blanks = len(blanks)
+        for i, (group, tensor, is_mask, first, count) in enumerate(blanks):
+            row = (mask_rows if is_mask else rows)[tensor]
+            width = 1 if is_mask else ri_dtype_size(program.tensors[tensor][1])
+            if not 0 <= group < self.n_groups or first < 0 or count < 1 or (first + count) * width > row.shape[0]:
+                raise ConfigError(f"Expected cells of tensor {tensor} and one of {self.n_groups} groups, got {(group, first, count)}")
+            self.blanks[i].group = group
+            self.blanks[i].tensor = tensor
+            self.blanks[i].is_mask = is_mask
+            self.blanks[i].offset = first * width
+            self.blanks[i].size = count * width
+            self.blanks[i].value = &row[first * width]
+
+    def __dealloc__(self):
+        free(self.blanks)
 
 
 cdef bytes plain_bytes(object body, int64_t max_bytes):
@@ -557,7 +611,7 @@ cdef class Engine:
                  int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
                  double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0,
-                 Resolver resolver=None, int64_t budget_ns=FOREVER):
+                 Resolver resolver=None, int64_t budget_ns=FOREVER, ForestReasons reasons=None, Occlusion occlusion=None):
         cdef int i, t
         cdef int64_t before
         self.program = program
@@ -566,6 +620,16 @@ cdef class Engine:
         self.trees = trees
         self.tree_column = tree_column
         self.session = session
+        self.reasons = reasons
+        self.occlusion = occlusion
+        self.rows_each = 1
+        if reasons is not None:
+            self.most, self.reason_names = reasons.most, reasons.names
+            # leaves of some rows at a time: they are read back while they are near
+            self.reason_rows = min(256, max(8, (1 << 18) // max(1, trees.n_trees)))
+        elif occlusion is not None:
+            self.most, self.reason_names = occlusion.most, occlusion.names
+            self.rows_each = 1 + occlusion.n_groups
         self.release = release
         self.arm = "default"
         self.hold_below_us = hold_below_us
@@ -764,6 +828,15 @@ cdef class Engine:
             for j in range(len(shape)):
                 ws.inputs[i].dims[j + 1] = shape[j]
         self._set_rows(ws, 1)
+        if self.most:
+            ws.picked = <int32_t*>malloc(TILE * self.most * sizeof(int32_t))
+            ws.n_picked = <int32_t*>calloc(TILE, sizeof(int32_t))
+            ws.leaves = <int32_t*>malloc((1 + (0 if self.reasons is None else self.reason_rows * self.trees.n_trees)) * sizeof(int32_t))
+            ws.occluded = <float*>malloc(self.rows_each * sizeof(float))
+            if ws.picked == NULL or ws.n_picked == NULL or ws.leaves == NULL or ws.occluded == NULL:
+                raise MemoryError()
+            if self.reasons is not None:
+                ws.reason_scratch = self.reasons.new_scratch()
         if self.trees is not None:
             ws.tree_scratch = self.trees.new_scratch()
         elif self.model is not None and not text:
@@ -1027,9 +1100,19 @@ cdef class Engine:
         return 0
 
     cdef int tree_scores(self, Workspace ws, int64_t n, RunError* err) noexcept nogil:
-        """The forest over the first n rows of its one tensor. -1: a score that is not finite, told by `err`."""
-        cdef int64_t i
-        self.trees.run_into(ws.inputs[0].data, ws.inputs[0].dims[1], n, ws.tree_scratch, ws.scores, self.tree_column, False)
+        """The forest over the first n rows of its one tensor, with their reasons. -1: a score that is not finite, told by `err`."""
+        cdef int64_t i, at = 0, some
+        if self.reasons is None:
+            self.trees.run_into(ws.inputs[0].data, ws.inputs[0].dims[1], n, ws.tree_scratch, ws.scores, self.tree_column, False)
+        else:
+            while at < n:
+                some = min(n - at, self.reason_rows)
+                self.trees.run_leaves_into(<const uint8_t*>ws.inputs[0].data + at * self.input_bytes[0], ws.inputs[0].dims[1], some,
+                                           ws.tree_scratch, ws.scores + at, self.tree_column, False, ws.leaves)
+                for i in range(some):
+                    ws.n_picked[at + i] = self.reasons.pick(ws.leaves + i * self.trees.n_trees, ws.reason_scratch,
+                                                            ws.picked + (at + i) * self.most)
+                at += some
         for i in range(n):
             if not isfinite(ws.scores[i]):
                 err.code = RI_ERR_SCORE
@@ -1037,6 +1120,92 @@ cdef class Engine:
                          <long long>i)
                 return -1
         return 0
+
+    cdef int64_t end_of(self, int64_t budget_ns) except -1:
+        """When a call has to answer, on the monotonic clock: its own budget, else the engine's."""
+        if budget_ns == 0:
+            budget_ns = self.budget_ns
+        return FOREVER if budget_ns >= FOREVER else <int64_t>self.clock.monotonic_ns() + budget_ns
+
+    cdef int run_row(self, Workspace ws, int64_t end_ns) except -1:
+        """The model for the one row of the tile; without reasons where occlusion would take longer than there is time."""
+        if self.occlusion is None:
+            return self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
+        if end_ns < FOREVER and self.clock.monotonic_ns() + self.one_us * 1000.0 > end_ns:
+            ws.n_picked[0] = 0
+            return self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
+        return self.run_occluded(ws)
+
+    cdef int run_occluded(self, Workspace ws) except -1:
+        """Score the tile's first row as it is and without each group, in one run where rows may be run together."""
+        cdef int64_t start = 0, n, i
+        cdef int t
+        for t in range(ws.n_tensors):
+            memcpy(ws.templates[t], ws.tensors[t], <size_t>self.row_bytes[t])
+            if ws.masks[t] != NULL:
+                memcpy(ws.template_masks[t], ws.masks[t], <size_t>self.cells[t])
+        while start < self.rows_each:
+            n = min(<int64_t>self.tile, self.rows_each - start)
+            self.occlude_rows(ws, start, n)
+            try:
+                self.run_model(ws, n, self.fixed_us + n * self.row_us >= self.hold_below_us)
+            except (ScoreError, SessionError):
+                for i in range(start, start + n):  # a row without some group must not cost the whole row its answer
+                    self.occlude_rows(ws, i, 1)
+                    try:
+                        self.run_model(ws, 1, False)
+                    except (ScoreError, SessionError):
+                        if i == 0:
+                            raise
+                        ws.scores[0] = NAN
+                    ws.occluded[i] = ws.scores[0]
+            else:
+                memcpy(ws.occluded + start, ws.scores, <size_t>n * sizeof(float))
+            start += n
+        ws.scores[0] = ws.occluded[0]
+        self.pick_occluded(ws)
+        return 0
+
+    cdef void occlude_rows(self, Workspace ws, int64_t first, int64_t n) noexcept nogil:
+        """Rows [first, first + n) of the request's groups + 1 into the tile; row 0 is the request itself, row i lacks group i - 1."""
+        cdef Blank* b
+        cdef int64_t row
+        cdef int t, i
+        for t in range(ws.n_tensors):
+            for row in range(n):
+                memcpy(ws.tensors[t] + row * self.row_bytes[t], ws.templates[t], <size_t>self.row_bytes[t])
+                if ws.masks[t] != NULL:
+                    memcpy(ws.masks[t] + row * self.cells[t], ws.template_masks[t], <size_t>self.cells[t])
+        for i in range(self.occlusion.n_blanks):
+            b = self.occlusion.blanks + i
+            row = b.group + 1 - first
+            if 0 <= row < n:
+                if b.is_mask:
+                    memcpy(ws.masks[b.tensor] + row * self.cells[b.tensor] + b.offset, b.value, b.size)
+                else:
+                    memcpy(ws.tensors[b.tensor] + row * self.row_bytes[b.tensor] + b.offset, b.value, b.size)
+
+    cdef void pick_occluded(self, Workspace ws) noexcept nogil:
+        """The groups without which the score falls the most, equal ones in order."""
+        cdef double lost, score = ws.occluded[0]
+        cdef int32_t g, place, n = 0
+        for g in range(self.occlusion.n_groups):
+            lost = score - ws.occluded[g + 1]
+            if not lost > 0 or (n == self.most and not lost > score - ws.occluded[ws.picked[n - 1] + 1]):
+                continue
+            place = n if n < self.most else n - 1
+            n += n < self.most
+            while place > 0 and lost > score - ws.occluded[ws.picked[place - 1] + 1]:
+                ws.picked[place] = ws.picked[place - 1]
+                place -= 1
+            ws.picked[place] = g
+        ws.n_picked[0] = n
+
+    cdef tuple reasons_of(self, Workspace ws, int64_t at):
+        """Of a row of the tile that was run last."""
+        if self.most == 0:
+            return ()
+        return tuple_of(self.reason_names, ws.picked + at * self.most, ws.n_picked[at])
 
     cdef bint out_of_range(self, Workspace ws, int64_t n) noexcept nogil:
         cdef int64_t i
@@ -1129,9 +1298,10 @@ cdef class Engine:
         self.n_answers += 1
         self.n_fresh += fresh
         if ws.lease is None or ws.lease.trace is None:
-            return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing)
-        return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing,
-                                  tuple(ws.lease.trace))
+            return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
+                                      missing)
+        return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
+                                  missing, tuple(ws.lease.trace))
 
     cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil:
         """No value of this row was stale, and none unavailable: null and unknown are known for certain."""
@@ -1187,7 +1357,10 @@ cdef class Engine:
     cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t budget_ns, bint observe,
                              object event_id, bint may_wait, int64_t* marks):
         cdef Workspace ws = self.pop()
+        cdef int64_t end_ns = FOREVER
         try:
+            if self.occlusion is not None:
+                end_ns = self.end_of(budget_ns)
             if self.resolver is not None or observe or event_id is not None:
                 self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, marks != NULL)
                 if ws.lease is not None:
@@ -1200,7 +1373,7 @@ cdef class Engine:
             self.fill_row(ws, 0, -1)
             if marks != NULL:
                 marks[1] = self.clock.monotonic_ns()
-            self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
+            self.run_row(ws, end_ns)
             if marks != NULL:
                 marks[2] = self.clock.monotonic_ns()
                 if ws.lease is not None:
@@ -1257,8 +1430,9 @@ cdef class Engine:
         added unless all of them can be.
         """
         cdef Workspace ws
-        cdef int64_t n, start, i, filled, tile = self.tile, ready = 0
-        cdef list items, out, meta, failed, ids = None
+        # occlusion fills the tile with one request's rows
+        cdef int64_t n, start, i, filled, tile = self.tile if self.occlusion is None else 1, ready = 0, end_ns = FOREVER
+        cdef list items, out, meta, failed, ids = None, alone = None
         cdef bint rich = self.resolver is not None
         self.count_rows(requests, "requests")
         items = plain_list(requests, "$", "requests", self.max_rows)
@@ -1271,6 +1445,8 @@ cdef class Engine:
         out = [None] * n
         ws = self.pop()
         try:
+            if self.occlusion is not None:
+                end_ns = self.end_of(budget_ns)
             if rich or observe or ids is not None:
                 self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, False)
             if observe and not row_errors:
@@ -1301,15 +1477,20 @@ cdef class Engine:
                 if filled:
                     failed = None
                     try:
-                        self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
+                        if self.occlusion is not None:
+                            self.run_row(ws, end_ns)
+                        else:
+                            self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
                     except (ScoreError, SessionError):
-                        failed = self.run_alone(ws, filled)  # one bad row must not cost the others their answer
+                        alone = []
+                        failed = self.run_alone(ws, filled, alone)  # one bad row must not cost the others their answer
                     for at, (i, flags, action, segment, fresh, trace) in enumerate(meta):
                         try:
                             if failed is not None and failed[at] is not None:
                                 raise failed[at]
                             out[i] = self._decide_row(ws.scores[at], flags, action, segment,
-                                                      None if request_ids is None else request_ids[i], fresh, trace)
+                                                      None if request_ids is None else request_ids[i], fresh, trace,
+                                                      self.reasons_of(ws, at) if failed is None else alone[at])
                         except (ScoreError, SessionError) as exc:
                             exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
@@ -1337,8 +1518,9 @@ cdef class Engine:
         ws.lease.new_tile()
         ws.state.release()
 
-    cdef list run_alone(self, Workspace ws, int64_t n):
-        """The first n rows of the tile one by one: what each failed with, or None. Scores of the others into ws.scores."""
+    cdef list run_alone(self, Workspace ws, int64_t n, list reasons):
+        """The first n rows of the tile one by one: what each failed with, or None. Scores of the others into ws.scores, their
+        reasons into the list."""
         cdef int64_t at
         cdef int t
         cdef list scores = [], failed = []
@@ -1353,9 +1535,11 @@ cdef class Engine:
             except (ScoreError, SessionError) as exc:
                 failed.append(exc)
                 scores.append(0.0)
+                reasons.append(())
             else:
                 failed.append(None)
                 scores.append(ws.scores[0])
+                reasons.append(() if self.occlusion is not None else self.reasons_of(ws, 0))
         for at in range(n):
             ws.scores[at] = scores[at]
         return failed
@@ -1374,7 +1558,7 @@ cdef class Engine:
         return self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL)) if s.state == RI_PRESENT else None
 
     cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
-                            object trace):
+                            object trace, tuple reasons):
         cdef int first = 0, n = self.n_common_bands, i
         if segment is not None:
             first, n = segment
@@ -1389,14 +1573,14 @@ cdef class Engine:
         request_id = self.next_id() if request_id is None else own_id(request_id)
         self.n_answers += 1
         self.n_fresh += fresh
-        return self.decision_type(request_id, <double>score, action, (), self.release, self.arm, 0, stale, missing,
+        return self.decision_type(request_id, <double>score, action, reasons, self.release, self.arm, 0, stale, missing,
                                   () if trace is None else trace)
 
-    def vectorize(self, request, int64_t now_ns=0):
+    def vectorize(self, request, int64_t now_ns=0, int64_t budget_ns=0):
         """One request -> the model's inputs, without the model: a list of arrays with one row."""
         cdef Workspace ws = self.pop()
         try:
-            self.begin(ws, now_ns, 0, False, None, True, False)
+            self.begin(ws, now_ns, budget_ns, False, None, True, False)
             self.resolve_row(request, ws, now_ns, -1)
             self.fill_row(ws, 0, -1)
             if self.has_masks:
@@ -1465,6 +1649,12 @@ cdef class Engine:
         finally:
             self.push(ws)
         return self.fixed_us, self.row_us
+
+    @property
+    def one_us(self) -> float:
+        """Predicted time of the models for one request, reasons included."""
+        cdef int64_t runs = (self.rows_each + self.tile - 1) // self.tile
+        return runs * self.fixed_us + self.rows_each * self.row_us
 
     @property
     def waits(self) -> bool:

@@ -40,6 +40,9 @@ cdef class ForestReasons:
     cdef tuple named(self, const int32_t* picked, int32_t n)
 
 
+cdef tuple tuple_of(tuple names, const int32_t* picked, int32_t n)  # of names[picked[i]]: no object but the tuple is made
+
+
 cdef class ForestExplainer:
     cdef:
         ri_explain* c

@@ -137,6 +137,17 @@ cdef object _failed(int error, int64_t at):
         "Expected a forest whose ways can be told apart, got " + _WRONG[error].format(at))
 
 
+cdef tuple tuple_of(tuple names, const int32_t* picked, int32_t n):
+    cdef tuple made = PyTuple_New(n)
+    cdef int32_t i
+    cdef object one
+    for i in range(n):
+        one = names[picked[i]]
+        Py_INCREF(one)  # SET_ITEM takes the reference
+        PyTuple_SET_ITEM(made, i, one)
+    return made
+
+
 @cython.final
 cdef class ForestReasons:
     def __cinit__(self):
@@ -281,14 +292,7 @@ cdef class ForestReasons:
         return ri_reasons_pick(self.c, self.kernel, leaves, scratch, self.most, picked)
 
     cdef tuple named(self, const int32_t* picked, int32_t n):
-        cdef tuple made = PyTuple_New(n)
-        cdef int32_t i
-        cdef object one
-        for i in range(n):
-            one = self.names[picked[i]]
-            Py_INCREF(one)  # SET_ITEM takes the reference
-            PyTuple_SET_ITEM(made, i, one)
-        return made
+        return tuple_of(self.names, picked, n)
 
 
 @cython.final

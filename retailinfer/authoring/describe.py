@@ -21,6 +21,7 @@ from retailinfer.authoring.wiring import Part
 from retailinfer.contracts import Contract
 from retailinfer.features.streams import accumulator_of, stream_fields
 from retailinfer.policy import Policy
+from retailinfer.release.background import Background, encode_background
 from retailinfer.release.bundle import write_bundle
 from retailinfer.release.golden import Golden, cpu_class, encode_golden, libm_version
 from retailinfer.release.manifest import (
@@ -55,6 +56,7 @@ class Found:
     nan_inputs: bool
     row_independent: bool
     row_difference: float | None
+    background: Background | None = None
 
 
 def write_release(
@@ -79,6 +81,8 @@ def write_release(
         files["policy.json"] = ("policy", policy.to_json())
     if spec.baseline is not None:
         files["baseline.json"] = ("baseline", msgspec.json.encode(spec.baseline, order="deterministic"))
+    if found.background is not None:
+        files["background.msgpack"] = ("background", encode_background(found.background))
     if found.golden is not None:
         files["golden.msgpack"] = ("golden", encode_golden(found.golden))
     for part in found.parts:

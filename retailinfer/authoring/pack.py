@@ -21,6 +21,8 @@ import numpy as np
 
 from retailinfer.authoring.agreement import check_parity, check_parity_of_arrays, may_take_nan
 from retailinfer.authoring.arrays import array_release
+from retailinfer.authoring.background import MAX_ROWS as MAX_TYPICAL_ROWS
+from retailinfer.authoring.background import make_background, with_covers
 from retailinfer.authoring.convert import EngineChoice, convert
 from retailinfer.authoring.describe import Found, Task, write_release
 from retailinfer.authoring.golden import (
@@ -59,6 +61,7 @@ from retailinfer.authoring.wiring import (
 )
 from retailinfer.contracts import Contract
 from retailinfer.errors import ConfigError, ManifestError, ModelError, SchemaMismatchError, clip
+from retailinfer.explain import check_reasons
 from retailinfer.features.arrow import read_table
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import FeatureSpec
@@ -202,17 +205,26 @@ class _Packing:
             except ManifestError as exc:
                 raise ConfigError(str(exc)) from exc
         if self.spec is None:
+            self._refuse_reasons()
             return
         if not isinstance(self.spec, FeatureSpec):
             raise ConfigError(f"Expected a FeatureSpec as features, got `{type(self.spec).__name__}`")
         if self.spec.arrays:
             self.spec = None  # from_model: arrays it is
+            self._refuse_reasons()
             return
         self._check_policy(self.spec)
         # As it will be loaded: the order of mappings is that of the file.
         self.spec = FeatureSpec.from_body(
             FeatureSpec.from_json(self.spec.to_json()).body, baseline=self.spec.baseline
         )
+
+    def _refuse_reasons(self) -> None:
+        if self.policy is not None and self.policy.body.n_reasons:
+            raise ConfigError(
+                "the policy asks for reasons, and a release of arrays has no fields to name",
+                hint="pack with features=, or a policy with n_reasons=0",
+            )
 
     def _check_policy(self, spec: FeatureSpec) -> None:
         """Columns may send a request to review, and segments read a field: the policy must know what that means."""
@@ -224,6 +236,8 @@ class _Packing:
                 f'column `{reviewing[0]}` says "review", and the policy has no such action',
                 hint='policy=ri.Policy([...], review="action") names it; or give the column a default',
             )
+        if self.policy is not None:
+            check_reasons(self.policy, spec.body)
         if body is not None and body.segment_by is not None:
             kinds = {f.name: f.type for f in spec.fields}
             if kinds.get(body.segment_by) != "str":
@@ -333,8 +347,20 @@ class _Packing:
             trial = Trial(parts, found, context=trial.context)
         if self._grow(parts, engine):
             trial = Trial(parts, found, context=trial.context)
+        typical = Filled(program, spec.body, self._typical(table, spec, program, real)).arrays
+        if with_covers(parts, typical):
+            trial = Trial(parts, found, context=trial.context)
         self.say("running the golden rows")
-        return self._golden(trial, spec, program, real, edges, report, nan_allowed)
+        made = self._golden(trial, spec, program, real, edges, report, nan_allowed)
+        made.background = make_background(spec, typical)
+        return made
+
+    def _typical(self, table: Columns | None, spec: FeatureSpec, program: Program, real: Columns) -> Columns:
+        """Rows from which reasons are measured: of the whole golden table, redacted as golden rows are; else drawn ones."""
+        if table is None:
+            return real
+        rows = take(redact_columns(table, spec, self.redact), _evenly(table.n_rows, MAX_TYPICAL_ROWS))
+        return accepted(program, spec, rows)
 
     def _grow(self, parts: Sequence[Part], engine: EngineChoice) -> bool:
         """ONNX graphs that are nothing but trees become forests. True where one did."""

@@ -175,7 +175,19 @@ def _measured(loaded: Loaded) -> dict[str, Any]:
             if row > 0
             else None,
         }
+        here["reasons"] = _reasons(engine)
     return here
+
+
+def _reasons(engine: Any) -> dict[str, Any] | None:
+    """How decisions get their reasons here; None where the policy asks for none."""
+    if not engine.most:
+        return None
+    found: dict[str, Any] = {"most": engine.most}
+    if engine.reasons is not None:
+        own = engine.reasons
+        return found | {"method": "path", "groups": len(own.names), "form": own.form, "bytes": own.nbytes}
+    return found | {"method": "occlusion", "groups": len(engine.occlusion.names), "rows": engine.rows_each}
 
 
 def _engine(session: Any) -> dict[str, Any]:
@@ -213,7 +225,7 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
     if found.get("features"):
         _show_features(console, found["features"])
     if found["policy"] is not None:
-        _show_policy(console, found["policy"])
+        _show_policy(console, found["policy"], (found["here"] or {}).get("reasons"))
     console.say("\nContract")
     limits = {k: v for k, v in found["contract"].items() if v not in (None, {}, [])}
     console.table(list(limits.items()) or [("nothing beyond the defaults",)])
@@ -369,7 +381,7 @@ def _column(column: dict[str, Any]) -> tuple[str, str, str, str]:
     return column["name"] + cells, kind, ", ".join(column["refs"]), " ".join(options)
 
 
-def _show_policy(console: Console, policy: dict[str, Any]) -> None:
+def _show_policy(console: Console, policy: dict[str, Any], reasons: dict[str, Any] | None) -> None:
     console.say("\nPolicy")
     console.table([(action, _from(low)) for action, low in policy["bands"]])
     for value, bands in policy.get("segments", {}).items():
@@ -377,6 +389,16 @@ def _show_policy(console: Console, policy: dict[str, Any]) -> None:
         console.say(f"  where {policy['segment_by']} = {value!r}: {texts}")
     if policy.get("review"):
         console.say(f"  columns that ask for a review lead to `{policy['review']}`")
+    if policy.get("n_reasons"):
+        how = ""
+        if reasons is not None and reasons["method"] == "path":
+            how = f": the way through the trees, {reasons['groups']} groups, {bytes_text(reasons['bytes'])}"
+        elif reasons is not None:
+            how = f": occlusion, {reasons['rows']} rows of the model a decision"
+        console.say(f"\nReasons, at most {policy['n_reasons']}{how}")
+        texts = policy.get("reasons", {})
+        console.table([(name, "(never named)" if text is None else text) for name, text in texts.items()])
+        console.say("  other fields are named without a text")
 
 
 def _from(low: float | None) -> str:

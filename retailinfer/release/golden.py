@@ -29,6 +29,9 @@ __all__ = [
     "Golden",
     "GoldenArray",
     "GoldenColumn",
+    "array_of",
+    "array_problem",
+    "array_values",
     "check_kinds",
     "check_scores",
     "check_tensors",
@@ -157,7 +160,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def feeds(self) -> dict[str, NDArray[Any]]:
         """The recorded arrays by input."""
-        return {name: _array(one) for name, one in self.arrays.items()}
+        return {name: array_values(one) for name, one in self.arrays.items()}
 
 
 def encode_golden(golden: Golden) -> bytes:
@@ -342,7 +345,8 @@ def _views(column: GoldenColumn) -> Canonical:
     )
 
 
-def _array(one: GoldenArray) -> NDArray[Any]:
+def array_values(one: GoldenArray) -> NDArray[Any]:
+    """The inverse of `array_of`, for one without an `array_problem`."""
     if one.dtype == "string":
         cells = np.empty(len(one.texts), dtype=object)
         cells[:] = one.texts
@@ -369,7 +373,7 @@ def _problem(golden: Golden) -> str | None:
         if problem is not None:
             return f"column {clip(name)} {problem}"
     for name, one in golden.arrays.items():
-        problem = _array_problem(one)
+        problem = array_problem(one)
         if problem is not None:
             return f"array {clip(name)} {problem}"
     return None
@@ -407,7 +411,8 @@ def _offsets_problem(data: bytes, n: int | None, n_values: int) -> str | None:
     return None
 
 
-def _array_problem(one: GoldenArray) -> str | None:
+def array_problem(one: GoldenArray) -> str | None:
+    """What is wrong with a decoded array: everything that `array_values` could trip over."""
     if one.dtype not in _ARRAYS:
         return f"has dtype {clip(one.dtype)}"
     cells = 1

@@ -62,7 +62,10 @@ Moment = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A file of the release. `role`: "features", "policy", "contract", "baseline", "golden", or "model:<role>"."""
+    """A file of the release.
+
+    `role`: "features", "policy", "contract", "baseline", "background", "golden", or "model:<role>".
+    """
 
     role: Short
     file: Short
