@@ -12,6 +12,7 @@ ODD = np.array(
 )
 
 
+@np.errstate(all="ignore")
 def hard_matrix(forest, n=1_200, *, seed=20, odd=0.06):
     """Rows on thresholds, one step above and below them (of either precision), anywhere between, missing, infinite, zero.
 
@@ -24,17 +25,15 @@ def hard_matrix(forest, n=1_200, *, seed=20, odd=0.06):
     for column in np.unique(feature[feature >= 0]):
         own = rng.choice(threshold[feature == column], n).astype(kind)
         side = rng.choice([-np.inf, np.inf], n)
-        with np.errstate(all="ignore"):
-            near = np.nextafter(own, side.astype(kind))
-            narrow = own.astype(np.float32)
-            step = np.nextafter(narrow, side.astype(np.float32))
-            middle = (narrow.astype(np.float64) + step) / 2
-            scaled = rows[:, column] * np.where(np.isfinite(own), np.abs(own), 1)
+        near = np.nextafter(own, side.astype(kind))
+        narrow = own.astype(np.float32)
+        step = np.nextafter(narrow, side.astype(np.float32))
+        middle = (narrow.astype(np.float64) + step) / 2
+        scaled = rows[:, column] * np.where(np.isfinite(own), np.abs(own), 1)
         choices = [scaled, own, near, narrow, step, middle, np.nextafter(middle, side)]
         rows[:, column] = np.choose(rng.integers(0, len(choices), n), choices)
     spots = rng.random(rows.shape) < odd
-    with np.errstate(over="ignore"):
-        return np.where(spots, rng.choice(ODD, rows.shape), rows).astype(kind)
+    return np.where(spots, rng.choice(ODD, rows.shape), rows).astype(kind)
 
 
 def assert_answers(forest, rows, want, *, ulps=0):

@@ -442,7 +442,7 @@ FLOATS = ("features_info", "float_features")
         (0, ("oblivious_trees",), None, ModelError, "got neither"),
         (0, ("features_info",), None, ModelError, "no model that CatBoost saved"),
         (0, (*FLOATS, 0, "flat_feature_index"), 9, Unfit, "its feature 0 is neither"),
-        (0, (*FLOATS, 0, "flat_feature_index"), 10**12, Unfit, "its feature 0 is neither"),
+        (0, (*FLOATS, 0, "flat_feature_index"), 10**12, ModelError, "no model that CatBoost saved"),
         (0, (*FLOATS, 0, "nan_value_treatment"), "Odd", Unfit, "feature 0 treats missing values"),
         (0, (*FLOATS, 0, "borders"), [1e300], ModelError, "finite borders"),
         (0, ("scale_and_bias",), [1.0, [0.1, 0.2]], ModelError, "Expected 1 numbers, got 2"),

@@ -16,10 +16,11 @@ The format is written and read by CatBoost's `catboost/libs/model/model_export/j
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from retailinfer.authoring.convert import normalised
@@ -73,9 +74,12 @@ _RANKS = frozenset(
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
+Number = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 32)]  # indices are counted in 31 bits, hashes have 32
+
+
 class _FloatFeature(msgspec.Struct):
-    flat_feature_index: int
-    feature_index: int
+    flat_feature_index: Number
+    feature_index: Number
     borders: list[float] | None = None
     has_nans: bool = False
     nan_value_treatment: str = "AsIs"
@@ -84,15 +88,15 @@ class _FloatFeature(msgspec.Struct):
 
 
 class _Category(msgspec.Struct):
-    flat_feature_index: int
-    feature_index: int
-    values: list[int] | None = None
+    flat_feature_index: Number
+    feature_index: Number
+    values: list[Number] | None = None
     feature_id: str = ""
     feature_name: str = ""
 
 
 class _Element(msgspec.Struct):
-    cat_feature_index: int | None = None
+    cat_feature_index: Number | None = None
 
 
 class _Ctr(msgspec.Struct):
@@ -101,7 +105,7 @@ class _Ctr(msgspec.Struct):
 
 
 class _Hash(msgspec.Struct):
-    hash: int
+    hash: Number
     value: str
 
 
@@ -113,12 +117,12 @@ class _Features(msgspec.Struct):
 
 
 class _Split(msgspec.Struct):
-    split_index: int
+    split_index: Number
     split_type: str
     border: float | None = None
-    float_feature_index: int | None = None
-    cat_feature_index: int | None = None
-    value: int | None = None
+    float_feature_index: Number | None = None
+    cat_feature_index: Number | None = None
+    value: Number | None = None
 
 
 class _Symmetric(msgspec.Struct):
