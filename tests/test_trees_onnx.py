@@ -415,8 +415,19 @@ def test_widened_threshold_is_the_last_double_that_rounds_to_it(bits, offset):
 
 
 @pytest.mark.parametrize("rows", [FLOAT, DOUBLE])
-@pytest.mark.parametrize("n_targets", [1, 2])
-@pytest.mark.parametrize("attributes", [{}, {"aggregate_function": 0, "post_transform": 0}])
+@pytest.mark.parametrize(
+    ("n_targets", "attributes"),
+    [
+        (1, {}),
+        (1, {"aggregate_function": 0, "post_transform": 0}),
+        (1, {"post_transform": 4}),
+        (2, {}),
+        (2, {"aggregate_function": 0}),
+        (3, {"post_transform": 1}),
+        (3, {"post_transform": 2}),
+        (3, {"post_transform": 4}),
+    ],
+)
 def test_the_newer_operator_has_the_same_bits(rows, n_targets, attributes):
     """TreeEnsemble of ai.onnx.ml 5: every comparison, sums and averages, several targets, either precision."""
     trees = grown(np.random.default_rng(7), n_trees=9, modes=(*MODES, "BRANCH_NEQ"))
@@ -471,6 +482,14 @@ def test_normalized_scores_have_the_same_bits(rows):
             trees, rows=rows, classes=True, n_targets=3, more=[norm], **THREE, **attributes
         ).SerializeToString()
         assert assert_same_bits(data).norm == "l1"
+
+
+def test_weights_of_training_rows_are_kept_where_they_are_some():
+    """Hit rates that add up are the cover of nodes; the same number for every node, as converters write, is none."""
+    nodes = [("BRANCH_LEQ", 0, 0.5, 0, 1, 2), (None, 0), ("BRANCH_LT", 1, 0.1, 0, 3, 4), (None, 1), (None, 2)]
+    for hits, cover in (([9.0, 4.0, 5.0, 3.0, 2.0], [9, 4, 5, 3, 2]), ([1.0] * 5, []), (None, [])):
+        forest = assert_same_bits(v3([nodes], nodes_hitrates=hits).SerializeToString())
+        assert forest.arrays["cover"].tolist() == cover
 
 
 def test_labels_beside_the_probabilities_are_no_hindrance():
@@ -565,6 +584,13 @@ UNFIT = [
     (lambda: behind("Cast", "y", to=TensorProto.INT64), "casts to neither"),
     (lambda: behind("Concat", "y", "y", axis=1), "go through 'Concat'"),
     (lambda: behind("Reshape", "y", "second"), "go through 'Reshape'"),
+    (lambda: behind("Unsqueeze", "y", "second"), "go through 'Unsqueeze'"),
+    (
+        lambda: plain(
+            n_targets=2, all_targets=True, more=[helper.make_node("Reshape", ["y", "column"], ["z"])]
+        ),
+        "a shape that 2 columns do not have",
+    ),
     (lambda: plain(aggregate_function="MAX"), "aggregates by b'MAX'"),
     (lambda: plain(post_transform="LOGISTIC"), "LOGISTIC of one sum"),
     (lambda: plain(post_transform="SOFTMAX"), "SOFTMAX of one sum"),

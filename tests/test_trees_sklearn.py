@@ -13,6 +13,7 @@ from forests_for_tests import assert_answers, hard_matrix
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailinfer.authoring.convert.sklearn import trees
 from retailinfer.authoring.trees import Unfit
 from retailinfer.authoring.trees.sklearn_forest import parse
 from retailinfer.errors import ModelError, RetailInferError
@@ -130,6 +131,15 @@ def test_trees_and_forests_answer_as_scikit_learn_does(cls, label, settings, mis
         "one": (0,),
         "text": ("bad", "good"),
     }.get(label, ())
+
+
+def test_forest_of_many_threads_is_compared_in_the_order_of_its_trees():
+    """Threads add the answers of trees as they come; what is compared with is one thread's sum."""
+    model = fitted("RandomForestClassifier", "three", n_jobs=4, n_estimators=60)
+    parsed, predict = trees(model, dtype="float32")
+    rows = rows_for(model, parsed.forest, missing=False)
+    assert_answers(parsed.forest, rows, predict(rows))
+    assert model.n_jobs == 4
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -91,6 +92,9 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
 
 def _predict(model: Any, dtype: str, decides: bool) -> Any:
     """The model's own answer, without its warning that arrays have no column names."""
+    if getattr(model, "n_jobs", None) not in (None, 1):
+        model = copy.copy(model)
+        model.n_jobs = 1  # threads add the answers of trees in the order in which they come
 
     def predict(matrix: NDArray[Any]) -> NDArray[np.float64]:
         ask = model.predict

@@ -33,7 +33,7 @@ MAX_DEPTH = 4096  # the native core's
 MAX_TREES = 100_000
 MAX_NODES = 1 << 26
 MAX_CATEGORY = 1 << 22  # the largest code that a set of categories may hold: half a megabyte of bits
-MAX_WORDS = 1 << 26
+MAX_WORDS = 1 << 24
 
 
 def below(values: NDArray[Any]) -> NDArray[Any]:

@@ -75,6 +75,7 @@ class _Way:
     Attributes:
         rows, inside: type of the graph's input, and of the ensemble's. result: type of the graph's output.
         other: where the probability of the other class was put before a sum, the type that this was done in.
+        widths: numbers of columns that reshaping takes for granted, before and after that.
         norm: as in `Forest`.
     """
 
@@ -86,6 +87,7 @@ class _Way:
     inside: int
     result: int
     other: int | None = None
+    widths: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
     norm: str = "none"
     attributes: dict[str, Any] = field(default_factory=dict)
 
@@ -178,6 +180,8 @@ class _Graph:
                 if found.other is not None or found.norm != "none":
                     raise Unfit("it joins columns after its last step")
                 found.other = kind
+            elif isinstance(step, tuple):
+                found.widths[found.other is not None].add(step[1])
             elif step == "l1":
                 if found.norm != "none":
                     raise Unfit("it normalizes twice")
@@ -189,7 +193,7 @@ class _Graph:
             raise Unfit("it gives float64")
 
     def _step(self, node: Any) -> tuple[Any, str]:
-        """What a node does to scores, and what it does it to: None = nothing, a type, "l1", "other"."""
+        """What a node does to scores, and what to: nothing (None), a type, "l1", "other", ("width", columns it needs)."""
         kind, inputs = node.op_type, list(node.input)
         shown = f"{node.domain}.{kind}" if node.domain else kind
         if node.domain == ML_DOMAIN and kind == "ZipMap":
@@ -200,8 +204,10 @@ class _Graph:
                 return "l1", inputs[0]
             raise Unfit(f"it normalizes by {clip(norm)}")
         if node.domain == "":
-            if kind == "Identity" or (kind in _SHAPES and self._only_renames(node)):
+            if kind == "Identity":
                 return None, inputs[0]
+            if kind in _SHAPES:
+                return self._width(node), inputs[0]
             if kind == "Cast":
                 return _cast(node), inputs[0]
             if kind in ("Mul", "Div") and self._is_one(inputs[1]):
@@ -227,18 +233,18 @@ class _Graph:
             return False
         return bool((require_onnx().numpy_helper.to_array(tensor) == 1.0).all())
 
-    def _only_renames(self, node: Any) -> bool:
-        """Whether the cells of a matrix of scores stay where they are, row by row."""
-        if node.op_type == "Flatten":
-            return next((a.i for a in node.attribute if a.name == "axis"), 1) == 1
+    def _width(self, node: Any) -> Any:
+        """How many columns a matrix of scores needs, so that a change of its shape leaves them row by row."""
+        if node.op_type == "Flatten" and next((a.i for a in node.attribute if a.name == "axis"), 1) == 1:
+            return None
         sizes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
         if len(node.input) > 1 and node.input[1] in self.weights:
             sizes = np.atleast_1d(require_onnx().numpy_helper.to_array(self.weights[node.input[1]])).tolist()
-        if sizes is None:
-            return False
-        if node.op_type == "Reshape":  # rows first, and as many as there were
-            return sizes in ([-1], [-1, 1]) or (len(sizes) == 2 and sizes[0] in (-1, 0) and sizes[1] > 1)
-        return sizes in ([1], [-1])
+        if node.op_type == "Squeeze" and sizes in ([1], [-1]):
+            return "width", 1
+        if node.op_type == "Reshape" and sizes is not None and sizes[:1] == [-1] and len(sizes) <= 2:
+            return "width", int(sizes[1]) if len(sizes) == 2 else 1
+        raise Unfit(f"its scores go through '{node.op_type}'")
 
 
 def _cast(node: Any) -> int:
@@ -462,7 +468,7 @@ def _fill(
     leaf: NDArray[np.int64], target: NDArray[np.int64], weight: NDArray[Any], n_leaves: int, n_targets: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Weights by leaf and target, and which are given."""
-    if n_leaves * n_targets > 1 << 27:
+    if n_leaves * n_targets > 1 << 25:
         raise ModelError(f"Expected fewer weights, got {n_leaves} leaves of {n_targets} targets")
     table = np.zeros((n_leaves, n_targets), weight.dtype)
     fed = np.zeros((n_leaves, n_targets), np.bool_)
@@ -513,7 +519,6 @@ def _v5(way: _Way) -> _Ensemble:
     value = _reals(attributes, "nodes_splits", kind, m, tensor=True)
     sets, exact, value = _members(attributes, mode, value, kind)
     pad = np.zeros(n_leaves)
-    hits = attributes.get("nodes_hitrates")
     aggregate = int(attributes.get("aggregate_function", 1))
     if aggregate not in (0, 1):
         raise Unfit(f"it aggregates in the way {aggregate}, which is MIN, MAX or not known")
@@ -535,7 +540,6 @@ def _v5(way: _Way) -> _Ensemble:
         base=np.zeros(0, kind),
         average=aggregate == 0,
         post=[*_POSTS][post],
-        hits=None if hits is None or len(hits) != m else np.r_[np.asarray(hits, np.float64), pad],
         sets=sets,
         exact=exact,
     )
@@ -617,7 +621,7 @@ def _forest(way: _Way, e: _Ensemble) -> Forest:
             ),
             "targets": np.zeros(0, np.int32) if owner is None else owner,
             "base": base.astype(np.float64),
-            "cover": np.zeros(0) if e.hits is None else e.hits,
+            "cover": _cover(e, inner),
         },
         n_outputs=outputs,
         n_columns=columns,
@@ -627,6 +631,15 @@ def _forest(way: _Way, e: _Ensemble) -> Forest:
         average=e.average,
         norm=way.norm,
     )
+
+
+def _cover(e: _Ensemble, inner: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights of the training rows, where the graph has them: most converters write the same number for every node."""
+    hits = e.hits
+    if hits is None or not np.isfinite(hits).all() or (hits < 0).any():
+        return np.zeros(0)
+    below_it = hits[e.true[inner]] + hits[e.false[inner]]
+    return hits if np.allclose(hits[inner], below_it, rtol=1e-3) else np.zeros(0)
 
 
 def _refuse_merged_sides(e: _Ensemble) -> None:
@@ -721,6 +734,9 @@ def _columns(
     way: _Way, outputs: int, columns: int, post: str, weights: NDArray[Any], base: NDArray[Any]
 ) -> tuple[int, int, str, NDArray[Any], NDArray[Any]]:
     """With the probability of the other class, where the graph computes it from one sum."""
+    final = columns if way.other is None else 2
+    if way.widths[0] - {columns} or way.widths[1] - {final}:
+        raise Unfit(f"its scores go through a shape that {columns} columns do not have")
     if way.other is not None:
         if columns != 1 or post != "none" or way.other != way.inside:
             raise Unfit("it subtracts its scores from 1 after their last step")
