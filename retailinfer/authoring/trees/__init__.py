@@ -6,8 +6,8 @@ Rules:
   * Nothing is approximated. What a parser makes is compared with its source bit by bit when a release is packed.
   * Files are text, JSON, UBJSON and protobuf. No pickle is ever read.
 onnx_graph.py = ONNX graphs that are nothing but one tree ensemble; lightgbm_*.py, xgboost_json.py, catboost_json.py = the
-trainers' own files; sklearn_forest.py = fitted estimators; nodes.py = what parsers share; files.py = which file is whose;
-use.py = who compares and decides.
+trainers' own files; sklearn_forest.py = fitted estimators; nodes.py and documents.py = what parsers share; files.py = which
+file is whose; use.py = who compares and decides.
 """
 
 from __future__ import annotations

@@ -1,200 +1,219 @@
 """LightGBM's own text -> a forest that answers as `Booster.predict` does, in float64 until the last step.
 
 Rules:
-  * Rows are float32, so a double threshold is rounded **down** to float32: `x <= t` keeps its meaning for every such x.
-    LightGBM's predictor reads |x| <= 1e-35 as 0, so thresholds in there move to its ends.
-  * Missing values as LightGBM has them: none (NaN counts as 0), zero (0 and NaN go the default way), NaN (NaN does).
-  * Categorical splits are sets of integers; what is not in the set, NaN and negative values go right.
-  * Whatever of the text is not understood makes it Unfit: another engine, or ONNX, then runs the model.
-The format is written and read by LightGBM's `src/io/tree.cpp` and `gbdt_model_text.cpp`.
+  * Read: what `Booster.save_model` and `model_to_string` of LightGBM 2.1 and later write (version=v2, v3, v4). The trees in
+    the text are those that predict: LightGBM leaves out what came after the best iteration when it writes.
+  * Linear trees, and objectives that are not known, are Unfit, by name. A text that is damaged is a ModelError, which says
+    in which tree, and at which node.
+What is right, thresholds and random forests among it: lightgbm_forest.py. The text is written and read by LightGBM's
+`src/io/tree.cpp` and `src/boosting/gbdt_model_text.cpp`.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert.lightgbm import float32_below
-from retailinfer.authoring.trees import Unfit
-from retailinfer.runtime.trees import Forest
+from retailinfer.authoring.trees import Parsed, Unfit
+from retailinfer.authoring.trees.lightgbm_forest import Head, Trees, integer, parsed_forest
+from retailinfer.authoring.trees.nodes import MAX_NODES, MAX_TREES
+from retailinfer.errors import ModelError, clip
 
-__all__ = ["forest_of_text"]
+__all__ = ["parse_text"]
 
-# First word of the objective -> the last step of an answer.
-_POSTS = {
-    "binary": "logistic",
-    "multiclassova": "logistic",
-    "cross_entropy": "logistic",
-    "xentropy": "logistic",
-    "multiclass": "softmax_sum",
-    "softmax": "softmax_sum",
-    "poisson": "exp",
-    "gamma": "exp",
-    "tweedie": "exp",
-    "regression": "none",
-    "regression_l1": "none",
-    "huber": "none",
-    "fair": "none",
-    "quantile": "none",
-    "mape": "none",
-    "lambdarank": "none",
-    "rank_xendcg": "none",
-    "custom": "none",
-}
-_GONE = {0: 1, 1: 2, 2: 0}  # LightGBM's missing type -> what the forest takes for missing
-MAX_TREES = 100_000
-ZERO = np.float32(1e-35)
+_FLOATS = re.compile(r"[-+0-9.eEinf ]*")  # `inf` among them: a split between all numbers and NaN
+_WHOLE = re.compile(r"[-0-9 ]*")
 
 
-def forest_of_text(text: str, *, input_name: str, output_name: str, n_columns: int) -> Forest:
-    """The forest of `Booster.model_to_string()`.
+def parse_text(
+    data: str | bytes, *, dtype: str = "float32", input_name: str = "features", output_name: str | None = None
+) -> Parsed:
+    """The forest of a LightGBM model file, or of `Booster.model_to_string()`.
 
     Args:
-        n_columns: of the answer: 2 = what is left of 1, and the probability, for a booster of one sum.
-    Raises: Unfit.
+        dtype: of the rows, "float32" or "float64"; LightGBM itself makes doubles of both.
+        input_name, output_name: None = "probabilities" for classifiers, "variable" for others.
+    Returns: a forest of n_outputs = trees a round. One sum that is a probability has 2 columns, of which the second is it.
+    Raises: Unfit, ModelError, ConfigError.
     """
-    head, *blocks = re.split(r"^Tree=\d+$", text, flags=re.MULTILINE)
-    facts = dict(re.findall(r"^([a-z_]+)=(.*)$", head, flags=re.MULTILINE))
-    n_outputs = _integer(facts, "num_tree_per_iteration", 1, 1024)
-    n_features = _integer(facts, "max_feature_idx", 0, 1 << 24) + 1
-    if len(blocks) > MAX_TREES or len(blocks) % n_outputs:
-        raise Unfit(f"it has {len(blocks)} trees for {n_outputs} sums")
-    objective, *settings = facts.get("objective", "custom").split() or ["custom"]
-    if objective not in _POSTS:
-        raise Unfit(f"its objective is {objective}")
-    if "sqrt" in settings:
-        raise Unfit("it was trained on the square root of the label")
-    scale = next((float(s.partition(":")[2]) for s in settings if s.startswith("sigmoid:")), 1.0)
-    average = bool(re.search(r"^average_output$", head, flags=re.MULTILINE))
-    if average and n_outputs > 1:
-        raise Unfit("it averages the trees of several classes")
-    if n_columns != n_outputs and (n_columns, n_outputs) != (2, 1):
-        raise Unfit(f"it gives {n_outputs} numbers, {n_columns} are wanted")
-    return Forest(
-        input=input_name,
-        output=output_name,
-        n_features=n_features,
-        arrays=_arrays([_tree(block) for block in blocks], n_outputs),
-        n_outputs=n_outputs,
-        n_columns=n_columns,
-        post=_POSTS[objective],
-        post_scale=scale if _POSTS[objective] == "logistic" else 1.0,
-        doubles=True,
-        average=average,
+    text = _decoded(data)
+    parts = re.split(r"^Tree=[0-9]+\n", text.partition("\nend of trees\n")[0], flags=re.MULTILINE)
+    head_text, blocks = parts[0], parts[1:]
+    facts = _facts(head_text.split("\n"), "the head")
+    if "tree" not in facts:
+        raise ModelError(f"Expected a LightGBM model, which begins with `tree`, got {clip(text)}")
+    if len(blocks) > MAX_TREES:
+        raise ModelError(f"Expected at most {MAX_TREES} trees, got {len(blocks)}")
+    _check_end(text, facts, blocks)
+    head = _head(facts)
+    return parsed_forest(head, _trees(blocks), dtype=dtype, input_name=input_name, output_name=output_name)
+
+
+def _decoded(data: str | bytes) -> str:
+    try:
+        text = data if isinstance(data, str) else bytes(data).decode()
+    except UnicodeDecodeError as exc:
+        raise ModelError(f"Expected a LightGBM model in UTF-8: {clip(str(exc), 100)}") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _facts(lines: list[str], where: str) -> dict[str, str]:
+    """`key=value` lines, and keys that stand alone."""
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition("=")
+        if not key:
+            continue
+        if key in found:
+            raise ModelError(f"Expected `{clip(key)}` once - at {where}")
+        found[key] = value
+    return found
+
+
+def _check_end(text: str, facts: dict[str, str], blocks: list[str]) -> None:
+    """A text that was cut short must not lose trees, or digits of the last one, without a word."""
+    sizes = facts.get("tree_sizes")
+    if sizes is not None and len(sizes.split()) != len(blocks):
+        raise ModelError(f"Expected {len(sizes.split())} trees, as tree_sizes says, got {len(blocks)}")
+    cut = (
+        "\nend of trees\n" not in text
+        if facts.get("version") != "v2"
+        else bool(blocks) and "\n\n" not in blocks[-1]
+    )
+    if cut:
+        raise ModelError("Expected the end of the trees, the text is cut short", hint="save the model again")
+
+
+def _head(facts: dict[str, str]) -> Head:
+    infos = facts.get("feature_infos", "").split()
+    return Head(
+        version=facts.get("version", "of no version"),
+        n_outputs=integer(
+            facts.get("num_tree_per_iteration", facts.get("num_class")), "num_tree_per_iteration", 1, 1 << 20
+        ),
+        n_features=integer(facts.get("max_feature_idx"), "max_feature_idx", 0, (1 << 30) - 1) + 1,
+        feature_names=facts.get("feature_names", "").split(" "),
+        objective=facts.get("objective"),
+        average="average_output" in facts,
+        # LightGBM lists the values of codes (1:2:3), of quantities it tells the range ([0:1])
+        categories=[i for i, info in enumerate(infos) if re.fullmatch(r"-?[0-9]+(:-?[0-9]+)*", info)],
     )
 
 
-def _integer(facts: dict[str, str], name: str, low: int, high: int) -> int:
-    value = facts.get(name, "")
-    if not re.fullmatch(r"\d{1,9}", value) or not low <= int(value) <= high:
-        raise Unfit(f"its {name} is {value[:20] or 'missing'}")
-    return int(value)
-
-
-def _tree(block: str) -> dict[str, NDArray[Any]]:
-    """The arrays of one tree: inner nodes first, then its leaves."""
-    found = dict(re.findall(r"^([a-z_]+)=(.*)$", block, flags=re.MULTILINE))
-    if found.get("is_linear", "0") != "0":
-        raise Unfit("it has linear trees")
-    n_leaves = _integer(found, "num_leaves", 1, 1 << 24)
+def _trees(blocks: list[str]) -> Trees:
+    """All trees in one row. A block ends with its first empty line; what follows is not the tree's."""
+    found = [_facts(block.split("\n\n", 1)[0].split("\n"), f"tree {i}") for i, block in enumerate(blocks)]
+    for i, tree in enumerate(found):
+        if tree.get("is_linear", "0") != "0":
+            raise Unfit("it has linear trees")
+        if tree.get("num_leaves") == "1" and not tree.get("leaf_count"):
+            tree["leaf_count"] = "0"  # LightGBM before 4 counts nothing where there is no split
+        if "num_cat" not in tree:
+            raise Unfit(f"its tree {i} does not tell num_cat: it is older than LightGBM 2.1")
+    n_leaves = _whole(
+        [
+            integer(tree.get("num_leaves"), f"num_leaves of tree {i}", 1, MAX_NODES)
+            for i, tree in enumerate(found)
+        ]
+    )
+    n_sets = _whole(
+        [integer(tree["num_cat"], f"num_cat of tree {i}", 0, MAX_NODES) for i, tree in enumerate(found)]
+    )
+    if int(n_leaves.sum()) > MAX_NODES or int(n_sets.sum()) > MAX_NODES:
+        raise ModelError(
+            f"Expected at most {MAX_NODES} leaves, got {n_leaves.sum()}, and {n_sets.sum()} sets"
+        )
     inner = n_leaves - 1
 
-    def numbers(name: str, kind: Any, n: int) -> NDArray[Any]:
-        try:
-            values = np.array(found.get(name, "").split(), dtype=np.float64)
-        except ValueError:
-            raise Unfit(f"its {name} are no numbers") from None
-        if len(values) != n:
-            raise Unfit(f"a tree of {n_leaves} leaves has {len(values)} {name}")
-        return values.astype(kind)
+    def row(name: str, counts: NDArray[np.int64], kind: Any = np.int64) -> NDArray[Any]:
+        return _row(found, name, counts, kind)
 
-    decision = numbers("decision_type", np.int64, inner)
-    threshold = numbers("threshold", np.float64, inner)
-    categorical = (decision & 1) == 1
-    n_sets = int(found.get("num_cat", "0"))
-    ends = numbers("cat_boundaries", np.int64, n_sets + 1) if n_sets else np.zeros(1, np.int64)
-    words = numbers("cat_threshold", np.uint32, int(ends[-1])) if n_sets else np.zeros(0, np.uint32)
-    gone = (decision >> 2) & 3
-    if (gone == 3).any():
-        raise Unfit("it treats missing values in a way that is not known")
-    covered = {name: found.get(name, "").split() for name in ("internal_count", "leaf_count")}
-    known = len(covered["internal_count"]) == inner and len(covered["leaf_count"]) == n_leaves
-    return {
-        "feature": np.r_[numbers("split_feature", np.int32, inner), np.full(n_leaves, -1, np.int32)],
-        "threshold": np.r_[np.where(categorical, 0.0, _float32_thresholds(threshold)), np.zeros(n_leaves)],
-        "left": np.r_[_children(numbers("left_child", np.int64, inner), inner), np.arange(n_leaves)],
-        "right": np.r_[
-            _children(numbers("right_child", np.int64, inner), inner), np.zeros(n_leaves, np.int64)
-        ],
-        "missing_left": np.r_[np.where(categorical, 0, (decision >> 1) & 1), np.zeros(n_leaves, np.int64)],
-        "missing": np.r_[
-            np.where(categorical, 0, np.array([_GONE[int(g)] for g in gone], np.int64)),
-            np.zeros(n_leaves, np.int64),
-        ],
-        "rule": np.r_[np.where(categorical, 2, 0), np.zeros(n_leaves, np.int64)],
-        "category": np.r_[np.where(categorical, threshold, -1).astype(np.int64), np.full(n_leaves, -1)],
-        "set_ends": ends,
-        "set_words": words,
-        "values": numbers("leaf_value", np.float64, n_leaves),
-        # rows of training that came by, where the text says so
-        "cover": np.r_[
-            numbers("internal_count", np.float64, inner), numbers("leaf_count", np.float64, n_leaves)
-        ]
-        if known
-        else np.zeros(0),
-    }
+    def optional(name: str, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        known = all(tree.get(name) for tree, n in zip(found, counts, strict=True) if n)
+        return row(name, counts, np.float64) if known else np.zeros(0)
+
+    ends = row("cat_boundaries", np.where(n_sets > 0, n_sets + 1, 0))
+    set_ends, n_words = _set_ends(ends, n_sets)
+    inner_cover, leaf_cover = _cover(optional, inner, n_leaves)
+    return Trees(
+        n_leaves=n_leaves,
+        feature=row("split_feature", inner),
+        threshold=row("threshold", inner, np.float64),
+        left=row("left_child", inner),
+        right=row("right_child", inner),
+        decision=row("decision_type", inner),
+        n_sets=n_sets,
+        set_ends=set_ends,
+        set_words=_words(row("cat_threshold", n_words)),
+        value=row("leaf_value", n_leaves, np.float64),
+        inner_cover=inner_cover,
+        leaf_cover=leaf_cover,
+    )
 
 
-def _children(child: NDArray[np.int64], inner: int) -> NDArray[np.int64]:
-    """LightGBM counts leaves down from -1; here they stand behind the inner nodes."""
-    return np.where(child < 0, inner + ~child, child)
+def _whole(values: list[int]) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
 
 
-def _float32_thresholds(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thresholds that do to a float32 what the double ones do to it in LightGBM, which reads |x| <= 1e-35 as 0."""
-    down = float32_below(threshold)
-    down = np.where((down >= 0) & (down < ZERO), ZERO, down)
-    down = np.where((down < 0) & (down >= -ZERO), np.nextafter(-ZERO, np.float32(-np.inf)), down)
-    return down.astype(np.float64)
+def _row(found: list[dict[str, str]], name: str, counts: NDArray[np.int64], kind: Any) -> NDArray[Any]:
+    """The numbers under one name, of all trees in one row. Raises: ModelError."""
+    parts = []
+    for i, (tree, count) in enumerate(zip(found, counts.tolist(), strict=True)):
+        text = tree.get(name, "") if count else ""
+        fine = _FLOATS if kind is np.float64 else _WHOLE
+        parts.append(text.split() if fine.fullmatch(text) else ["?"])
+        if parts[-1] == ["?"]:
+            raise ModelError(f"Expected numbers, got {clip(text)} - at `{name}` of tree {i}")
+        if len(parts[-1]) != count:
+            raise ModelError(f"Expected {count} numbers, got {len(parts[-1])} - at `{name}` of tree {i}")
+    try:
+        return np.array(list(map(float if kind is np.float64 else int, chain.from_iterable(parts))), kind)
+    except (ValueError, OverflowError) as exc:
+        raise ModelError(f"Expected numbers - at `{name}`: {clip(str(exc), 100)}") from None
 
 
-def _arrays(trees: list[dict[str, NDArray[Any]]], n_outputs: int) -> dict[str, NDArray[Any]]:
-    """All trees in one row."""
-    nodes = np.cumsum([0, *(len(tree["feature"]) for tree in trees)])
-    leaves = np.cumsum([0, *(len(tree["values"]) for tree in trees)])
-    sets = np.cumsum([0, *(len(tree["set_ends"]) - 1 for tree in trees)])
-    words = np.cumsum([0, *(len(tree["set_words"]) for tree in trees)])
-    if nodes[-1] > 1 << 30:
-        raise Unfit(f"it has {nodes[-1]} nodes")
+def _set_ends(
+    ends: NDArray[np.int64], n_sets: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ends of all trees' sets in one row of words, and how many words each tree has."""
+    n_words = np.zeros(len(n_sets), np.int64)
+    out, at, total = [np.zeros(1, np.int64)], 0, 0
+    for i in np.flatnonzero(n_sets).tolist():
+        own = ends[at : at + int(n_sets[i]) + 1]
+        at += len(own)
+        if own[0] != 0 or (np.diff(own) < 0).any() or own[-1] > MAX_NODES:
+            raise ModelError(
+                f"Expected ends of sets, which begin at 0 and rise, got {clip(own.tolist())} - at tree {i}"
+            )
+        out.append(own[1:] + total)
+        n_words[i] = own[-1]
+        total += int(own[-1])
+    return np.concatenate(out), n_words
 
-    def joined(name: str, kind: Any, shift: NDArray[Any] | None = None) -> NDArray[Any]:
-        parts = [tree[name] + (0 if shift is None else shift[i]) for i, tree in enumerate(trees)]
-        return np.concatenate(parts).astype(kind) if parts else np.zeros(0, kind)
 
-    is_leaf = joined("feature", np.int32) < 0
-    leaf_left, node_left = joined("left", np.int64, leaves), joined("left", np.int64, nodes)
-    category = joined("category", np.int64)
-    cover = joined("cover", np.float64)
-    shifted = joined("category", np.int64, sets)
-    return {
-        "roots": nodes[:-1].astype(np.int32),
-        "feature": joined("feature", np.int32),
-        "threshold": joined("threshold", np.float64),
-        "left": np.where(is_leaf, leaf_left, node_left).astype(np.int32),
-        "right": np.where(is_leaf, 0, joined("right", np.int64, nodes)).astype(np.int32),
-        "missing_left": joined("missing_left", np.uint8),
-        "missing": joined("missing", np.uint8),
-        "rule": joined("rule", np.uint8),
-        "category": np.where(category < 0, -1, shifted).astype(np.int32),
-        "set_ends": np.concatenate(
-            [[0], *(tree["set_ends"][1:] + words[i] for i, tree in enumerate(trees))]
-        ).astype(np.int64),
-        "set_words": joined("set_words", np.uint32),
-        "values": joined("values", np.float64),
-        "targets": np.arange(len(trees), dtype=np.int32) % np.int32(n_outputs),
-        "base": np.zeros(n_outputs),
-        "cover": cover if len(cover) == nodes[-1] and (cover >= 0).all() else np.zeros(0),
-    }
+def _words(words: NDArray[np.int64]) -> NDArray[np.uint32]:
+    if len(words) and (words.min() < 0 or words.max() > 0xFFFFFFFF):
+        raise ModelError(
+            f"Expected words of 32 bits, got {words.min()} to {words.max()} - at `cat_threshold`"
+        )
+    return words.astype(np.uint32)
+
+
+def _cover(
+    optional: Any, inner: NDArray[np.int64], n_leaves: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows that reached each node in training, as LightGBM's own contributions weigh them; its hessians where it has none."""
+    for names in (("internal_count", "leaf_count"), ("internal_weight", "leaf_weight")):
+        found = optional(names[0], inner), optional(names[1], n_leaves)
+        told = len(found[0]) == int(inner.sum()) and len(found[1]) == int(n_leaves.sum())
+        if (
+            told
+            and all(np.isfinite(one).all() and (one >= 0).all() for one in found)
+            and (found[0] > 0).all()
+        ):
+            return found
+    return np.zeros(0), np.zeros(0)
