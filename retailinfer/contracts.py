@@ -108,7 +108,8 @@ class Explanation(msgspec.Struct, frozen=True):
         contributions: field -> what it adds; every group of cells that the model reads has one. By the trees, they and
             `base` add up to `raw`, but for the rounding of the trees' own sums (float32 in most formats, 1e-6 of it).
         method: "path" (the way through the trees), "treeshap" (Shapley values over the same expectations), or "occlusion"
-            (the score less that of the row without the field; these need not add up).
+            (the score less that of the row without the field; these need not add up, and are NaN where the model gives no
+            score without it).
     """
 
     score: float

@@ -13,6 +13,7 @@ here. Groups: `features/groups.py`. The background: `release/background.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -284,10 +285,14 @@ class Explainer:
                 hint="pack it again with this version",
             )
         score, contributions = self.occlusion.contributions(self.inputs, arrays, self.scores, self.tile)
+        try:
+            base = float(self.scores(self.occlusion.nothing(self.inputs))[0])
+        except (ScoreError, SessionError):
+            base = math.nan
         return Explanation(
             score=score,
             raw=score,
-            base=float(self.scores(self.occlusion.nothing(self.inputs))[0]),
+            base=base,
             contributions=dict(zip(self.occlusion.names, contributions.tolist(), strict=True)),
             method="occlusion",
         )

@@ -108,6 +108,7 @@ def _typical(
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """One column's cells of the background, and their mask."""
     is_number = column.kind in SCALAR_KINDS | {"embedding", "time"} or column.encoding == "target"
+    is_number = is_number and column.cells is None
     if cells.dtype.kind == "f" and is_number:
         known = np.isfinite(cells) if mask is None else np.isfinite(cells) & (mask != 0)
         counts = known.sum(axis=0)
