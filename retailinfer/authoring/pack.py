@@ -261,16 +261,17 @@ class _Packing:
             input_name, dtype = self._converted_input(role)
             where = "the model" if len(models) == 1 else f"model `{role}`"
             converted = convert(one, input_name=input_name, dtype=dtype, engine=engine)
-            part = None
+            part, differs = None, False
             if converted.forest is not None:
                 self.say("comparing the trees with their source")
                 part = forest_part(role, converted, must=engine == "trees")
                 if part is None:  # a bit differs: then the other engine
+                    differs = True
                     converted = convert(one, input_name=input_name, dtype=dtype, engine="onnx")
                     converted = replace(converted, why="its trees do not have the bits of their source")
             if part is None:
                 graph = inspect(converted.data, where=where)
-                part = Part(role, converted, graph, _open(graph, where), why=converted.why)
+                part = Part(role, converted, graph, _open(graph, where), why=converted.why, differs=differs)
             _check_inputs(part)
             outputs_of(part)
             parts.append(part)
@@ -366,7 +367,7 @@ class _Packing:
         """ONNX graphs that are nothing but trees become forests. True where one did."""
         changed = False
         for part in parts:
-            if engine != "onnx" and part.trees is None and part.quantized == "none":
+            if engine != "onnx" and part.trees is None and part.quantized == "none" and not part.differs:
                 if part.graph.has_trees:
                     self.say(f"reading the trees of model `{part.role}`")
                 changed |= graph_to_trees(part, must=engine == "trees")

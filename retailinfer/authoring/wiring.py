@@ -49,6 +49,7 @@ class Part:
         "unchecked"  # with its source, see `release.manifest.ModelEntry`
     )
     why: str = ""  # why there is no forest, where one was looked for
+    differs: bool = False  # it had a forest, which did not have the bits of its trainer
 
     def width(self, output: str, shape: Sequence[int | None]) -> int | None:
         """Columns of an output: as declared, else as seen in a trial run."""

@@ -193,8 +193,6 @@ def _call(trainer: str, name: str, function: str, *args: Any, **options: Any) ->
     except (RetailInferError, Unfit):
         raise
     except ImportError as exc:
-        if (exc.name or "").startswith("retailinfer."):
-            raise Unfit(f"nothing here reads {name} yet") from exc
         raise ConfigError(
             f"converting {name} needs {exc.name or exc}", hint=f"pip install 'retailinfer[{trainer}]'"
         ) from exc
