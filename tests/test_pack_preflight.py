@@ -276,6 +276,24 @@ def test_models_without_inputs_or_outputs_are_refused():
     refused(model([RELU], weights=[weight]), "takes no input")
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Identity", ["y"], ["y"])],
+        [helper.make_node("Identity", ["a"], ["y"]), helper.make_node("Flatten", ["y"], ["a"])],
+        [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Relu", ["x"], ["a"])],
+    ],
+)
+def test_nodes_in_circles_or_out_of_order_are_refused(nodes):
+    """Whoever follows the edges of a graph must come to an end; a circle once kept the check itself busy for ever."""
+    refused(model(nodes), "before it is made")
+
+
+def test_tensors_made_twice_are_refused():
+    """It could not be told which node a reader means."""
+    refused(model([RELU, helper.make_node("Identity", ["x"], ["y"])]), "makes tensor 'y' twice")
+
+
 def test_names_that_occur_twice_are_refused():
     """Two inputs of one name could not be told apart."""
     refused(model([RELU], inputs=[info("x"), info("x")]), "same name")

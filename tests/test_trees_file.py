@@ -58,7 +58,7 @@ def test_altered_bytes_are_refused_or_harmless(data):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     try:
         session = TreeSession(bytes(file), calibrate=False)
-    except (ModelError, ShapeError, ConfigError):
+    except ModelError:
         return
     session.model.predict(np.zeros((3, session.forest.n_features), np.float32))
 

@@ -666,6 +666,19 @@ def chain(n):
     return [*inner[:-1], ("BRANCH_LEQ", 0, 0.0, 0, 2 * n - 1, 2 * n), *[(None, i) for i in range(n + 1)]]
 
 
+def unreadable():
+    """A tensor of a type that there is not."""
+    tensor = helper.make_tensor("m", TensorProto.UINT8, [1], [1])
+    tensor.data_type = 75
+    return tensor
+
+
+def without_second_output(model):
+    """A classifier that gives labels and no scores."""
+    del model.graph.node[-1].output[1:]
+    return model
+
+
 MALFORMED = [
     (lambda: plain(nodes_truenodeids=[27] * N), "which is not there"),
     (lambda: plain(nodes_falsenodeids=[-1] * N), "got -1, which is not there"),
@@ -685,6 +698,20 @@ MALFORMED = [
     (lambda: v5(grown(np.random.default_rng(3)), nodes_truenodeids=[99] * 28), "got 99 - at number 0"),
     (lambda: v5(grown(np.random.default_rng(3)), tree_roots=[-1]), "got -1 - at root 0"),
     (lambda: v5(grown(np.random.default_rng(3)), leaf_targetids=[5] * 32), "targets below 1"),
+    (lambda: plain(nodes_modes=1.5), "Expected texts, got 1.5 - at attribute `nodes_modes`"),
+    (lambda: plain(nodes_modes=[1, 2]), "Expected texts, got .* - at attribute `nodes_modes`"),
+    (lambda: plain(post_transform=[1]), "Expected a text, got .* - at attribute `post_transform`"),
+    (lambda: plain(nodes_values=3), "Expected numbers, got 3 - at attribute `nodes_values`"),
+    (lambda: v5(grown(np.random.default_rng(3)), aggregate_function=[1.0]), "Expected an integer"),
+    (lambda: v5(grown(np.random.default_rng(3)), nodes_modes=unreadable()), "tensor 'm' cannot be read"),
+    (
+        lambda: without_second_output(ensemble("TreeEnsembleClassifier", **THREE)),
+        "got 1 and 1 - at the tree ensemble",
+    ),
+    (
+        lambda: ensemble(more=[helper.make_node("Mul", ["y"], ["z"])]),
+        "Expected 2 inputs, got 1 - at operator 'Mul'",
+    ),
 ]
 
 

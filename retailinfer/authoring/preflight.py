@@ -161,6 +161,7 @@ def _inspect(api: Any, data: bytes, where: str) -> Graph:
     _check_caps(model, where)
     for graph, _ in _graphs(model.graph, where):
         _check_graph(api, graph, opsets, where)
+    _check_order(model.graph, where)
     unzipped = _unzip(api, model)
     _check_io(api, model, where)
     facts = Facts(model)
@@ -269,6 +270,24 @@ def _check_graph(api: Any, graph: onnx.GraphProto, opsets: dict[str, int], where
     for node in graph.node:
         _check_operator(api, node, opsets, where)
         _check_growth(node, constants, where)
+
+
+def _check_order(graph: onnx.GraphProto, where: str) -> None:
+    """Nodes stand in running order and make each tensor once, as ONNX says: whoever follows edges comes to an end."""
+    made = {name for node in graph.node for name in node.output if name}
+    known: set[str] = set()
+    for node in graph.node:
+        early = next((name for name in node.input if name in made and name not in known), None)
+        if early is not None:
+            raise ModelError(
+                f"{where} has a node {clip(node.op_type, 80)} that reads tensor {clip(early)} before it is made",
+                hint="an ONNX graph lists its nodes in running order; export it again",
+            )
+        for name in node.output:
+            if name in known:
+                raise ModelError(f"{where} makes tensor {clip(name)} twice")
+            if name:
+                known.add(name)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

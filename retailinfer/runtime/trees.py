@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from retailinfer._native.trees import TreeModel
+from retailinfer._native.trees import NORMS, POSTS, TreeModel
 from retailinfer.errors import (
     ConfigError,
     FeatureTypeError,
@@ -105,26 +105,37 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
     per_output: bool = False
 
     def model(self, level: str | None = None) -> TreeModel:
-        """Compiled for this machine. Raises: ModelError, ShapeError for arrays that are no forest."""
+        """Compiled for this machine.
+
+        Raises: ModelError for what is no forest, wherever it came from; ConfigError for a level that is not here.
+        """
         if self.n_columns != self.n_outputs and (self.n_columns, self.n_outputs) != (2, 1):
             raise ModelError(
                 f"Expected {self.n_outputs} columns, or 2 for one sum, got {self.n_columns} - at the header of the forest"
             )
-        return TreeModel(
-            self.arrays,
-            n_features=self.n_features,
-            n_outputs=self.n_outputs,
-            post=self.post,
-            n_columns=self.n_columns,
-            post_scale=self.post_scale,
-            norm=self.norm,
-            base_first=self.base_first,
-            doubles=self.doubles,
-            wide=self.wide,
-            average=self.average,
-            per_output=self.per_output,
-            level=level,
-        )
+        if self.post not in POSTS or self.norm not in NORMS:
+            raise ModelError(
+                f"Expected a last step and a norm that are known, got {clip(self.post)} and {clip(self.norm)} "
+                "- at the header of the forest"
+            )
+        try:
+            return TreeModel(
+                self.arrays,
+                n_features=self.n_features,
+                n_outputs=self.n_outputs,
+                post=self.post,
+                n_columns=self.n_columns,
+                post_scale=self.post_scale,
+                norm=self.norm,
+                base_first=self.base_first,
+                doubles=self.doubles,
+                wide=self.wide,
+                average=self.average,
+                per_output=self.per_output,
+                level=level,
+            )
+        except ShapeError as exc:
+            raise ModelError(f"the arrays of the forest do not fit: {exc}") from exc
 
 
 def encode_forest(forest: Forest) -> bytes:

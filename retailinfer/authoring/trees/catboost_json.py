@@ -212,7 +212,8 @@ class _Table:
         places = [one.flat_feature_index for one in floats] + [one.flat_feature_index for one in categories]
         self.n = len(places)
         if sorted(places) != list(range(self.n)) or not 1 <= self.n <= MAX_FEATURES:
-            missing = next((i for i in range(self.n + 1) if i not in set(places)), 0)
+            known = set(places)
+            missing = next((i for i in range(self.n + 1) if i not in known), 0)
             raise Unfit(
                 f"its feature {missing} is neither a number nor a category (texts and embeddings are neither)"
             )

@@ -55,7 +55,7 @@ UNROLLED = (
 
 
 def forest_of_graph(data: bytes) -> Forest:
-    """The forest of a graph that `preflight.inspect` let through.
+    """The forest of a graph that `preflight.inspect` let through, so that every way back comes to an end.
 
     Raises: Unfit when ONNX Runtime may run it but a forest cannot have its bits; ModelError when nothing can run it.
     """
@@ -111,11 +111,17 @@ class _Graph:
             n for n in self.graph.node if n.domain == ML_DOMAIN and n.op_type.startswith("TreeEnsemble")
         ]
         if len(ensembles) != 1:
-            others = sorted({f"{n.op_type}" for n in self.graph.node})
+            others = sorted({clip(n.op_type, 60) for n in self.graph.node})
             raise Unfit(f"the graph has {len(ensembles)} tree ensembles ({', '.join(others[:5])})")
         node = ensembles[0]
         if node.op_type not in ("TreeEnsembleClassifier", "TreeEnsembleRegressor", "TreeEnsemble"):
             raise Unfit(f"its operator is {clip(node.op_type)}")
+        n_outputs = 2 if node.op_type == "TreeEnsembleClassifier" else 1
+        if len(_inputs(node, 1)) != 1 or len(node.output) != n_outputs:
+            raise ModelError(
+                f"Expected 1 input and {n_outputs} outputs, got {len(node.input)} and {len(node.output)} "
+                "- at the tree ensemble"
+            )
         inputs = [one for one in self.graph.input if one.name not in self.weights]
         outputs = [one.name for one in self.graph.output if not self._is_label(one.name, node)]
         if len(inputs) != 1 or len(outputs) != 1:
@@ -138,7 +144,7 @@ class _Graph:
     def _is_label(self, name: str, ensemble: Any) -> bool:
         node = self.makers.get(name)
         while node is not None and node.op_type in _SHAPES | {"Cast", "Identity"}:
-            name = node.input[0]
+            name = _inputs(node, 1)[0]
             node = self.makers.get(name)
         return node is ensemble and node.op_type == "TreeEnsembleClassifier" and name == node.output[0]
 
@@ -154,7 +160,7 @@ class _Graph:
                 )
             if node.op_type == "Cast":
                 steps.append(_cast(node))
-            name = node.input[0]
+            name = _inputs(node, 1)[0]
         kinds = [found.rows]
         kinds += [kind for kind in reversed(steps) if kind != kinds[-1]]
         if len(kinds) > 2:  # double to float to double: rounded, then compared as a double
@@ -194,7 +200,7 @@ class _Graph:
 
     def _step(self, node: Any) -> tuple[Any, str]:
         """What a node does to scores, and what to: nothing (None), a type, "l1", "other", ("width", columns it needs)."""
-        kind, inputs = node.op_type, list(node.input)
+        kind, inputs = node.op_type, _inputs(node, 2 if node.op_type in ("Mul", "Div") else 1)
         shown = f"{node.domain}.{kind}" if node.domain else kind
         if node.domain == ML_DOMAIN and kind == "ZipMap":
             return None, inputs[0]
@@ -218,7 +224,7 @@ class _Graph:
                 other = self.makers.get(inputs[0])
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
                 if axis in (1, -1) and other is not None and (other.op_type, other.domain) == ("Sub", ""):
-                    one, what = other.input
+                    one, what = _inputs(other, 2)[:2]
                     if what == inputs[1] and self._is_one(one):
                         return "other", inputs[1]
         raise Unfit(f"its scores go through {clip(shown, 60)}")
@@ -231,7 +237,7 @@ class _Graph:
             or list(tensor.dims) not in ([], [1], [1, 1])
         ):
             return False
-        return bool((require_onnx().numpy_helper.to_array(tensor) == 1.0).all())
+        return bool((_array(tensor) == 1.0).all())
 
     def _width(self, node: Any) -> Any:
         """How many columns a matrix of scores needs, so that a change of its shape leaves them row by row."""
@@ -239,12 +245,19 @@ class _Graph:
             return None
         sizes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
         if len(node.input) > 1 and node.input[1] in self.weights:
-            sizes = np.atleast_1d(require_onnx().numpy_helper.to_array(self.weights[node.input[1]])).tolist()
+            sizes = np.atleast_1d(_array(self.weights[node.input[1]])).tolist()
         if node.op_type == "Squeeze" and sizes in ([1], [-1]):
             return "width", 1
         if node.op_type == "Reshape" and sizes is not None and sizes[:1] == [-1] and len(sizes) <= 2:
             return "width", int(sizes[1]) if len(sizes) == 2 else 1
         raise Unfit(f"its scores go through '{node.op_type}'")
+
+
+def _inputs(node: Any, n: int) -> list[str]:
+    """The tensors that a node reads, at least n. Raises: ModelError."""
+    if len(node.input) < n:
+        raise ModelError(f"Expected {n} inputs, got {len(node.input)} - at operator {clip(node.op_type)}")
+    return list(node.input)
 
 
 def _cast(node: Any) -> int:
@@ -254,6 +267,15 @@ def _cast(node: Any) -> int:
     return to
 
 
+def _array(tensor: Any) -> NDArray[Any]:
+    """Raises: ModelError."""
+    try:
+        array: NDArray[Any] = require_onnx().numpy_helper.to_array(tensor)
+    except (TypeError, ValueError, LookupError) as exc:
+        raise ModelError(f"tensor {clip(tensor.name)} cannot be read: {clip(str(exc), 100)}") from exc
+    return array
+
+
 def _numbers(attribute: Any, get: Any) -> Any:
     """The value of an attribute; lists of numbers as arrays."""
     if len(attribute.ints):
@@ -261,12 +283,7 @@ def _numbers(attribute: Any, get: Any) -> Any:
     if len(attribute.floats):
         return np.array(attribute.floats, np.float32)
     if attribute.HasField("t"):
-        try:
-            return np.atleast_1d(require_onnx().numpy_helper.to_array(attribute.t))
-        except (TypeError, ValueError) as exc:
-            raise ModelError(
-                f"attribute {clip(attribute.name)} cannot be read: {clip(str(exc), 100)}"
-            ) from exc
+        return np.atleast_1d(_array(attribute.t))
     return get(attribute)
 
 
@@ -312,11 +329,46 @@ def _integers(attributes: dict[str, Any], name: str, n: int | None = None) -> ND
     if (
         not isinstance(found, np.ndarray)
         or found.dtype.kind not in "iu"
+        or found.ndim != 1
         or (n is not None and len(found) != n)
     ):
         size = len(found) if hasattr(found, "__len__") else clip(found)
         raise ModelError(f"Expected {n} integers, got {size} - at attribute `{name}` of the tree ensemble")
     return found.astype(np.int64)
+
+
+def _integer(attributes: dict[str, Any], name: str, default: int) -> int:
+    """One integer. Raises: ModelError."""
+    found = attributes.get(name, default)
+    if not isinstance(found, int):
+        raise ModelError(
+            f"Expected an integer, got {clip(found)} - at attribute `{name}` of the tree ensemble"
+        )
+    return found
+
+
+def _texts(attributes: dict[str, Any], name: str) -> list[bytes]:
+    """A list of texts, empty where it is not there. Raises: ModelError."""
+    found = attributes.get(name, [])
+    if not isinstance(found, list):
+        raise ModelError(f"Expected texts, got {clip(found)} - at attribute `{name}` of the tree ensemble")
+    return found
+
+
+def _text(attributes: dict[str, Any], name: str, default: bytes) -> bytes:
+    """One text. Raises: ModelError."""
+    found = attributes.get(name, default)
+    if not isinstance(found, bytes):
+        raise ModelError(f"Expected a text, got {clip(found)} - at attribute `{name}` of the tree ensemble")
+    return found
+
+
+def _hits(attributes: dict[str, Any], n: int) -> NDArray[np.float64] | None:
+    """How often training came by each node; None where that cannot be known."""
+    found = attributes.get("nodes_hitrates_as_tensor", attributes.get("nodes_hitrates"))
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != (n,):
+        return None
+    return found.astype(np.float64)
 
 
 def _reals(
@@ -325,6 +377,11 @@ def _reals(
     """Numbers in the type of the ensemble's input, from `name` or `name`_as_tensor; none where neither is there."""
     long = name if tensor else f"{name}_as_tensor"
     found, also = attributes.get(long), None if tensor else attributes.get(name)
+    for one in (found, also):
+        if one is not None and not isinstance(one, np.ndarray | list):
+            raise ModelError(
+                f"Expected numbers, got {clip(one)} - at attribute `{name}` of the tree ensemble"
+            )
     if found is not None and also is not None and len(found) and len(also):
         raise ModelError(f"Expected `{name}` or `{long}`, got both - at the tree ensemble")
     if found is not None and len(found):
@@ -363,7 +420,7 @@ def _v3(way: _Way) -> _Ensemble:
     if n == 0:
         raise ModelError("Expected nodes, got none - at attribute `nodes_treeids` of the tree ensemble")
     ids = _integers(attributes, "nodes_nodeids", n)
-    names = attributes.get("nodes_modes", ())
+    names = _texts(attributes, "nodes_modes")
     if len(names) != n:
         raise ModelError(
             f"Expected {n} modes, got {len(names)} - at attribute `nodes_modes` of the tree ensemble"
@@ -386,11 +443,10 @@ def _v3(way: _Way) -> _Ensemble:
     leaf[leaves] = np.arange(len(leaves))
     what = "class" if classifies else "target"
     if classifies:
-        labels = attributes.get("classlabels_strings")
-        labels = attributes.get("classlabels_int64s", ()) if labels is None or not len(labels) else labels
-        n_targets = len(labels)
+        labels = _texts(attributes, "classlabels_strings")
+        n_targets = len(labels) or len(_integers(attributes, "classlabels_int64s"))
     else:
-        n_targets = int(attributes.get("n_targets", 0))
+        n_targets = _integer(attributes, "n_targets", 0)
     if not 1 <= n_targets <= 1024:
         raise Unfit(f"it has {n_targets} {'classes' if classifies else 'targets'}")
     of = _integers(attributes, f"{what}_ids")
@@ -408,8 +464,7 @@ def _v3(way: _Way) -> _Ensemble:
     if classifies and n_targets == 2 and len(np.unique(of)) != len(np.unique(of[kept])):
         raise Unfit("nodes that are no leaves speak of a class")
     table, fed = _fill(leaf[nodes[kept]], of[kept], weights[kept], len(leaves), n_targets)
-    hits = attributes.get("nodes_hitrates_as_tensor", attributes.get("nodes_hitrates"))
-    aggregate = attributes.get("aggregate_function", b"SUM")
+    aggregate = _text(attributes, "aggregate_function", b"SUM")
     if aggregate not in (b"SUM", b"AVERAGE"):
         raise Unfit(f"it aggregates by {clip(aggregate)}")
     return _Ensemble(
@@ -425,10 +480,10 @@ def _v3(way: _Way) -> _Ensemble:
         weights=table,
         base=_reals(attributes, "base_values", kind, None),
         average=aggregate == b"AVERAGE" and not classifies,
-        post=bytes(attributes.get("post_transform", b"NONE")).decode("utf-8", "replace"),
+        post=_text(attributes, "post_transform", b"NONE").decode("utf-8", "replace"),
         n_classes=n_targets if classifies else 0,
         positive=positive,
-        hits=None if hits is None or len(hits) != n else np.asarray(hits, np.float64),
+        hits=_hits(attributes, n),
     )
 
 
@@ -491,7 +546,7 @@ def _v5(way: _Way) -> _Ensemble:
     target = _integers(attributes, "leaf_targetids")
     n_leaves = len(target)
     weight = _reals(attributes, "leaf_weights", kind, n_leaves, tensor=True)
-    n_targets = int(attributes.get("n_targets", 0))
+    n_targets = _integer(attributes, "n_targets", 0)
     if m == 0 or len(roots) == 0 or n_leaves == 0:
         raise ModelError(f"Expected trees, got {len(roots)} roots, {m} nodes and {n_leaves} leaves")
     if not 1 <= n_targets <= 1024:
@@ -519,10 +574,10 @@ def _v5(way: _Way) -> _Ensemble:
     value = _reals(attributes, "nodes_splits", kind, m, tensor=True)
     sets, exact, value = _members(attributes, mode, value, kind)
     pad = np.zeros(n_leaves)
-    aggregate = int(attributes.get("aggregate_function", 1))
+    aggregate = _integer(attributes, "aggregate_function", 1)
     if aggregate not in (0, 1):
         raise Unfit(f"it aggregates in the way {aggregate}, which is MIN, MAX or not known")
-    post = int(attributes.get("post_transform", 0))
+    post = _integer(attributes, "post_transform", 0)
     if not 0 <= post < len(_POSTS):
         raise Unfit(f"its last step is number {post}")
     table, fed = _fill(np.arange(n_leaves), target, weight, n_leaves, n_targets)
