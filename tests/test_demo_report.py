@@ -15,6 +15,7 @@ from retailinfer.demo.fraud import FraudQuality
 from retailinfer.demo.metrics import Interval
 from retailinfer.demo.recommend import RankingQuality
 from retailinfer.demo.report import (
+    Declined,
     FraudResult,
     RecommendResult,
     Results,
@@ -23,13 +24,13 @@ from retailinfer.demo.report import (
 )
 
 
-def some_replay(n=400, rows=1, seed=0):
+def some_replay(n=400, rows=1, seed=0, *, run_ns=15_000, beside_ns=None):
     """Times such as a replay gives."""
     rng = np.random.default_rng(seed)
-    stages = (np.array([1_200, 600, 500, 15_000, 400, 300]) * rng.lognormal(0, 0.1, (n, 6))).astype(np.int64)
-    return replay.Replay(
-        stages.sum(axis=1), stages, (17_000 * rng.lognormal(0, 0.1, n)).astype(np.int64), rows
-    )
+    stages = (np.array([1_200, 600, 500, run_ns, 400, 300]) * rng.lognormal(0, 0.1, (n, 6))).astype(np.int64)
+    bare = (17_000 * rng.lognormal(0, 0.1, n)).astype(np.int64)
+    beside = None if beside_ns is None else (beside_ns * rng.lognormal(0, 0.1, n)).astype(np.int64)
+    return replay.Replay(stages.sum(axis=1), stages, bare, rows, beside)
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def results():
     rng = np.random.default_rng(0)
     label = rng.random(500) < 0.1
     parity = replay.Parity(n=500, max_difference=3e-7, mean_difference=1e-8, n_decisions=500, flips=0)
+    same = replay.Parity(n=500, max_difference=0.0, mean_difference=0.0, n_decisions=500, flips=0)
     rates = {"this ranker": 0.74, "own history": 0.70, "popular, 4 weeks": 0.46, "popular ever": 0.40}
     return Results(
         fraud=FraudResult(
@@ -52,8 +54,14 @@ def results():
             found_with={1: 1.0, 2: 0.5, 3: 0.7},
             found_without={1: 1.0, 2: 0.0, 3: 0.2},
             looked_at=0.01,
-            replay=some_replay(),
-            parity=parity,
+            replay=some_replay(run_ns=1_000, beside_ns=18_000),
+            parity=same,
+            parity_onnx=parity,
+            declined=[
+                Declined(240.0, 0.97, True, ("the <amount>", "the time of day")),
+                Declined(12.5, 0.61, False, ("payments of this card in 1 days",)),
+            ],
+            kernel="masks, avx512",
             model="trees & more",
         ),
         recommend=RecommendResult(
@@ -103,6 +111,27 @@ def test_replay_answers_every_request_and_times_each_once():
     assert (times.whole > 0).all()
 
 
+def test_replay_sends_every_request_to_the_other_engine_too():
+    """It has answers, times, a warm-up and a world of its own; both are told what happened before each request."""
+    seen: dict[str, list[object]] = {"before": [], "other": [], "warm": []}
+    other = replay.Beside(
+        lambda body: body + b"!",
+        seen["warm"].append,
+        seen["other"].append,
+    )
+    bodies = [b"%d" % i for i in range(5)]
+    times, answers = replay.replay(
+        bodies, [0] * 5, call=bytes, before=seen["before"].append, beside=other,
+        staged=lambda _: ((), (1,) * 6), bare=bytes, slice_size=2, n_warmup=3,
+    )  # fmt: skip
+    assert answers == bodies
+    assert other.answers == [body + b"!" for body in bodies]
+    assert seen == {"before": [0, 1, 2, 3, 4], "other": [0, 1, 2, 3, 4], "warm": bodies[:3]}
+    assert times.beside is not None
+    assert times.beside_us(0.5) > 0
+    assert some_replay().beside_us(0.5) == 0
+
+
 def test_replay_wants_a_feed_for_each_body():
     """Ratios of different requests would mean nothing."""
     with pytest.raises(ValueError, match="a feed for each of 2 bodies, got 1"):
@@ -141,7 +170,7 @@ def test_broken_promises_are_told(results):
         fraud=dataclasses.replace(
             results.fraud,
             without_velocity=FraudQuality(0.3, 0.7, 0.1),
-            parity=dataclasses.replace(results.fraud.parity, flips=1),
+            parity=dataclasses.replace(results.fraud.parity, max_difference=6e-8),
         ),
         recommend=dataclasses.replace(
             results.recommend,
@@ -162,6 +191,11 @@ def test_summary_holds_the_figures(results):
     for figure in (
         f"{results.fraud.replay.whole_us(0.99):,.1f}",  # below 100
         f"{results.fraud.replay.ratio:.2f}",
+        f"trees (masks, avx512) {results.fraud.replay.whole_us(0.5):,.1f} us",
+        f"{results.fraud.replay.beside_us(0.5) / results.fraud.replay.whole_us(0.5):.1f} times as fast",
+        "500 scores are the same, 0 of 500 decisions differ",
+        "  declined    240.00  0.970  fraud      the <amount>; the time of day",
+        "               12.50  0.610  not fraud  payments of this card in 1 days",
         "0.750",
         "0.140",
         "hit rate at 10: 0.740",
@@ -171,7 +205,7 @@ def test_summary_holds_the_figures(results):
 
 @pytest.mark.requires("matplotlib", "sklearn")
 def test_page_is_one_file_that_asks_for_nothing(results):
-    """Well-formed tags, eight charts inside the page, text escaped, no script and no address of another file."""
+    """Well-formed tags, nine charts inside the page, text escaped, no script and no address of another file."""
 
     class Reader(HTMLParser):
         def __init__(self):
@@ -194,12 +228,13 @@ def test_page_is_one_file_that_asks_for_nothing(results):
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
-    assert len(reader.images) == 8
+    assert len(reader.images) == 9
     assert reader.addresses == []
     assert "<script" not in page
     assert "$" not in page
     assert "some &lt;CPU&gt;" in page
     assert "trees &amp; more" in page
+    assert "the &lt;amount&gt;; the time of day" in page
 
 
 @pytest.mark.requires("matplotlib", "sklearn")

@@ -52,6 +52,14 @@ def test_short_demo_keeps_its_promises_and_to_its_folder(tmp_path):
     assert found["recommend"]["parity_float32"]["n"] == 500 * found["recommend"]["requests"]
     assert found["recommend"]["parity_float32"]["flips"] == found["fraud"]["parity"]["flips"] == 0
 
+    # the same booster through both engines: trees have LightGBM's bits, ONNX Runtime is near them
+    assert found["fraud"]["engine"] == "trees"
+    assert found["fraud"]["parity"]["max_difference"] == 0
+    assert found["fraud"]["parity_onnx"]["max_difference"] < 2e-6
+    assert 0 < found["fraud"]["onnx_us"]["p50"] <= found["fraud"]["onnx_us"]["p99"]
+    assert found["fraud"]["declined"]
+    assert all(one["score"] >= 0.6 and 1 <= len(one["reasons"]) <= 3 for one in found["fraud"]["declined"])
+
     # answers on stdout, progress on stderr with a line for each step
     assert done.stdout.count("kept ") == len(PROMISES)
     assert str(out / "report.html") in done.stdout

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "by_length_chart",
+    "engines_chart",
     "fraud_curve_chart",
     "fraud_kinds_chart",
     "hit_rate_chart",
@@ -83,23 +84,44 @@ def stages_chart(replay: Replay) -> Figure:
     figure, axes = _figure()
     left = 0.0
     stages = replay.stage_us(0.5)
-    total = sum(stages.values())
+    total, bare = sum(stages.values()), replay.bare_us(0.5)
+    limit = max(total, bare) * 1.18
     for (name, value), colour in zip(stages.items(), STAGE_COLOURS, strict=True):
         axes.barh(1, value, left=left, color=colour, height=0.6, label=f"{name} {us(value)} µs")
-        if value > 0.15 * total:
+        if value > 0.15 * total and value > 0.09 * limit:  # the name fits in
             ink = INK if colour == STAGE_COLOURS[0] else "white"
             axes.text(left + value / 2, 1, name, ha="center", va="center", color=ink, fontsize=9)
         left += value
-    bare = replay.bare_us(0.5)
     axes.barh(0, bare, color=THEIRS, height=0.6)
     for at, value in ((1, left), (0, bare)):
         axes.text(value, at, f"  {us(value)} µs", va="center", color=INK, fontsize=9)
     axes.set_yticks([0, 1], ["bare run", "whole call"])
-    axes.set_xlim(0, max(left, bare) * 1.18)
+    axes.set_xlim(0, limit)
     axes.set_ylim(-0.5, 1.5)
     axes.set_xlabel("median of each stage (µs)")
     axes.grid(visible=False, axis="y")
     _legend_above(axes, columns=3)
+    return figure
+
+
+def engines_chart(replay: Replay) -> Figure:
+    """Median of the whole call through trees and through ONNX Runtime, and of the model alone; a line up to each p99."""
+    figure, axes = _figure(height=2.3)
+    bars = [
+        ("bare run", replay.bare_us(0.5), replay.bare_us(0.99), THEIRS),
+        ("ONNX Runtime", replay.beside_us(0.5), replay.beside_us(0.99), THEIRS),
+        ("trees", replay.whole_us(0.5), replay.whole_us(0.99), OURS),
+    ]
+    widest = max(median for _, median, _, _ in bars)
+    for at, (_, median, p99, colour) in enumerate(bars):
+        axes.barh(at, median, color=colour, height=0.58, alpha=0.6 if at == 0 else 1.0)
+        axes.plot([median, p99], [at, at], color=INK, linewidth=1, clip_on=True)
+        axes.text(median, at + 0.33, f" {us(median)} µs", va="bottom", color=INK, fontsize=9)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
+    axes.set_xlim(0, min(max(p99 for _, _, p99, _ in bars) * 1.05, 2.5 * widest))
+    axes.set_ylim(-0.5, 2.75)
+    axes.set_xlabel("duration of one request (µs)")
+    axes.grid(visible=False, axis="y")
     return figure
 
 

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     import lightgbm
 
 __all__ = [
+    "BANDS",
+    "REASONS",
     "REQUEST",
     "VELOCITY_COLUMNS",
     "WINDOWS_D",
     "FraudData",
     "FraudQuality",
+    "make_policy",
     "make_spec",
     "prepare",
     "quality",
@@ -53,6 +56,32 @@ REQUEST: Final[dict[str, Any]] = {
     "channel": str,
     "merchant_category": str,
     "card_type": str,
+}
+
+
+def _days(days: int) -> str:
+    return "a day" if days == 1 else f"{days} days"
+
+
+BANDS: Final = (("approve", 0.0), ("review", 0.1), ("decline", 0.6))
+N_REASONS: Final = 3
+# What may be said of a payment, by what a column reads; a column of two values has a name of its own.
+REASONS: Final = {
+    "amount": "the amount",
+    "channel": "how the card was read",
+    "card_type": "the kind of card",
+    "merchant_category": "the kind of shop",
+    "at": "the time of day",
+    "east_of_home": "how far east or west of home",
+    "north_of_home": "how far north or south of home",
+    "customer.since": "how long the customer is known",
+    **{f"customer_count_{days}d": f"payments of this customer in {_days(days)}" for days in WINDOWS_D},
+    **{f"customer_mean_amount_{days}d": f"what this customer paid in {_days(days)}" for days in WINDOWS_D},
+    **{f"amount_over_mean_{days}d": f"the amount, for this customer ({_days(days)})" for days in WINDOWS_D},
+    **{
+        f"terminal_count_{days}d": f"payments checked at this terminal in {_days(days)}" for days in WINDOWS_D
+    },
+    **{f"terminal_fraud_share_{days}d": f"fraud at this terminal in {_days(days)}" for days in WINDOWS_D},
 }
 LABEL: Final[dict[str, Any]] = {"terminal_id": str, "fraud": bool, "known_at": ri.Timestamp}
 _HISTORY_DAYS: Final = 37  # the longest window and the label delay: before that, windows are not full
@@ -124,6 +153,13 @@ def make_spec(*, velocity: bool = True) -> ri.FeatureSpec:
         streams={"payment": None, "label": ri.Stream(LABEL, event_time="known_at")} if velocity else None,
         columns=columns,
     )
+
+
+def make_policy(*, reasons: bool = True) -> ri.Policy:
+    """What a score leads to, and what is said of it."""
+    if reasons:
+        return ri.Policy(BANDS, reasons=REASONS, n_reasons=N_REASONS)
+    return ri.Policy(BANDS)
 
 
 def prepare(world: Payments, *, held_out_days: int = 21) -> FraudData:

@@ -40,13 +40,20 @@ from retailinfer.demo import NEEDED, fraud, grocery, payments, recommend, replay
 from retailinfer.demo.bare import BareRun
 from retailinfer.demo.metrics import recall_by_group
 from retailinfer.demo.past import Past
-from retailinfer.demo.report import FraudResult, RecommendResult, Results, html_page, terminal_summary
+from retailinfer.demo.report import (
+    Declined,
+    FraudResult,
+    RecommendResult,
+    Results,
+    html_page,
+    terminal_summary,
+)
 from retailinfer.errors import ConfigError
 
 __all__ = ["Outcome", "run"]
 
 LOOKED_AT = 0.01  # share of payments that people can look at
-BANDS = (("approve", 0.0), ("review", 0.1), ("decline", 0.6))
+SHOWN = 5  # declined payments in the report, with their reasons
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -289,62 +296,111 @@ def _fraud(demo: Demo) -> FraudResult:
         both = pool.map(train, (fraud.make_spec(velocity=velocity) for velocity in (True, False)))
         (spec, booster, matrix, trained), (_, _, _, score_without) = both
 
-    with demo.step("payments: packing the release"):
-        folder = demo.release_folder("fraud")
+    with demo.step("payments: packing the release, of trees, and one for ONNX Runtime beside it"):
         n_held_out = data.held_out.num_rows
-        ri.pack(
-            "fraud",
+        pack = functools.partial(
+            ri.pack,
             model=booster,
             features=spec,
-            policy=ri.Policy(BANDS),
             contract=ri.Contract(deadline_ms=20, p99_ms=2),
             golden=data.held_out.take(pa.array(np.arange(0, n_held_out, n_held_out // 50))),
-            out=folder,
         )
+        folder, plain = demo.release_folder("fraud"), demo.release_folder("fraud-onnx")
+        pack("fraud", policy=fraud.make_policy(reasons=True), out=folder)
+        pack("fraud-onnx", policy=fraud.make_policy(reasons=False), engine="onnx", out=plain)
     with demo.step("payments: loading, verifying, counting what came before the held-out days"):
-        past = Past(data)
-        store = _store(data.entities, windows=ri.Windows.memory(clock=past.clock))
-        scorer = ri.Scorer.load(folder, store=store, trust="unsigned")
-        past.backfill(store, spec)
-        bare = BareRun(folder, scorer.manifest)
+        served, plain_served = _Served.load(folder, data, spec), _Served.load(plain, data, spec)
+        bare = BareRun(plain, plain_served.scorer.manifest)
     with demo.step(f"payments: replaying {n_held_out:,} requests, and the labels that came meanwhile"):
         bodies = _bodies(data.held_out, list(fraud.REQUEST))
+        beside = replay.Beside(plain_served.call, plain_served.scorer.score_json, plain_served.before)
         times, answers = replay.replay(
             bodies,
             bare.feeds(matrix),
-            call=functools.partial(scorer.score_json, observe=True),
-            warm=scorer.score_json,
-            before=functools.partial(past.until, scorer),
-            staged=scorer._engine.score_json_staged,
+            call=served.call,
+            warm=served.scorer.score_json,
+            before=served.before,
+            beside=beside,
+            staged=served.scorer._engine.score_json_staged,
             bare=bare,
             slice_size=1_000,
         )
     with demo.step("payments: comparing every score with LightGBM"):
-        decisions = [msgspec.json.decode(answer) for answer in answers]
-        served = np.array([decision["score"] for decision in decisions], np.float32)
-        actions = np.array([decision["action"] for decision in decisions])
-        names, thresholds = zip(*BANDS, strict=True)
-        band = np.searchsorted(np.array(thresholds, np.float32), trained.astype(np.float32), side="right") - 1
-        parity = replay.compare(served, trained, actions, np.array(names)[band])
+        decisions = [msgspec.json.decode(answer, type=ri.Decision) for answer in answers]
+        score = np.array([decision.score for decision in decisions], np.float32)
+        parity = _parity(decisions, trained)
+        parity_onnx = _parity([msgspec.json.decode(a, type=ri.Decision) for a in beside.answers], trained)
 
     scenario = data.held_out["scenario"].to_numpy()
     return FraudResult(
         n_payments=world.payments.num_rows,
         fraud_share=float(pc.mean(world.payments["fraud"]).as_py()),
         n_train=data.train.num_rows,
-        with_velocity=fraud.quality(data, served),
+        with_velocity=fraud.quality(data, score),
         without_velocity=fraud.quality(data, score_without),
         label=data.label,
-        score_with=served,
+        score_with=score,
         score_without=score_without,
-        found_with=recall_by_group(scenario, served, share=LOOKED_AT),
+        found_with=recall_by_group(scenario, score, share=LOOKED_AT),
         found_without=recall_by_group(scenario, score_without, share=LOOKED_AT),
         looked_at=LOOKED_AT,
         replay=times,
         parity=parity,
+        parity_onnx=parity_onnx,
+        declined=_declined(data.held_out, decisions),
+        kernel=_kernel(served.scorer),
         model=f"LightGBM, {booster.num_trees()} trees of at most 31 leaves, {matrix.shape[1]} columns "
-        f"({len(fraud.VELOCITY_COLUMNS)} windows), through ONNX Runtime",
+        f"({len(fraud.VELOCITY_COLUMNS)} windows), in native kernels for trees",
     )
+
+
+class _Served:
+    """A release with a store, a clock and windows of its own: two of them live through the same days apart."""
+
+    def __init__(self, scorer: ri.Scorer, past: Past) -> None:
+        self.scorer = scorer
+        self.call = functools.partial(scorer.score_json, observe=True)
+        self.before = functools.partial(past.until, scorer)
+
+    @classmethod
+    def load(cls, folder: Path, data: fraud.FraudData, spec: ri.FeatureSpec) -> _Served:
+        past = Past(data)
+        store = _store(data.entities, windows=ri.Windows.memory(clock=past.clock))
+        scorer = ri.Scorer.load(folder, store=store, trust="unsigned")
+        past.backfill(store, spec)
+        return cls(scorer, past)
+
+
+def _parity(decisions: Sequence[ri.Decision], trained: NDArray[np.float64]) -> replay.Parity:
+    """Scores and actions beside those of LightGBM's probabilities, which are compared as float32, as they are served."""
+    as_served = trained.astype(np.float32)
+    names, thresholds = zip(*fraud.BANDS, strict=True)
+    band = np.searchsorted(np.array(thresholds, np.float32), as_served, side="right") - 1
+    score = np.array([decision.score for decision in decisions], np.float32)
+    actions = np.array([decision.action for decision in decisions])
+    return replay.compare(score, as_served, actions, np.array(names)[band])
+
+
+def _declined(payments: pa.Table, decisions: Sequence[ri.Decision]) -> list[Declined]:
+    """Declined payments whose reasons differ, for people to read: for each strongest reason, the first such payment."""
+    shown: dict[str, Declined] = {}
+    for row, decision in enumerate(decisions):
+        if decision.action != "decline" or not decision.reasons or decision.reasons[0].field in shown:
+            continue
+        (payment,) = payments.slice(row, 1).to_pylist()
+        shown[decision.reasons[0].field] = Declined(
+            amount=payment["amount"],
+            score=decision.score,
+            fraud=payment["fraud"],
+            reasons=tuple(reason.text or reason.field for reason in decision.reasons),
+        )
+    return list(shown.values())[:SHOWN]
+
+
+def _kernel(scorer: ri.Scorer) -> str:
+    """What runs one row here."""
+    session: Any = next(iter(scorer._pipeline.sessions.values()))
+    return f"{session.model.plan[0]}, {session.model.level}"
 
 
 def _bodies(table: pa.Table, names: list[str]) -> list[bytes]:
@@ -420,6 +476,11 @@ def figures(results: Results) -> dict[str, Any]:
             "parity": dataclasses.asdict(part.parity),
         }
     made["fraud"] |= {
+        "engine": "trees",
+        "kernel": results.fraud.kernel,
+        "onnx_us": {f"p{q * 100:g}": results.fraud.replay.beside_us(q) for q in (0.5, 0.95, 0.99, 0.999)},
+        "parity_onnx": dataclasses.asdict(results.fraud.parity_onnx),
+        "declined": [dataclasses.asdict(one) for one in results.fraud.declined],
         "with_velocity": dataclasses.asdict(results.fraud.with_velocity),
         "without_velocity": dataclasses.asdict(results.fraud.without_velocity),
     }
