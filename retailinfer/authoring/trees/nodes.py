@@ -70,8 +70,9 @@ def bit_sets(sets: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDAr
             f"got {max(largest)} and {ends[-1]}"
         )
     words = np.zeros(int(ends[-1]), np.uint32)
-    for start, one in zip(ends.tolist(), sets, strict=False):
-        np.bitwise_or.at(words, start + (one >> 5), np.uint32(1) << (one & 31).astype(np.uint32))
+    codes = np.concatenate([np.zeros(0, np.int64), *sets])
+    start = np.repeat(ends[:-1], [len(one) for one in sets])
+    np.bitwise_or.at(words, start + (codes >> 5), np.uint32(1) << (codes & 31).astype(np.uint32))
     return ends, words
 
 
