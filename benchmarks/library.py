@@ -160,13 +160,13 @@ def pack_fraud(
 
 
 def pack_full(folder: Path, spec: ri.FeatureSpec, *, engine: Literal["onnx", "trees"] = "onnx") -> Path:
-    """A release of fraud-full, with golden rows."""
+    """A release of fraud-full, with golden rows; through trees, with the four strongest reasons of each decision."""
     out = folder / f"fraud-full-{engine}"
     ri.pack(
         "fraud-full",
         model=models.gbdt(FRAUD_FULL.name),
         features=spec,
-        policy=ri.Policy(list(BANDS)),
+        policy=ri.Policy(list(BANDS), n_reasons=4 if engine == "trees" else 0),
         contract=ri.Contract(deadline_ms=20, p99_ms=2),
         golden=_full_arrow(models.full_training_rows()).slice(0, 32),
         engine=engine,

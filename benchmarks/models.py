@@ -3,7 +3,7 @@
     gbdt("fraud-lean")   LightGBM, 300 trees x 31 leaves, depth 6, 40 inputs, binary, ONNX with ZipMap off
     gbdt("fraud-full")   the same on the columns of fraud-full; gbdt("rank-gbdt") on 40 columns of the ranking
     gbdt_text(name)      the same booster in LightGBM's own text
-    large("leaves-63")   LightGBM, 1,000 trees x 63 leaves of any depth, 80 inputs
+    large("leaves-63")   LightGBM, 1,000 trees x 63 leaves of any depth, 80 inputs; large_text() is the same in its own text
     large("depth-8")     XGBoost, 500 trees of depth 8, 40 inputs, some values missing
     mlp()                64-128-64-1, random weights, static QDQ int8, calibrated on rows of the ranking workload
 
@@ -42,6 +42,7 @@ __all__ = [
     "gbdt_text",
     "large",
     "large_rows",
+    "large_text",
     "mlp",
     "rank_matrix",
     "training_rows",
@@ -94,6 +95,13 @@ def large(name: str) -> bytes:
     """ONNX bytes of "leaves-63" or "depth-8". Input `input`, output `probabilities` (n, 2)."""
     trainer = "lightgbm" if name == "leaves-63" else "xgboost"
     return _cached(f"{name}.onnx", f"{trainer} onnxmltools onnx", lambda: _train_large(name))
+
+
+def large_text() -> str:
+    """The booster of `large("leaves-63")` in LightGBM's text."""
+    return _cached(
+        "leaves-63.txt", "lightgbm", lambda: _fit_leaves().booster_.model_to_string().encode()
+    ).decode()
 
 
 def large_rows(name: str, n: int, *, seed: int) -> NDArray[np.float32]:
@@ -185,32 +193,39 @@ def _fit(name: str, n_trees: int) -> Any:
 
 
 def _train_large(name: str) -> bytes:
-    x = large_rows(name, 12_000, seed=workloads.SEED)
-    y = _labels(np.nan_to_num(x))
     if name == "leaves-63":
-        import lightgbm
-
-        model = lightgbm.LGBMClassifier(
-            n_estimators=1_000,
-            num_leaves=63,
-            learning_rate=0.02,
-            min_child_samples=5,
-            n_jobs=1,
-            deterministic=True,
-            force_row_wise=True,
-            random_state=workloads.SEED,
-            verbose=-1,
-        )
-        return _lightgbm_to_onnx(model.fit(x, y))
+        return _lightgbm_to_onnx(_fit_leaves())
     import xgboost
     from onnxmltools import convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
 
+    x, y = _large_training_rows(name)
     booster = xgboost.XGBClassifier(
         n_estimators=500, max_depth=8, learning_rate=0.05, n_jobs=1, random_state=workloads.SEED
     ).fit(x, y)
     graph = convert_xgboost(booster, initial_types=[("input", FloatTensorType([None, x.shape[1]]))])
     return bytes(graph.SerializeToString())
+
+
+def _fit_leaves() -> Any:
+    import lightgbm
+
+    return lightgbm.LGBMClassifier(
+        n_estimators=1_000,
+        num_leaves=63,
+        learning_rate=0.02,
+        min_child_samples=5,
+        n_jobs=1,
+        deterministic=True,
+        force_row_wise=True,
+        random_state=workloads.SEED,
+        verbose=-1,
+    ).fit(*_large_training_rows("leaves-63"))
+
+
+def _large_training_rows(name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    x = large_rows(name, 12_000, seed=workloads.SEED)
+    return x, _labels(np.nan_to_num(x))
 
 
 def _labels(x: NDArray[np.float32]) -> NDArray[np.int64]:

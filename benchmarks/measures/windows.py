@@ -8,13 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from benchmarks import models, reference, workloads
-from benchmarks.harness import Case, Figure, Timing, alternate, check_answers, collector_off, pinned, ratio
+from benchmarks.harness import (
+    Case,
+    Figure,
+    Timing,
+    WrongAnswerError,
+    alternate,
+    check_answers,
+    collector_off,
+    pinned,
+    ratio,
+)
 from benchmarks.lab import Figures, Lab, UnmeasurableError, measures
 from benchmarks.peers.handwritten import action
 from benchmarks.workloads import N_ENTITIES, FullRequests, Values
@@ -25,11 +35,13 @@ N_CHECKED = 2_000
 class _Checkout:
     """fraud-full against one store: a scorer whose first 2,000 answers were right, and requests that go on behind them."""
 
-    def __init__(self, lab: Lab, windows: Any, *, n_history: int) -> None:
+    def __init__(
+        self, lab: Lab, windows: Any, *, n_history: int, engine: Literal["onnx", "trees"] = "onnx"
+    ) -> None:
         import retailinfer as ri
         from benchmarks import library
 
-        release = lab.full_release
+        release = lab.full_release(engine)
         # What is checked is dated at the last minutes, what is timed at its own moment, as live requests are: windows
         # let go of what the clock says that nobody needs.
         base_s = int(time.time()) - N_CHECKED // FullRequests.PER_SECOND - 10
@@ -83,6 +95,23 @@ def fraud_full(lab: Lab) -> Figures:
     lab.peer("fraud-full, bytes to bytes", times["bare run"], times["library"])
     checkout.stages(lab, "fraud-full, bytes to bytes")
     return {"fraud_full_ort": ratio(times["library"], times["bare run"])}
+
+
+@measures("fraud_full_trees")
+def fraud_full_trees(lab: Lab) -> Figures:
+    """The same through the best tree kernel of this machine, with the four strongest reasons of every decision."""
+    import retailinfer as ri
+
+    checkout = _Checkout(lab, ri.Windows.memory(), n_history=models.N_HISTORY, engine="trees")
+    reasons = [msgspec.json.decode(checkout.score(body))["reasons"] for body in checkout.later(range(200))]
+    if not all(1 <= len(some) <= 4 for some in reasons):
+        raise WrongAnswerError(f"fraud-full: expected 1 to 4 reasons of each decision, got {reasons[:3]}")
+    times = alternate(
+        [checkout.case("library"), Case.over("bare run", lab.full_run, checkout.feeds)], lab.effort
+    )
+    lab.peer("fraud-full through trees, with reasons", times["bare run"], times["library"])
+    checkout.stages(lab, "fraud-full through trees, with reasons")
+    return {"fraud_full_trees": ratio(times["library"], times["bare run"])}
 
 
 @measures("fraud_full_redis")
