@@ -98,6 +98,18 @@ def test_commands_that_the_example_names_work_on_its_output(packed, command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.requires("lightgbm", "pyarrow")
+def test_move_lightgbm_file_answers_as_the_file_does(tmp_path):
+    """As arrays, from requests, with a policy: not one score differs from LightGBM's own, and there are reasons."""
+    lines = run("move_lightgbm_file.py", cwd=tmp_path).splitlines()
+    assert lines[:3] == [
+        "1. trees: 0 of 2000 scores differ",
+        "2. the same matrix: True",
+        "3. from requests: 0 of 2000 scores differ",
+    ]
+    assert re.fullmatch(r"   decline \d\.\d{3}: [a-z ]+, [a-z ]+", lines[3])
+
+
 @pytest.mark.requires("sklearn", "skl2onnx")
 def test_fraud_score_answers_in_every_way(tmp_path):
     """Object, bytes, unknown, stale, wrong, batch, coroutine."""
