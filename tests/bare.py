@@ -59,6 +59,7 @@ class BarePipeline(Pipeline):
         self.row_independent = row_independent
         self.program = compile_program(case.body, allow_nan=allow_nan)
         self._keep = []
+        self._reasons = self._occlusion = None
         self.clock = SystemClock()
         self.budget_ns = budget_ns(self.contract.deadline_ms)
         self.seen: list[dict[str, NDArray[Any]]] = []
