@@ -38,6 +38,7 @@ from retailinfer.authoring.golden import (
     types_of,
 )
 from retailinfer.authoring.golden import redact as redact_columns
+from retailinfer.authoring.pipeline_model import taken_apart
 from retailinfer.authoring.preflight import DTYPE_NAMES, Graph, inspect
 from retailinfer.authoring.prune import without_labels
 from retailinfer.authoring.quantize import (
@@ -108,9 +109,11 @@ def pack(
         name: of the release, `[a-z0-9][a-z0-9._-]*`.
         model: path or bytes of an ONNX file, or of a file that LightGBM (text, JSON), XGBoost (JSON, UBJSON) or CatBoost
             (JSON) wrote; a fitted LightGBM, XGBoost, CatBoost or scikit-learn model; or several as {"role": model}, in
-            running order: an input named like an earlier model's output ("vector" or "tower.vector") takes it.
+            running order: an input named like an earlier model's output ("vector" or "tower.vector") takes it. A
+            scikit-learn Pipeline over named columns means the whole of it: see `features`.
         out: directory of the release; it appears whole or not at all. The same content again is left as it is.
-        features: the fitted spec. None: the release takes arrays (`score_arrays`).
+        features: the fitted spec. None: the release takes arrays (`score_arrays`); but with a Pipeline over named columns and
+            a golden table, `FeatureSpec.from_sklearn(model, sample=golden)`, and the pipeline's last step is the model.
         score: "auto", "output", "output[class or column]", "role.output[...]". With more than two classes it must be said.
         task: taken from the model where it is None.
         golden: table (anything with the Arrow stream interface) with the request's fields, stored columns and windows; at most
@@ -129,6 +132,7 @@ def pack(
     Raises: ModelError, SchemaMismatchError (what does not fit, and how to mend it), FeatureError (a golden row),
         ConfigError (an argument), BundleError (`out` holds another release).
     """
+    model, features = taken_apart(model, features, golden)
     return _Packing(
         name=name,
         spec=features,

@@ -98,7 +98,9 @@ def _fit(
             fitted[column.name] = _targets(body, column, table, _labels(table, label))
     learned = msgspec.structs.replace(body, fitted=fitted, is_fitted=True)
     baseline = _baseline(learned, table, raw)
-    made = FeatureSpec.from_body(learned, baseline=baseline, request_type=spec.request_type)
+    made = FeatureSpec.from_body(
+        learned, baseline=baseline, request_type=spec.request_type, copied=spec.copied
+    )
     _ = made.program  # a default outside a vocabulary and the like shows now, not at the first request
     return made, columns, table
 

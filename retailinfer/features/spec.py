@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrayInput",
+    "Copied",
     "Entity",
     "FeatureSpec",
     "Field",
@@ -179,6 +180,19 @@ class Fitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     prior: float | None = None
 
 
+class Copied(msgspec.Struct, frozen=True):
+    """How a spec made by `FeatureSpec.from_sklearn` compares with what it was copied from, on the sample.
+
+    rows: compared. exact: every cell is the same float64 (0.0 and -0.0 count as the same). difference: the largest.
+    tolerance: cell -> how far it may be off, for cells that go through log1p: ours and NumPy's differ in the last bits.
+    """
+
+    rows: int
+    exact: bool
+    difference: float
+    tolerance: dict[str, float]
+
+
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """features.json: exactly what decides a cell."""
 
@@ -271,19 +285,57 @@ class FeatureSpec:
         self._body = msgspec.structs.replace(self._body, stored=stored, is_fitted=fitted)
         self.request_type: type | None = request if isinstance(request, type) else None
         self.baseline: dict[str, Any] | None = None
+        self.copied: Copied | None = None
 
     # ---- other ways to get one ------------------------------------------------------------------------------------
 
     @classmethod
     def from_body(
-        cls, body: Body, *, baseline: dict[str, Any] | None = None, request_type: type | None = None
+        cls,
+        body: Body,
+        *,
+        baseline: dict[str, Any] | None = None,
+        request_type: type | None = None,
+        copied: Copied | None = None,
     ) -> FeatureSpec:
         """A spec out of a body that was checked or learned; used by `fit` and `from_json`."""
         spec = cls.__new__(cls)
         spec._body = body
         spec.request_type = request_type
         spec.baseline = baseline
+        spec.copied = copied
         return spec
+
+    @classmethod
+    def from_sklearn(
+        cls,
+        pipeline: Any,
+        *,
+        sample: Any,
+        request: Mapping[str, Any] | type | None = None,
+        dtype: Literal["float64", "float32"] = "float64",
+        extra: Literal["forbid", "ignore"] = "forbid",
+    ) -> FeatureSpec:
+        """The fitted preprocessing of scikit-learn as a spec: what `pipeline.transform` gives, column by column.
+
+        Copied are ColumnTransformer, Pipeline, FeatureUnion, StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler,
+        SimpleImputer, MissingIndicator, OneHotEncoder, OrdinalEncoder, TargetEncoder, KBinsDiscretizer, Binarizer,
+        FunctionTransformer (numpy.log1p, numpy.sqrt, None), selections of columns, "passthrough" and "drop".
+
+        Args:
+            pipeline: a fitted transformer, or a Pipeline; an estimator at its end is left out: it is the model.
+            sample: rows of the training table, in its dtypes: pandas, polars or anything with the Arrow stream interface.
+                The spec is compared with scikit-learn on all of them.
+            request: as for `FeatureSpec`; must declare the columns that are read, by name or by name on the wire. None: these
+                columns, in their types; optional where the sample has a gap, or a step was made for one.
+            dtype: of the tensor. float64 is what scikit-learn computes in.
+            extra: as for `FeatureSpec`.
+        Returns: a spec that needs no `fit` (which would add ranges and a baseline); `copied` says how it compares.
+        Raises: SpecError that names every step that cannot be copied exactly, or the row and cell that differ.
+        """
+        from retailinfer.features.from_sklearn import from_sklearn  # noqa: PLC0415 - a later file of this package
+
+        return from_sklearn(pipeline, sample=sample, request=request, dtype=dtype, extra=extra)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> FeatureSpec:
