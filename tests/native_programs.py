@@ -38,19 +38,22 @@ WARNINGS = (
     "-Werror",
 )
 _CHECKED = ("-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
-SANITISED = (*_CHECKED, "-fsanitize=address,undefined")
-FUZZED = (*_CHECKED, "-fsanitize=fuzzer,address,undefined")
+SANITISED = (*_CHECKED, "-fsanitize=address,undefined,float-cast-overflow")
+FUZZED = (*_CHECKED, "-fsanitize=fuzzer,address,undefined,float-cast-overflow")
 # A report is an abort, so that the harness can leave the case behind.
 SANITISER_SETTINGS = {
     "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=1:allocator_may_return_null=1:max_allocation_size_mb=4096",
     "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
 }
-FOREST = ("forest_cases.c", "forest_checks.c", "forest_main.c")
+CHECKS = ("forest_cases.c", "forest_checks.c", "reason_checks.c")
+FOREST = (*CHECKS, "forest_main.c")
+FOREST_FUZZ = (*CHECKS, "forest_fuzz.c")
+EXTENSIONS = ("trees", "reasons")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What setup.py says of the forests."""
+    """What setup.py says of forests and their reasons."""
 
     sources: tuple[Path, ...]
     kernels: tuple[Path, ...]
@@ -59,7 +62,7 @@ class Setup:
 
 
 @functools.cache
-def setup_facts(extension: str = "trees") -> Setup:
+def setup_facts() -> Setup:
     """The constants of setup.py, which cannot be imported: it builds."""
     found: dict[str, object] = {"DEBUG": False}
     wanted = {"C_SOURCES", "KERNEL_SOURCES", "LEVELS", "UNIX_FLAGS"}
@@ -70,13 +73,15 @@ def setup_facts(extension: str = "trees") -> Setup:
         if isinstance(target, ast.Name) and target.id in wanted:
             code = compile(ast.Expression(statement.value), "setup.py", "eval")
             found[target.id] = eval(code, {"__builtins__": {}}, found)
-    kernels = found["KERNEL_SOURCES"][extension]
-    kernels = (kernels,) if isinstance(kernels, str) else kernels
+    kernels: list[str] = []
+    for extension in EXTENSIONS:
+        mine = found["KERNEL_SOURCES"][extension]
+        kernels += [mine] if isinstance(mine, str) else mine
     plain = [
         flag for flag in found["UNIX_FLAGS"] if not flag.startswith(("-O", "-g", "-DNDEBUG", "-fvisibility"))
     ]
     return Setup(
-        tuple(NATIVE / name for name in found["C_SOURCES"][extension]),
+        tuple(NATIVE / name for extension in EXTENSIONS for name in found["C_SOURCES"][extension]),
         tuple(NATIVE / name for name in kernels),
         found["LEVELS"],
         tuple(plain),

@@ -325,6 +325,11 @@ def test_hostile_arrays_are_refused_not_followed():
             changed("left", leaf, 1 << 30),
             changed("roots", 1, arrays["roots"][0]),
             changed("roots", 1, 1 << 30),
+            changed("category", inner, 7),
+        ],
+        "too large for reasons": [
+            changed("values", 0, 1.7e308),  # a step between two of them is infinite, and no number of quanta
+            arrays | {"set_ends": np.array([0, 1 << 40], np.int64)},
         ],
         "two ways lead to": [changed("left", leaf, arrays["left"][leaf] + 1)],
     }

@@ -165,6 +165,21 @@ def test_sets_of_thousands_of_categories_are_exact():
     assert_same_answers(model)
 
 
+def test_codes_are_places_among_the_categories_of_a_data_frame():
+    """A model that was trained on texts takes the codes that pandas has for them, whatever their order."""
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    shops = pandas.Categorical(rng.choice(["zeta", "alpha", "mid"], 500), categories=["zeta", "mid", "alpha"])
+    frame = pandas.DataFrame({"amount": rng.normal(size=500), "shop": shops})
+    label = (frame.amount > 0) ^ (frame.shop == "mid")
+    settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "min_data_per_group": 5}
+    model = lightgbm.train(settings, lightgbm.Dataset(frame, label), 5)
+    parsed = parse_text(model.model_to_string(), dtype="float64")
+    assert (parsed.feature_names, parsed.codes) == (("amount", "shop"), (1,))
+    rows = np.c_[frame.amount, shops.codes].astype(np.float64)
+    assert_all_kernels(parsed.forest, rows, answer=model.predict(frame))
+
+
 def test_a_booster_cut_at_its_best_round_writes_the_trees_that_predict():
     """Early stopping, and a number of rounds asked for by hand."""
     x, full = training_rows()
@@ -182,9 +197,11 @@ def test_a_booster_cut_at_its_best_round_writes_the_trees_that_predict():
     assert 0 < model.best_iteration < model.current_iteration()
     forest = parse_text(model.model_to_string()).forest
     rows = hard_rows(forest)
-    assert_all_kernels(forest, rows, answer=model.predict(rows))
-    forest = parse_text(model.model_to_string(num_iteration=2)).forest
-    assert_all_kernels(forest, rows, answer=model.predict(rows, num_iteration=2))
+    for one in (forest, parse_json(json.dumps(model.dump_model())).forest):
+        assert_all_kernels(one, rows, answer=model.predict(rows))
+    two = parse_text(model.model_to_string(num_iteration=2)), parse_json(json.dumps(model.dump_model(2)))
+    for parsed in two:
+        assert_all_kernels(parsed.forest, rows, answer=model.predict(rows, num_iteration=2))
 
 
 def test_trees_without_a_split_are_constants():
@@ -378,18 +395,15 @@ def test_whatever_lightgbm_reads_answers_alike(text, dtype, seed):
     forest = parse_text(text, dtype=dtype).forest
     rows = hard_rows(forest, 200, seed=seed)
     mean = model.num_trees() // model.num_model_per_iteration() if forest.average else 1
-    with np.errstate(over="ignore"):
-        assert_all_kernels(
-            forest, rows, raw=model.predict(rows, raw_score=True) / mean, answer=model.predict(rows)
-        )
+    answer, raw = (model.predict(rows, raw_score=sums, num_threads=1) for sums in (False, True))
+    assert_all_kernels(forest, rows, raw=raw / mean, answer=answer)
     document = json.dumps(model.dump_model())
     if re.search(r'"split_feature": 1, [^{}]*"threshold": -?1e\+300', document):
-        with pytest.raises(
-            Unfit, match="1e300 may be infinity"
-        ):  # nothing is known of that feature's numbers
+        # nothing is known of that feature's numbers
+        with pytest.raises(Unfit, match="1e300 may be infinity"):
             parse_json(document, dtype=dtype)
     else:
-        assert_all_kernels(parse_json(document, dtype=dtype).forest, rows, answer=model.predict(rows))
+        assert_all_kernels(parse_json(document, dtype=dtype).forest, rows, answer=answer)
 
 
 # ---- files that are damaged, or made to hurt --------------------------------------------------------------------------------

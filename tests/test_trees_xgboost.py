@@ -235,6 +235,21 @@ def test_sets_of_thousands_of_categories_are_exact():
         assert_all_kernels(forest, rows, answer=want)
 
 
+def test_codes_are_places_among_the_categories_of_a_data_frame():
+    """A model that was trained on texts takes the codes that pandas has for them, whatever their order."""
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    shops = pandas.Categorical(rng.choice(["zeta", "alpha", "mid"], 500), categories=["zeta", "mid", "alpha"])
+    frame = pandas.DataFrame({"amount": rng.normal(size=500), "shop": shops})
+    label = (frame.amount > 0) ^ (frame.shop == "mid")
+    data = xgboost.DMatrix(frame, label, enable_categorical=True, nthread=1)
+    model = xgboost.train({"objective": "binary:logistic", "nthread": 1, "max_cat_to_onehot": 1}, data, 5)
+    parsed = parse(bytes(model.save_raw()))
+    assert (parsed.feature_names, parsed.codes) == (("amount", "shop"), (1,))
+    rows = np.c_[frame.amount, shops.codes].astype(np.float32)
+    assert_all_kernels(parsed.forest, rows, answer=model.predict(data))
+
+
 @pytest.mark.parametrize(
     ("objective", "more"),
     [("binary:logistic", {}), ("multi:softprob", {"num_parallel_tree": 2, "subsample": 0.7})],

@@ -16,6 +16,7 @@
 
 #define MAX_STEPS (INT64_C(1) << 31) /* of all leaves' ways together: a comb of leaves is as long as it is deep */
 #define MAX_DENSE (INT64_C(1) << 26)
+#define MAX_VALUE 1e300 /* of a leaf: what is added and subtracted below stays finite */
 
 static int bad(int code, int64_t at, int *error, int64_t *where) {
     *error = code;
@@ -58,7 +59,7 @@ static int32_t walk_tree(const ri_trees *s, int32_t t, int32_t *order, int32_t *
             node[s->left[n]] = n;
             continue;
         }
-        if (s->feature[n] >= s->n_features)
+        if (s->feature[n] >= s->n_features || s->category[n] < -1 || s->category[n] >= s->n_sets)
             return bad(RI_REASONS_NODE, n, error, at);
         for (int side = 0; side < 2; ++side) {
             const int32_t child = side ? s->right[n] : s->left[n];
@@ -85,6 +86,9 @@ static int expect(ri_explain *e, int32_t *order, int32_t *depth, int *error, int
     const ri_trees *s = &e->s;
     double roots = 0;
     int64_t steps = 0;
+    for (int64_t i = 0; i < s->n_sets; ++i)
+        if (s->set_ends[i] < 0 || s->set_ends[i] > s->set_ends[i + 1] || s->set_ends[i + 1] > s->n_words)
+            return bad(RI_REASONS_SIZE, i, error, at);
     for (int64_t i = 0; i < s->n_nodes; ++i)
         e->parent[i] = -2;
     for (int64_t i = 0; i < s->n_leaves; ++i)
@@ -99,6 +103,8 @@ static int expect(ri_explain *e, int32_t *order, int32_t *depth, int *error, int
             const int32_t one = order[i];
             if (s->feature[one] < 0) {
                 e->expected[one] = value_of(s, s->left[one], e->output);
+                if (!(fabs(e->expected[one]) <= MAX_VALUE))
+                    return bad(RI_REASONS_SIZE, one, error, at);
                 e->max_depth = depth[one] > e->max_depth ? depth[one] : e->max_depth;
                 steps += depth[one];
                 continue;

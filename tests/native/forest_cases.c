@@ -295,10 +295,10 @@ static void add_sets(tape *t, ri_trees *s) {
 static void add_values(tape *t, ri_trees *s) {
     const size_t n = (size_t)(s->n_leaves * s->width);
     double *values = exact(n, 8), *base = exact((size_t)s->n_outputs, 8);
-    const int huge = chance(t, 5), tiny = chance(t, 5), zero = chance(t, 5);
+    const int huge = chance(t, 5), huger = s->doubles && chance(t, 4), tiny = chance(t, 5), zero = chance(t, 5);
     for (size_t i = 0; i < n; ++i) {
         double v = zero ? 0.0 : (double)(int32_t)drawn(t) / 2147483648.0;
-        v = huge ? v * 3e38 : tiny ? v * 1e-40 : v;
+        v = huger ? v * 1.7e308 : huge ? v * 3e38 : tiny ? v * 1e-40 : v;
         values[i] = s->doubles ? v : (double)(float)v;
     }
     for (int32_t i = 0; i < s->n_outputs; ++i)
@@ -331,8 +331,10 @@ static void spoil(tape *t, ri_trees *s) {
     if (chance(t, 20))
         to = (int64_t)(int32_t)word(t);
     double number_to = number(t, 1, 0);
-    if (chance(t, 50))
-        number_to = chance(t, 50) ? (double)NAN : 1e300;
+    if (chance(t, 50)) {
+        static const double FAR[] = {1e300, -1e300, 1.7e308, -1.7e308, 4e38, 1e-320, INFINITY};
+        number_to = chance(t, 30) ? (double)NAN : FAR[below(t, 7)];
+    }
     const uint32_t at = word(t);
 #define CELL(NAME, TYPE, N) \
     if ((N) > 0)            \

@@ -5,7 +5,8 @@
  *     fuzzer can steer. Bytes that run out are replaced by numbers drawn from what was there.
  *   - Every array has exactly its size, so that a sanitiser sees the first byte too far.
  *   - What is compared with is written here from trees.h's words, not from the kernels.
- * forest_cases.c makes cases, forest_checks.c checks them, forest_main.c runs many of them, forest_fuzz.c lets libFuzzer do it.
+ * forest_cases.c makes cases, forest_checks.c checks them, reason_checks.c their reasons; forest_main.c runs many of them, and
+ * forest_fuzz.c lets libFuzzer do it.
  */
 #ifndef FOREST_CASES_H
 #define FOREST_CASES_H
@@ -31,6 +32,7 @@ typedef struct forest_answers {
     size_t n;
     uint32_t *sums;      /* (n) bits of raw answers, NaN in one form */
     uint32_t *last;      /* (n) bits after the last step */
+    uint64_t reasons;    /* hash of amounts, picks and contributions */
 } forest_answers;
 
 typedef struct forest_counts {
@@ -39,6 +41,11 @@ typedef struct forest_counts {
 } forest_counts;
 
 extern const char *const forest_levels[3];
+
+/* Reasons of the first rows, whose leaves these are: every form and level. Returns a hash of all that came out. */
+uint64_t reasons_check(const forest_case *c, const int32_t *leaves);
+/* Arrays that are no forest: whoever works out reasons of them checks them again. */
+void reasons_refuse(const forest_case *c);
 
 /* Builds, runs every kernel of every level, compares. Prints what is wrong and aborts. `answers` may be NULL; the caller frees its arrays. */
 void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers, forest_counts *counts);

@@ -189,6 +189,7 @@ void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers
         MUST(c.spoiled || deep, "a whole forest was refused: %d at %lld", error, (long long)at);
         MUST(error > 0 && error <= RI_TREES_COVER, "error %d", error);
         counts->refused++;
+        reasons_refuse(&c);
         forest_case_free(&c);
         return;
     }
@@ -223,8 +224,9 @@ void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers
         r.name = "mixed";
         check_kernel(&r, leaves, raw, last, &known);
     }
+    const uint64_t reasons = reasons_check(&c, leaves);
     if (answers)
-        *answers = (forest_answers){.n = n, .sums = raw, .last = last};
+        *answers = (forest_answers){.n = n, .sums = raw, .last = last, .reasons = reasons};
     else {
         free(raw);
         free(last);

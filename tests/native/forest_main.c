@@ -90,7 +90,7 @@ static double distance(uint32_t a, uint32_t b) { /* relative to the larger, or t
 
 static int check_corpus(FILE *from) {
     forest_counts counts = {0};
-    uint64_t n_sums = 0, n_other = 0, n_last = 0, n_last_other = 0;
+    uint64_t n_sums = 0, n_other = 0, n_last = 0, n_last_other = 0, n_reasons_other = 0;
     double far = 0;
     const uint64_t n_cases = get(from, 8);
     for (uint64_t i = 0; i < n_cases; ++i) {
@@ -119,13 +119,15 @@ static int check_corpus(FILE *from) {
             n_last_other += a.last[j] != want;
             far = fmax(far, distance(a.last[j], want));
         }
+        n_reasons_other += a.reasons != get(from, 8);
         free(a.sums);
         free(a.last);
     }
     report(&counts);
     printf("sums %llu, other bits %llu\nlast steps %llu, other bits %llu, at most %.3g apart\n", (unsigned long long)n_sums,
            (unsigned long long)n_other, (unsigned long long)n_last, (unsigned long long)n_last_other, far);
-    return n_other != 0;
+    printf("reasons of %llu forests, other bits %llu\n", (unsigned long long)counts.cases, (unsigned long long)n_reasons_other);
+    return n_other != 0 || n_reasons_other != 0;
 }
 
 static void write_case(FILE *to, const forest_answers *a) {
@@ -141,6 +143,7 @@ static void write_case(FILE *to, const forest_answers *a) {
         put(to, a->sums[j], 4);
     for (size_t j = 0; j < a->n; ++j)
         put(to, a->last[j], 4);
+    put(to, a->reasons, 8);
     forest_case_free(&c);
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from retailinfer.errors import ModelError, clip
 
-__all__ = ["read_json", "read_ubjson"]
+__all__ = ["MAX_BYTES", "read_json", "read_ubjson"]
 
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 64

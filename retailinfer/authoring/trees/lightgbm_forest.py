@@ -8,6 +8,7 @@ Rules:
     every such x. For rows of float64 it stays. Its predictor reads |x| <= 1e-35 as 0, so thresholds in there move to the ends.
   * Missing values as LightGBM has them: none (NaN counts as 0), zero (0 and NaN go the default way), NaN (NaN does).
   * Categorical splits are sets of integers; what is not in the set, NaN and negative values go right. -0.5 counts as 0.
+    A code is a category's place among those of the training's column (`Series.cat.codes` of pandas).
   * Sums and last steps are doubles, tree by tree; the answer is rounded to float32 at the end.
 Sources: LightGBM's `include/LightGBM/tree.h`, `src/io/tree.cpp`, `src/boosting/gbdt_prediction.cpp` and `ConvertOutput` of
 `src/objective/`. The files: lightgbm_text.py and lightgbm_json.py.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailinfer.authoring.trees import Parsed, Unfit
+from retailinfer.authoring.trees.documents import MAX_BYTES
 from retailinfer.authoring.trees.lightgbm_forest import Head, Trees, integer, parsed_forest
 from retailinfer.authoring.trees.nodes import MAX_NODES, MAX_TREES
 from retailinfer.errors import ModelError, clip
@@ -54,6 +55,8 @@ def parse_text(
 
 
 def _decoded(data: str | bytes) -> str:
+    if len(data) > MAX_BYTES:
+        raise ModelError(f"Expected at most {MAX_BYTES} bytes of a LightGBM model, got {len(data)}")
     try:
         text = data if isinstance(data, str) else bytes(data).decode()
     except UnicodeDecodeError as exc:

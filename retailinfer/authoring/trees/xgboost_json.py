@@ -13,6 +13,7 @@ Rules:
     float32, as in `predict` of a DMatrix. (The in-place prediction of the wrappers takes the base score off each product and
     puts it back: for dart alone, the two differ in their last bits.)
   * Members of a set of categories go right. NaN goes the default way; below 0 and from 2^24 on is no category: it goes left.
+    A code is a category's place among those of the training's column (`Series.cat.codes` of pandas).
   * multi:softmax answers with the probabilities of multi:softprob, whose trees it has: the number of a class is no score.
 Sources: XGBoost's `src/predictor/`, `src/tree/tree_model.cc`, `src/common/categorical.h`, `src/common/math.h`,
 `src/learner.cc`, and `ProbToMargin` and `PredTransform` of `src/objective/`.
