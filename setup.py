@@ -35,12 +35,15 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
     "ort": ("ort_run.c",),
     "reasons": ("tree_reasons.c",),
     "table": ("table_index.c",),
-    "trees": ("forest.c", "forest_post.c"),
+    "trees": ("forest_build.c", "forest_bits.c", "forest_run.c", "forest_post.c"),
     "windows": ("panes.c", "windows_wire.c"),
 }
 
-# Extension -> its kernels: one C file, compiled once for each instruction set. Which one runs must never show in an answer.
-KERNEL_SOURCES: dict[str, str] = {"trees": "tree_kernels.c", "reasons": "reason_kernels.c"}
+# Extension -> its kernels: C files that are compiled once for each instruction set. Which runs must never show in an answer.
+KERNEL_SOURCES: dict[str, tuple[str, ...]] = {
+    "trees": ("tree_walk.c", "tree_heap.c", "tree_ranked.c", "tree_kernels.c"),
+    "reasons": ("reason_kernels.c",),
+}
 # RI_LEVEL -> flags; 1 is the baseline, and all there is outside of x86-64 and of compilers that know these flags.
 LEVELS: dict[int, tuple[str, ...]] = {
     1: (),
@@ -154,14 +157,14 @@ class BuildNative(build_ext):
         self._stamp.write_text(self._fingerprint)
 
     def build_extension(self, ext: Extension) -> None:
-        source = KERNEL_SOURCES.get(ext.name.rpartition(".")[2])
-        if source is not None:
-            self._compile_kernels(ext, str(NATIVE / source))
+        kernels = KERNEL_SOURCES.get(ext.name.rpartition(".")[2], ())
+        if kernels:
+            self._compile_kernels(ext, [str(NATIVE / name) for name in kernels])
         super().build_extension(ext)
 
-    def _compile_kernels(self, ext: Extension, source: str) -> None:
-        """One object of the kernels for each level, linked into their extension."""
-        ext.depends = [*ext.depends, source]
+    def _compile_kernels(self, ext: Extension, kernels: list[str]) -> None:
+        """Objects of the kernels for each level, linked into their extension."""
+        ext.depends = [*ext.depends, *kernels]
         if not (
             self.force or newer_group([*ext.sources, *ext.depends], self.get_ext_fullpath(ext.name), "newer")
         ):
@@ -174,7 +177,7 @@ class BuildNative(build_ext):
             ext.extra_objects = [
                 *ext.extra_objects,
                 *self.compiler.compile(
-                    [source],
+                    kernels,
                     output_dir=str(Path(self.build_temp, f"level-{level}")),
                     include_dirs=[str(NATIVE)],
                     macros=[*ext.define_macros, ("RI_LEVEL", str(level))],

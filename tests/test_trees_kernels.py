@@ -114,32 +114,35 @@ def test_every_kernel_has_the_bits_of_the_twin(seed, n_trees, depth, doubles, fi
                 same_bits(model.predict(rows, column=column, raw=True), want[:, column])
 
 
-@pytest.mark.parametrize("level", levels())
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ({"wide": True}, {"generic"}),
-        ({"rules": True}, {"generic"}),
-        ({"rules": True, "wide": True}, {"generic"}),
-        ({"n_outputs": 3, "width": 3}, {"generic", "packed-1", "packed-16"}),
-    ],
+def assert_all_kernels_agree(arrays, rows, want, **how):
+    """Every kernel of every instruction set gives these sums; returns the names of those that there were."""
+    names = set()
+    for level in levels():
+        model = TreeModel(arrays, n_features=rows.shape[1], level=level, **how)
+        names |= set(model.kernels)
+        for kernel in model.kernels:
+            model.force(kernel)
+            same_bits(model.predict_all(rows, raw=True), want)
+    return names
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    wide=st.booleans(),
+    rules=st.booleans(),
+    doubles=st.booleans(),
+    width=st.sampled_from([1, 3]),
+    depth=st.integers(0, 7),
 )
-def test_forests_that_few_kernels_hold(level, kind, expected):
-    """Rows of float64, sets of categories and leaves of several values run on the kernels that can hold them."""
-    for seed in range(30):
-        arrays, grid = random_forest(seed, **kind)
-        wide, outputs = kind.get("wide", False), kind.get("n_outputs", 1)
-        rows = rows_for(seed, grid, 40, wide=wide)
-        for doubles in (False, True):
-            model = TreeModel(
-                arrays, n_features=FEATURES, n_outputs=outputs, wide=wide, doubles=doubles, level=level
-            )
-            want = forest_sums(arrays, rows, n_outputs=outputs, doubles=doubles)
-            assert len(arrays["feature"]) < 10 or set(model.kernels) <= expected
-            for kernel in model.kernels:
-                model.force(kernel)
-                for column in range(outputs):
-                    same_bits(model.predict(rows, column=column, raw=True), want[:, column])
+def test_rows_of_doubles_rules_and_leaves_of_several_values(seed, wide, rules, doubles, width, depth):
+    """What a forest is made of does not change which kernels can hold it, but for leaves of several values."""
+    arrays, grid = random_forest(seed, wide=wide, rules=rules, n_outputs=3, width=width, depth=depth)
+    rows = rows_for(seed, grid, 70, wide=wide)
+    want = forest_sums(arrays, rows, n_outputs=3, doubles=doubles)
+    names = assert_all_kernels_agree(arrays, rows, want, n_outputs=3, wide=wide, doubles=doubles)
+    walks = {"walk-1", "walk-8"}
+    assert names == walks if width > 1 else walks | {"ranked-32", "ranked-256"} <= names
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 700])
@@ -148,22 +151,113 @@ def test_number_of_rows_does_not_matter(n):
     arrays, grid = random_forest(5, n_trees=40, depth=6)
     rows = rows_for(5, grid, 700)
     model = TreeModel(arrays, n_features=FEATURES, n_columns=2, post="sigmoid")
-    assert len(model.calibrate(rows, budget_ns=100_000)) == 9
+    plan = model.calibrate(rows, sizes=(1, n), budget_ns=100_000)
+    assert [sum(pieces.values()) for pieces in plan.values()] == sorted({1, n})
     alone = np.concatenate([model.predict(rows[i : i + 1], column=1) for i in range(n)])
     same_bits(model.predict(rows[:n], column=1), alone)
 
 
-def test_depth_and_thresholds_decide_which_forms_there_are():
-    """Trees deeper than 6 have no heap, and columns of more than 254 thresholds no ranks."""
-    deep, _ = random_forest(1, depth=9, chance=1.0)
+def test_depth_and_leaves_decide_which_forms_there_are():
+    """Trees deeper than 6 have no heap, trees of more than 256 leaves nothing but walks."""
+    deep, _ = random_forest(1, depth=8, chance=1.0)
     model = TreeModel(deep, n_features=FEATURES)
-    assert model.depth == 9
+    assert model.depth == 8
     assert not {"heap-1", "heap-8"} & set(model.kernels)
-    many, _ = random_forest(2, n_trees=80, depth=5, chance=1.0, gone=False)
-    many["threshold"] = (
-        np.random.default_rng(0).normal(size=len(many["threshold"])).astype(np.float32).astype(float)
+    assert "ranked-64" in model.kernels
+    deeper, _ = random_forest(1, depth=9, chance=1.0)
+    assert TreeModel(deeper, n_features=FEATURES).kernels == ("walk-1", "walk-8")
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("many", [1, 200, 254, 255, 300, 508, 509, 3000])
+def test_columns_of_any_number_of_thresholds_have_ranks(many, wide):
+    """Thresholds beyond what a byte counts go into further bytes; every value finds its place among them."""
+    rng = np.random.default_rng(many)
+    kind = np.float64 if wide else np.float32
+    # far apart and close together, as an even scale of buckets does not expect
+    spread = (rng.normal(size=many) * 10.0 ** rng.integers(-30, 30, many)).astype(kind)
+    close = np.arange(many).astype(kind) * np.finfo(kind).eps + kind(1)
+    grid = np.unique(np.where(rng.random(many) < 0.5, spread, close))
+    arrays, _ = random_forest(2, n_trees=max(1, many // 16), depth=5, chance=1.0, gone=False, wide=wide)
+    inner = np.flatnonzero(arrays["feature"] >= 0)
+    arrays["threshold"][inner] = grid[np.arange(len(inner)) % len(grid)]
+    arrays["feature"][inner] = 0
+    rows = np.zeros((70, FEATURES), kind)
+    rows[:, 0] = rng.choice(grid, 70)
+    rows[::3, 0] = np.nextafter(rows[::3, 0], kind(np.inf))
+    rows[:4, 0] = [np.nan, np.inf, -np.inf, 0]
+    names = assert_all_kernels_agree(arrays, rows, forest_sums(arrays, rows), wide=wide)
+    assert "ranked-128" in names
+
+
+def one_tree(nodes, n_values, **changes):
+    """Arrays of one tree: nodes as (feature, threshold, left, right, missing_left, missing, rule, category)."""
+    columns = list(zip(*nodes, strict=True))
+    names = ["feature", "threshold", "left", "right", "missing_left", "missing", "rule", "category"]
+    kinds = [np.int32, np.float64, np.int32, np.int32, np.uint8, np.uint8, np.uint8, np.int32]
+    arrays = {name: np.array(cells, kind) for name, cells, kind in zip(names, columns, kinds, strict=True)}
+    return {
+        "roots": np.zeros(1, np.int32),
+        **arrays,
+        "set_ends": np.zeros(1, np.int64),
+        "set_words": np.zeros(0, np.uint32),
+        "values": np.arange(float(n_values)),
+        "targets": np.zeros(1, np.int32),
+        "base": np.zeros(1),
+        "cover": np.zeros(0),
+    } | changes
+
+
+def test_forests_without_trees_and_trees_without_nodes():
+    """No trees give the base, a tree that is one leaf gives its value."""
+    rows = np.zeros((40, 1), np.float32)
+    leaf = one_tree([(-1, 0, 0, 0, 0, 0, 0, -1)], 1, values=np.array([0.5]), base=np.array([2.0]))
+    none = {name: array[:0] if name not in ("base", "set_ends") else array for name, array in leaf.items()}
+    for arrays, want in ((leaf, 2.5), (none, 2.0)):
+        names = assert_all_kernels_agree(arrays, rows, np.full((40, 1), want, np.float32))
+        assert "ranked-32" in names
+        assert TreeModel(arrays, n_features=1).leaves(rows).shape == (40, len(arrays["roots"]))
+
+
+def test_features_that_no_tree_reads_cost_nothing():
+    """A row may be very wide."""
+    many = 1 << 20
+    arrays = one_tree(
+        [(many - 1, 1.0, 1, 2, 0, 0, 0, -1), (-1, 0, 0, 0, 0, 0, 0, -1), (-1, 0, 1, 0, 0, 0, 0, -1)], 2
     )
-    assert set(TreeModel(many, n_features=FEATURES).kernels) == {"generic", "packed-1", "packed-16"}
+    rows = np.zeros((2, many), np.float32)
+    rows[1, -1] = 2
+    model = TreeModel(arrays, n_features=many)
+    assert model.nbytes + model.scratch_bytes < 100_000
+    assert_all_kernels_agree(arrays, rows, np.array([[0.0], [1.0]], np.float32))
+
+
+def test_categories_without_end_are_asked_one_by_one():
+    """Sets whose table would take too much memory have the same answers."""
+    rng = np.random.default_rng(0)
+    n_sets, last = 40, 4_000_000
+    sets = np.zeros((n_sets, last // 32 + 1), np.uint32)
+    members = rng.integers(0, 200, (n_sets, 60))
+    for own, codes in zip(sets, members, strict=True):
+        np.bitwise_or.at(own, codes // 32, np.uint32(1) << (codes % 32).astype(np.uint32))
+    sets[7, -1] = 1 << (last % 32)
+    nodes = [(0, 0.0, i + 1, n_sets + 1 + i, i % 2, 0, 3, i) for i in range(n_sets)]
+    nodes += [(-1, 0.0, i, 0, 0, 0, 0, -1) for i in range(n_sets + 1)]
+    nodes[n_sets - 1] = (0, 0.0, n_sets, 2 * n_sets, 0, 0, 3, n_sets - 1)
+    ends = np.arange(n_sets + 1) * sets.shape[1]
+    arrays = one_tree(nodes, n_sets + 1, set_ends=ends.astype(np.int64), set_words=sets.ravel())
+    rows = np.array([[x] for x in (np.nan, -1, -0.5, 0, last, last + 1, 1e30, *range(200))], np.float32)
+    model = TreeModel(arrays, n_features=1)
+    assert model.nbytes < 2 * sets.nbytes
+    assert_all_kernels_agree(arrays, rows, forest_sums(arrays, rows))
+
+
+def test_tree_of_very_many_nodes():
+    """A tree may have more nodes than small ones can count."""
+    arrays, grid = random_forest(9, n_trees=1, depth=17, chance=1.0)
+    rows = rows_for(9, grid, 30)
+    assert TreeModel(arrays, n_features=FEATURES).kernels == ("walk-1", "walk-8")
+    assert_all_kernels_agree(arrays, rows, forest_sums(arrays, rows))
 
 
 def test_long_chain_of_nodes_is_walked_and_a_longer_one_refused():

@@ -3,13 +3,15 @@
 A TreeModel is immutable once its plan is chosen and holds all that its kernels read. Scratch belongs to the caller: `new_scratch`
 once per workspace. `run_into` needs no GIL, touches no Python object and allocates nothing.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from cpython.buffer cimport Py_buffer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 
 cdef extern from "trees.h" nogil:
     enum:
         RI_N_KERNELS
         RI_BLOCK
+        RI_TILE
 
     ctypedef struct ri_trees:
         int32_t n_features
@@ -54,12 +56,24 @@ cdef extern from "trees.h" nogil:
     ctypedef struct ri_kernel_set:
         const char* level
 
+    ctypedef struct ri_plan:
+        uint8_t kernel[513]
+        uint16_t rows[513]
+        float ns[513]
+
+
+cdef enum:
+    N_SPARE = 4
+
 
 cdef class TreeModel:
     cdef:
         ri_forest* forest
         const ri_kernel_set* kernel_set
-        uint8_t plan_numbers[9]        # kernel for blocks of up to 1, 2, 4 .. 256 rows
+        ri_plan way                    # which kernel takes how many of the rows that are left
+        tuple sizes                    # numbers of rows that it was timed for
+        void* spare[N_SPARE]           # scratch of calls that are over, for the next ones from Python; under the GIL
+        int n_spare
         readonly int32_t n_features
         readonly int32_t n_outputs
         readonly int32_t n_columns     # of an answer
@@ -73,7 +87,12 @@ cdef class TreeModel:
     # The same, and in the same pass leaves (n, n_trees): number of the leaf that each tree gave.
     cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
                               int32_t* leaves) noexcept nogil
-    cdef int _run(self, rows, float[::1] out, int column, bint raw, int32_t[::1] leaves) except -1
+    cdef int64_t _expected_ns(self, int64_t n) noexcept nogil
+    cdef int _view(self, rows, Py_buffer* view) except -1
+    cdef int _run(self, rows, out, int column, bint raw, leaves) except -1
+    cdef int _run_rows(self, const void* rows, int64_t n, float* out, int column, bint raw, int32_t* leaves) except -1
+    cdef void* _scratch(self) except NULL
+    cdef void _give_back(self, void* scratch) noexcept
 
 
 cdef void free_scratch(void* scratch) noexcept nogil

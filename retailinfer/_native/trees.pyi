@@ -2,11 +2,11 @@
 
 A row goes left at a node if the node's rule says yes of one feature, mostly `x <= threshold`; what the node takes for missing
 goes where it says. Values of the leaves are added tree by tree, in float32 or float64, so that every kernel gives the same
-bits: which one runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; `predict`
-releases the GIL.
+bits: which one runs (`plan`) is a question of speed alone. The readable twin is forest_reference.py. Thread-safe; what takes
+longer than 100 us gives up the GIL.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +17,10 @@ NORMS: dict[str, int]
 KERNELS: tuple[str, ...]
 """Names of all kernels, whether this machine has them or not."""
 LEVELS: tuple[str, ...]
+SIZES: tuple[int, ...]
+"""Rows of the calls that kernels are timed for, unless others are named."""
+LONG_NS: int
+"""What takes longer runs without the GIL."""
 
 def float32_log(x: float) -> float:
     """logf of the C library, of x as a float32: XGBoost turns base scores into margins with it, to the last bit."""
@@ -92,8 +96,8 @@ class TreeModel:
         """What this forest can run on this machine."""
 
     @property
-    def plan(self) -> tuple[str, ...]:
-        """Kernel for blocks of up to 1, 2, 4, 8, 16, 32, 64, 128, 256 rows."""
+    def plan(self) -> dict[int, dict[str, int]]:
+        """For calls of so many rows: kernel -> rows that it takes. The sizes are those of `calibrate`."""
 
     @property
     def nbytes(self) -> int: ...
@@ -108,8 +112,21 @@ class TreeModel:
     def force(self, kernel: str) -> None:
         """Run everything with one kernel. Raises: ConfigError if the forest or the machine cannot."""
 
-    def calibrate(self, rows: NDArray[Any], *, budget_ns: int = 4_000_000) -> tuple[str, ...]:
-        """Time every kernel on rows like these and keep the fastest for each number of rows; returns the plan."""
+    def calibrate(
+        self, rows: NDArray[Any] | None = None, *, sizes: Sequence[int] = ..., budget_ns: int = 3_000_000
+    ) -> dict[int, dict[str, int]]:
+        """Time the kernels and keep the fastest way for each number of rows; returns the plan.
+
+        Args:
+            rows: what to time them on; None = rows made of the forest's own thresholds and categories.
+            sizes: rows of the calls that will come; kernels for more rows than that are left out.
+            budget_ns: after so long it ends, with what is known then. Every kernel is timed at least twice, unless it would
+                take a quarter of what is left.
+        Raises: as `predict`.
+        """
+
+    def expected_ns(self, n: int) -> int:
+        """What n rows take by the timing of `calibrate`; 0 = not timed."""
 
     def predict(self, rows: NDArray[Any], *, column: int = 0, raw: bool = False) -> NDArray[np.float32]:
         """Answers, shape (rows,), float32.
@@ -120,6 +137,11 @@ class TreeModel:
             raw: the sum, without the last step.
         Raises: FeatureTypeError, ShapeError, ConfigError.
         """
+
+    def predict_into(
+        self, rows: NDArray[Any], out: NDArray[np.float32], *, column: int = 0, raw: bool = False
+    ) -> None:
+        """As `predict`, into an array that is there: C-contiguous, float32, one cell a row. Nothing is allocated."""
 
     def predict_all(self, rows: NDArray[Any], *, raw: bool = False) -> NDArray[np.float32]:
         """All columns, shape (rows, n_columns), float32. Arguments: those of `predict`."""

@@ -8,34 +8,25 @@ What a forest is: trees.h.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 cimport cython
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 
 import numpy as np
 
 from retailinfer.errors import ConfigError, FeatureTypeError, ModelError, ShapeError, clip
 
 cdef extern from "trees.h" nogil:
-    const int ri_kernel_rows[]
     const char* const ri_kernel_names[]
     ri_forest* ri_forest_new(const ri_trees* s, int* error, int64_t* at)
     void ri_forest_free(ri_forest* f)
     const ri_kernel_set* ri_kernel_level(const char* level)
     int ri_kernel_fits(const ri_forest* f, const ri_kernel_set* kernels, int kernel)
-    void ri_forest_run(const ri_forest* f, const ri_kernel_set* kernels, const uint8_t* plan, const void* rows, int64_t stride,
+    void ri_plan_guess(const ri_forest* f, const ri_kernel_set* kernels, ri_plan* plan)
+    void ri_plan_force(int kernel, ri_plan* plan)
+    void ri_plan_time(const ri_forest* f, const ri_kernel_set* kernels, const void* rows, int64_t stride, int64_t n_rows, int most,
+                      int64_t budget_ns, void* scratch, ri_plan* plan)
+    void ri_forest_likely(const ri_forest* f, int64_t n, void* rows)
+    void ri_forest_run(const ri_forest* f, const ri_kernel_set* kernels, const ri_plan* plan, const void* rows, int64_t stride,
                        int64_t n, void* scratch, float* out, int64_t out_stride, int column, int raw, int32_t* leaves)
-
-cdef extern from *:
-    """
-    #include <time.h>
-    static long long ri_now_ns(void) {
-        struct timespec t;
-        timespec_get(&t, TIME_UTC);
-    #if defined(CLOCK_MONOTONIC)
-        clock_gettime(CLOCK_MONOTONIC, &t);
-    #endif
-        return (long long)t.tv_sec * 1000000000LL + t.tv_nsec;
-    }
-    """
-    int64_t ri_now_ns() nogil
 
 cdef extern from "math.h" nogil:
     float logf(float x)
@@ -49,6 +40,11 @@ POSTS = {"none": 0, "sigmoid": 1, "softmax": 2, "softmax_zero": 3, "probit": 4, 
 NORMS = {"none": 0, "l1": 1}
 KERNELS = tuple((<bytes>ri_kernel_names[i]).decode() for i in range(RI_N_KERNELS))
 LEVELS = ("baseline", "avx2", "avx512")
+SIZES = (1, 10, 100, 500)
+LONG_NS = 100_000  # what takes longer runs without the GIL; taking it back from a busy thread costs up to 5 ms
+cdef int64_t long_ns = LONG_NS
+cdef object empty = np.empty
+cdef object float32 = np.dtype(np.float32)
 
 _WRONG = (
     "", "no memory for the forest", "sizes that no forest has", "a feature that the rows do not have - at node {}",
@@ -85,6 +81,7 @@ def _flat(arrays, str name, dtype):
 cdef class TreeModel:
     def __cinit__(self):
         self.forest = NULL
+        self.n_spare = 0
 
     def __init__(self, arrays, *, int n_features, int n_outputs=1, int n_columns=0, str post="none", double post_scale=1.0, str norm="none",
                  bint base_first=False, bint doubles=False, bint wide=False, bint average=False, bint per_output=False,
@@ -156,21 +153,13 @@ cdef class TreeModel:
             raise ModelError("Expected a forest, got " + _WRONG[error].format(at))
         self.n_features, self.n_outputs, self.n_trees, self.wide = n_features, n_outputs, s.n_trees, wide
         self.n_columns = n_columns
-        self._guess()
+        self.sizes = SIZES
+        ri_plan_guess(self.forest, self.kernel_set, &self.way)
 
     def __dealloc__(self):
+        for i in range(self.n_spare):
+            free_scratch(self.spare[i])
         ri_forest_free(self.forest)
-
-    def _guess(self):
-        """A plan by rules: what is the fastest nearly everywhere. `calibrate` knows better."""
-        cdef int i, kernel
-        wishes = [(3, 1)] + 3 * [(4, 1)] + [(4, 2, 1)] + [(5, 2, 1)] + [(5, 2, 1)] + [(6, 2, 1)] + [(7, 2, 1)]
-        for i in range(9):
-            self.plan_numbers[i] = 0
-            for kernel in wishes[i]:
-                if ri_kernel_fits(self.forest, self.kernel_set, kernel):
-                    self.plan_numbers[i] = kernel
-                    break
 
     @property
     def level(self):
@@ -182,7 +171,16 @@ cdef class TreeModel:
 
     @property
     def plan(self):
-        return tuple(KERNELS[self.plan_numbers[i]] for i in range(9))
+        return {size: self._pieces(size) for size in self.sizes}
+
+    def _pieces(self, int64_t n):
+        pieces = {}
+        while n > 0:
+            left = min(n, RI_TILE)
+            name = KERNELS[self.way.kernel[left]]
+            pieces[name] = pieces.get(name, 0) + self.way.rows[left]
+            n -= self.way.rows[left]
+        return pieces
 
     @property
     def nbytes(self):
@@ -196,64 +194,46 @@ cdef class TreeModel:
     def depth(self):
         return self.forest.max_depth
 
+    def expected_ns(self, int64_t n):
+        """What n rows take by the timing of `calibrate`; 0: not timed."""
+        return self._expected_ns(n)
+
+    cdef int64_t _expected_ns(self, int64_t n) noexcept nogil:
+        return <int64_t>(<double>self.way.ns[RI_TILE] * <double>(n // RI_TILE) + <double>self.way.ns[n % RI_TILE])
+
     def force(self, str kernel not None):
         """Run everything with one kernel. ConfigError if the forest or the machine cannot."""
         if kernel not in self.kernels:
             raise ConfigError(f"Expected a kernel that this forest and machine have {self.kernels}, got {clip(kernel)}")
-        for i in range(9):
-            self.plan_numbers[i] = KERNELS.index(kernel)
+        ri_plan_force(KERNELS.index(kernel), &self.way)
 
-    def calibrate(self, rows, *, int64_t budget_ns=4_000_000):
-        """Time every kernel on these rows for 1, 2, 4 .. 256 of them and keep the fastest for each."""
-        cdef const float[:, ::1] narrow
-        cdef const double[:, ::1] wide
-        cdef const char* data
-        cdef int64_t stride, n, start, took, best, slice_ns, first, i
-        cdef int bucket, kernel, times
-        cdef uint8_t plan[9]
-        cdef float out[256]
+    def calibrate(self, rows=None, *, sizes=SIZES, int64_t budget_ns=3_000_000):
+        """Time the kernels and keep the fastest way for each number of rows. Arguments: trees.pyi."""
+        cdef Py_buffer view
         cdef void* scratch
-        cdef size_t cell = 8 if self.wide else 4
-        fits = [i for i in range(RI_N_KERNELS) if ri_kernel_fits(self.forest, self.kernel_set, i)]
-        rows = self._rows(rows)
-        if len(rows) < 512:
-            rows = np.resize(rows, (512, rows.shape[1]))
-        if self.wide:
-            wide = rows
-            data = <const char*>&wide[0, 0]
+        cdef int most
+        cdef int64_t n
+        sizes = tuple(sorted({int(size) for size in sizes}))
+        if not sizes or sizes[0] < 1:
+            raise ConfigError(f"Expected numbers of rows from 1 up, got {clip(sizes)}")
+        most = min(max(sizes), RI_TILE)
+        if rows is None:
+            rows = empty((2 * RI_BLOCK, self.n_features), np.float64 if self.wide else np.float32)
+            self._view(rows, &view)
+            ri_forest_likely(self.forest, 2 * RI_BLOCK, view.buf)
         else:
-            narrow = rows
-            data = <const char*>&narrow[0, 0]
-        stride = rows.shape[1]
-        first = len(rows) - 256
-        slice_ns = budget_ns // (9 * max(1, len(fits)))
-        scratch = self.new_scratch()
+            rows = self._rows(rows)
+            if len(rows) < 2 * RI_BLOCK:
+                rows = np.resize(rows, (2 * RI_BLOCK, rows.shape[1]))
+            self._view(rows, &view)
+        n = view.shape[0]
+        self.sizes = sizes
         try:
-            for bucket in range(9):
-                n = <int64_t>1 << bucket
-                best = -1
-                for kernel in fits:
-                    if kernel == 0 and len(fits) > 1:
-                        continue  # never the fastest where there is another
-                    for i in range(9):
-                        plan[i] = kernel
-                    took = -1
-                    with nogil:
-                        start = ri_now_ns()
-                        times = 0
-                        while times < 3 or (ri_now_ns() - start < slice_ns and times < 200):
-                            i = ri_now_ns()  # other rows each time: a predictor remembers one row's way
-                            ri_forest_run(self.forest, self.kernel_set, plan, data + ((times * 37) % first) * stride * <int64_t>cell,
-                                          stride, n, scratch, out, 1, 0, 1, NULL)
-                            i = ri_now_ns() - i
-                            if times and (took < 0 or i < took):
-                                took = i
-                            times += 1
-                    if best < 0 or took < best:
-                        best = took
-                        self.plan_numbers[bucket] = kernel
+            scratch = self._scratch()
+            ri_plan_time(self.forest, self.kernel_set, view.buf, self.n_features, n, most, budget_ns, scratch, &self.way)
+            self._give_back(scratch)
         finally:
-            free_scratch(scratch)
+            PyBuffer_Release(&view)
         return self.plan
 
     def _rows(self, rows):
@@ -264,54 +244,90 @@ cdef class TreeModel:
             raise ShapeError(f"Expected rows of {self.n_features} features, got shape {rows.shape}", path="$.rows")
         return np.ascontiguousarray(rows)
 
+    cdef int _view(self, rows, Py_buffer* view) except -1:
+        """The rows' memory, which the caller releases. Other layouts are copied, anything else is refused."""
+        cdef char kind = b"d" if self.wide else b"f"
+        if isinstance(rows, np.ndarray) and rows.flags.c_contiguous:
+            PyObject_GetBuffer(rows, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+            if view.ndim == 2 and view.shape[1] == self.n_features and view.format[0] == kind and view.format[1] == 0:
+                return 0
+            PyBuffer_Release(view)
+        PyObject_GetBuffer(self._rows(rows), view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        return 0
+
     def predict(self, rows, *, int column=0, bint raw=False):
         """Answers of all rows. Arguments: trees.pyi."""
         if not 0 <= column < self.n_columns:
             raise ConfigError(f"Expected a column below {self.n_columns}, got {column}")
-        rows = self._rows(rows)
-        answer = np.empty(len(rows), np.float32)
+        answer = empty(len(rows), float32)
         self._run(rows, answer, column, raw, None)
         return answer
 
+    def predict_into(self, rows, out, *, int column=0, bint raw=False):
+        """Answers of all rows into an array that is there. Arguments: trees.pyi."""
+        if not 0 <= column < self.n_columns:
+            raise ConfigError(f"Expected a column below {self.n_columns}, got {column}")
+        self._run(rows, out, column, raw, None)
+
     def predict_all(self, rows, *, bint raw=False):
         """All columns of all rows. Arguments: trees.pyi."""
-        rows = self._rows(rows)
-        answer = np.empty((len(rows), self.n_columns), np.float32)
-        self._run(rows, answer.reshape(-1), -1, raw, None)
+        answer = empty((len(rows), self.n_columns), float32)
+        self._run(rows, answer, -1, raw, None)
         return answer
 
     def leaves(self, rows):
         """The leaf that each tree gives each row. Arguments: trees.pyi."""
-        rows = self._rows(rows)
-        numbers = np.empty((len(rows), self.n_trees), np.int32)
-        self._run(rows, np.empty(len(rows), np.float32), 0, True, numbers.reshape(-1))
+        numbers = empty((len(rows), self.n_trees), np.int32)
+        self._run(rows, empty(len(rows), float32), 0, True, numbers)
         return numbers
 
-    cdef int _run(self, rows, float[::1] out, int column, bint raw, int32_t[::1] leaves) except -1:
-        cdef const float[:, ::1] narrow
-        cdef const double[:, ::1] wide
-        cdef const void* data
-        cdef int64_t n = rows.shape[0], stride = self.n_features
+    cdef int _run(self, rows, out, int column, bint raw, leaves) except -1:
+        cdef Py_buffer row_view, out_view, leaf_view
         cdef int32_t* numbers = NULL
-        cdef void* scratch
-        if n == 0:
-            return 0
-        if self.wide:
-            wide = rows
-            data = &wide[0, 0]
-        else:
-            narrow = rows
-            data = &narrow[0, 0]
-        if leaves is not None and leaves.shape[0]:
-            numbers = &leaves[0]
-        scratch = self.new_scratch()
+        cdef int64_t n
+        self._view(rows, &row_view)
         try:
-            with nogil:
-                ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, data, stride, n, scratch, &out[0],
-                              self.n_columns if column < 0 else 1, column, raw, numbers)
+            n = row_view.shape[0]
+            PyObject_GetBuffer(out, &out_view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT)
+            try:
+                if out_view.len != 4 * n * (self.n_columns if column < 0 else 1) or out_view.format[0] != b"f" or out_view.format[1] != 0:
+                    raise ShapeError(f"Expected room for {n} answers in float32, got {out_view.len} bytes", path="$.out")
+                if leaves is not None:
+                    PyObject_GetBuffer(leaves, &leaf_view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+                    numbers = <int32_t*>leaf_view.buf  # ours, and alive until the end of this call
+                    PyBuffer_Release(&leaf_view)
+                if n:
+                    self._run_rows(row_view.buf, n, <float*>out_view.buf, column, raw, numbers)
+            finally:
+                PyBuffer_Release(&out_view)
         finally:
-            free_scratch(scratch)
+            PyBuffer_Release(&row_view)
         return 0
+
+    cdef int _run_rows(self, const void* rows, int64_t n, float* out, int column, bint raw, int32_t* leaves) except -1:
+        cdef void* scratch = self._scratch()
+        cdef int64_t step = self.n_columns if column < 0 else 1
+        if self._expected_ns(n) < long_ns and n < RI_TILE:
+            ri_forest_run(self.forest, self.kernel_set, &self.way, rows, self.n_features, n, scratch, out, step, column, raw, leaves)
+        else:
+            with nogil:
+                ri_forest_run(self.forest, self.kernel_set, &self.way, rows, self.n_features, n, scratch, out, step, column, raw, leaves)
+        self._give_back(scratch)
+        return 0
+
+    cdef void* _scratch(self) except NULL:
+        """Scratch of an earlier call, or new one. Under the GIL."""
+        if self.n_spare:
+            self.n_spare -= 1
+            return self.spare[self.n_spare]
+        return self.new_scratch()
+
+    cdef void _give_back(self, void* scratch) noexcept:
+        if self.n_spare < N_SPARE:
+            self.spare[self.n_spare] = scratch
+            self.n_spare += 1
+        else:
+            free_scratch(scratch)
 
     cdef void* new_scratch(self) except NULL:
         cdef void* made = ri_aligned(self.forest.scratch)
@@ -320,8 +336,8 @@ cdef class TreeModel:
         return made
 
     cdef void run_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw) noexcept nogil:
-        ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, rows, stride, n, scratch, out, 1, column, raw, NULL)
+        ri_forest_run(self.forest, self.kernel_set, &self.way, rows, stride, n, scratch, out, 1, column, raw, NULL)
 
     cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
                               int32_t* leaves) noexcept nogil:
-        ri_forest_run(self.forest, self.kernel_set, self.plan_numbers, rows, stride, n, scratch, out, 1, column, raw, leaves)
+        ri_forest_run(self.forest, self.kernel_set, &self.way, rows, stride, n, scratch, out, 1, column, raw, leaves)

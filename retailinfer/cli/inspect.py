@@ -21,7 +21,6 @@ from retailinfer.runtime.session import onnxruntime_version
 
 __all__ = ["run"]
 
-PLAN_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # numbers of rows that a forest has a kernel chosen for
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -198,7 +197,7 @@ def _engine(session: Any) -> dict[str, Any]:
         found |= {
             "level": model.level,
             "kernels": list(model.kernels),
-            "plan": dict(zip(map(str, PLAN_ROWS), model.plan, strict=True)),
+            "plan": {str(rows): pieces for rows, pieces in model.plan.items()},
             "trees": model.n_trees,
             "depth": model.depth,
             "bytes": model.nbytes,
@@ -286,9 +285,13 @@ def _show_models(console: Console, bundle: Bundle, here: dict[str, Any]) -> None
         console.say(f"  here: {role} with {one['text']}")
         if "plan" in one:
             console.say(
-                f"    {one['trees']} trees, depth {one['depth']}, {bytes_text(one['bytes'])}; kernels by rows:"
+                f"    {one['trees']} trees, depth {one['depth']}, {bytes_text(one['bytes'])}; the fastest kernels:"
             )
-            console.table([("up to rows", "kernel"), *one["plan"].items()], indent=4)
+            ways = [
+                (rows, " + ".join(f"{kernel} ({n} rows)" for kernel, n in pieces.items()))
+                for rows, pieces in one["plan"].items()
+            ]
+            console.table([("rows of a call", "kernels"), *ways], indent=4)
     if "gil" in here:
         nan = "may enter the models" if manifest.nan_inputs else "is refused before the models"
         batch = "run in batches" if here["row_independent"] else "run one by one: they influence each other"

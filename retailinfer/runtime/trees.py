@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from retailinfer._native.trees import NORMS, POSTS, TreeModel
+from retailinfer._native.trees import NORMS, POSTS, SIZES, TreeModel
 from retailinfer.errors import (
     ConfigError,
     FeatureTypeError,
@@ -184,9 +184,9 @@ def decode_forest(data: bytes | bytearray | memoryview) -> Forest:
 class TreeSession:
     """One forest, ready to run; safe to use from many threads. The methods are those of `ModelSession`.
 
-    level: instruction set of the kernels, "baseline", "avx2" or "avx512"; None = what the setting RETAILINFER_TREES says, else
-    the best one here. calibrate: time the kernels; else, and for more than 8,192 features, the plan is a guess. Neither can
-    change an answer.
+    level: instruction set of the kernels, "baseline", "avx2" or "avx512", or a level and a kernel, "avx2/walk-8"; None = what
+    the setting RETAILINFER_TREES says, else the best ones here. calibrate: time the kernels, for calls of so many rows as
+    `sizes` has; else, and for more than 8,192 features, the plan is a guess. None of that can change an answer.
     """
 
     backend: Literal["trees"] = "trees"
@@ -194,13 +194,21 @@ class TreeSession:
     n_heads = 0
 
     def __init__(
-        self, data: bytes | bytearray | memoryview, *, level: str | None = None, calibrate: bool = True
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        level: str | None = None,
+        calibrate: bool = True,
+        sizes: Sequence[int] = SIZES,
     ) -> None:
         forest = decode_forest(data)
         self.forest = forest
-        self.model = forest.model(level or os.environ.get("RETAILINFER_TREES") or None)
-        if calibrate and forest.n_features <= MAX_TIMED_FEATURES:
-            self.model.calibrate(_likely_rows(forest))
+        level, _, kernel = (level or os.environ.get("RETAILINFER_TREES") or "").partition("/")
+        self.model = forest.model(level or None)
+        if kernel:
+            self.model.force(kernel)
+        elif calibrate and forest.n_features <= MAX_TIMED_FEATURES:
+            self.model.calibrate(sizes=sizes)
         self.inputs: tuple[IoEntry, ...] = (
             (forest.input, 11 if forest.wide else 1, (None, forest.n_features)),
         )
@@ -275,30 +283,3 @@ class TreeSession:
                 path=f"$.{self.forest.input}",
             )
         return np.ascontiguousarray(value, wanted)
-
-
-def _likely_rows(forest: Forest) -> NDArray[Any]:
-    """Rows that spread over the trees, for timing: each feature near thresholds of its own, or one of its categories."""
-    rng = np.random.default_rng(0)
-    rows = np.zeros((512, forest.n_features), np.float64 if forest.wide else np.float32)
-    # Of nodes that no tree reaches nothing was checked: they may name features and sets that there are not.
-    feature, category = forest.arrays["feature"], forest.arrays["category"]
-    ends = forest.arrays["set_ends"]
-    inner = np.flatnonzero((feature >= 0) & (feature < forest.n_features) & (category < len(ends) - 1))
-    inner = inner[np.argsort(feature[inner], kind="stable")]
-    columns, starts = np.unique(feature[inner], return_index=True)
-    for column, nodes in zip(columns.tolist(), np.split(inner, starts[1:]), strict=True):
-        sets = category[nodes]
-        sets = sets[sets >= 0]
-        if len(sets):
-            rows[:, column] = rng.integers(0, max(1, 32 * int((ends[sets + 1] - ends[sets]).max())), 512)
-            continue
-        own = np.unique(forest.arrays["threshold"][nodes])
-        own = own[np.isfinite(own)]
-        if len(own):
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # thresholds may be as far apart as numbers can be
-                spread = 0.01 * (own[-1] - own[0])
-                rows[:, column] = rng.choice(own, 512) + rng.normal(size=512) * spread
-    return rows

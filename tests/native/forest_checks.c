@@ -109,7 +109,7 @@ typedef struct run {
     const ri_forest *f;
     const ri_kernel_set *set;
     const char *name;
-    uint8_t plan[9];
+    ri_plan plan;
 } run;
 
 /* Answers as bits, (n_rows, n_columns). column -1: in one call for all columns. */
@@ -122,12 +122,12 @@ static void answer(const run *r, int raw, int each, int32_t *leaves, uint32_t *b
     float *out = malloc((size_t)(n * columns) * 4);
     MUST(out, "no memory");
     if (!each) {
-        ri_forest_run(r->f, r->set, r->plan, r->c->rows, r->c->stride, n, scratch, out, columns, -1, raw, leaves);
+        ri_forest_run(r->f, r->set, &r->plan, r->c->rows, r->c->stride, n, scratch, out, columns, -1, raw, leaves);
         for (int64_t i = 0; i < n * columns; ++i)
             bits[i] = bits_of(out[i]);
     } else {
         for (int k = 0; k < (int)columns; ++k) {
-            ri_forest_run(r->f, r->set, r->plan, r->c->rows, r->c->stride, n, scratch, out, 1, k, raw, leaves);
+            ri_forest_run(r->f, r->set, &r->plan, r->c->rows, r->c->stride, n, scratch, out, 1, k, raw, leaves);
             for (int64_t i = 0; i < n; ++i)
                 bits[i * columns + k] = bits_of(out[i]);
         }
@@ -212,15 +212,18 @@ void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers
             if (!ri_kernel_fits(f, r.set, k))
                 continue;
             fit[n_fit++] = k;
-            memset(r.plan, k, sizeof r.plan);
+            ri_plan_force(k, &r.plan);
             r.name = ri_kernel_names[k];
             check_kernel(&r, leaves, raw, last, &known);
             counts->runs[level][k]++;
             counts->answers += n;
         }
         MUST(n_fit > 0, "no kernel fits");
-        for (int i = 0; i < 9; ++i)
-            r.plan[i] = (uint8_t)fit[c.plan[i] % n_fit];
+        for (int rows = 1; rows <= RI_TILE; ++rows) {
+            const int kernel = fit[c.plan[rows % 9] % n_fit];
+            r.plan.kernel[rows] = (uint8_t)kernel;
+            r.plan.rows[rows] = (uint16_t)(rows < ri_kernel_rows[kernel] ? rows : ri_kernel_rows[kernel]);
+        }
         r.name = "mixed";
         check_kernel(&r, leaves, raw, last, &known);
     }

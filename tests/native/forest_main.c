@@ -74,7 +74,7 @@ static void report(const forest_counts *c) {
            (unsigned long long)c->spoiled_but_whole, (unsigned long long)c->answers);
     for (int level = 0; level < 3; ++level)
         for (int k = 0; k < RI_N_KERNELS && ri_kernel_level(forest_levels[level]); ++k)
-            if (ri_kernel_level(forest_levels[level])->kernels[k] || k == RI_KERNEL_GENERIC)
+            if (ri_kernel_level(forest_levels[level])->kernels[k])
                 printf("ran %s %s %llu\n", forest_levels[level], ri_kernel_names[k], (unsigned long long)c->runs[level][k]);
 }
 
