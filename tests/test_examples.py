@@ -110,6 +110,16 @@ def test_move_lightgbm_file_answers_as_the_file_does(tmp_path):
     assert re.fullmatch(r"   decline \d\.\d{3}: [a-z ]+, [a-z ]+", lines[3])
 
 
+@pytest.mark.requires("sklearn", "skl2onnx", "pandas")
+def test_move_sklearn_pipeline_answers_as_the_pipeline_does(tmp_path):
+    """Transformers are copied and the forest is read: the probabilities of rows that nobody saw are the pipeline's."""
+    lines = run("move_sklearn_pipeline.py", cwd=tmp_path).splitlines()
+    assert "amount" in lines[0]
+    assert lines[1] == "engine: trees, compared with its source: exact"
+    assert json.loads(lines[2])["action"] in ("leave alone", "write", "call")
+    assert lines[3] == "largest difference from the pipeline's own probabilities: 0.0"
+
+
 @pytest.mark.requires("sklearn", "skl2onnx")
 def test_fraud_score_answers_in_every_way(tmp_path):
     """Object, bytes, unknown, stale, wrong, batch, coroutine."""
