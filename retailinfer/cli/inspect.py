@@ -376,12 +376,17 @@ def _show_windows(console: Console, features: dict[str, Any]) -> None:
 
 def _column(column: dict[str, Any]) -> tuple[str, str, str, str]:
     shown = {"kind", "name", "refs", "cells", "tensor", "max_age_ns", "window"}
-    options = [f"{k}={v}" for k, v in column.items() if k not in shown and v is not None]
+    options = [f"{k}={_shortened(v)}" for k, v in column.items() if k not in shown and v is not None]
     if column.get("max_age_ns"):
         options.append(f"max_age={duration_text(column['max_age_ns'])}")
     cells = f" x{column['cells']}" if column["cells"] > 1 else ""
     kind = "window" if column.get("window") else column["kind"]
     return column["name"] + cells, kind, ", ".join(column["refs"]), " ".join(options)
+
+
+def _shortened(value: Any) -> str:
+    """A declared table of more than a few values is told by its size."""
+    return f"({len(value)} of them)" if isinstance(value, list) and len(value) > 8 else str(value)
 
 
 def _show_policy(console: Console, policy: dict[str, Any], reasons: dict[str, Any] | None) -> None:

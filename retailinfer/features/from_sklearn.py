@@ -50,6 +50,7 @@ __all__ = ["from_sklearn", "is_copy", "preprocessing_of"]
 
 TENSOR = "features"
 NAN = float("nan")
+ROWS = 16_384  # of a sample that are compared at a time
 EPSILON = 2.0**-52
 LOG1P_ULPS = 8  # ours is within 1 ulp of the true value, and NumPy's, whichever it has on a machine, within 4
 
@@ -213,31 +214,30 @@ class _Sample:
         self._facts = {name: self._look(name) for name in self.names if name in there}
         self._fields = self._field_names()
 
-    @property
-    def for_sklearn(self) -> Any:
+    def for_sklearn(self, rows: slice) -> Any:
         """The columns that the preprocessing was fitted on, as far as they are there; an array where it knows no names."""
-        frame = self._frame[[name for name in self.names if name in self._facts]]
+        frame = self._frame[[name for name in self.names if name in self._facts]][rows]
         return frame if self._named else frame.to_numpy()
 
-    def table(self, fields: Sequence[Field]) -> Any:
+    def table(self, fields: Sequence[Field], rows: slice) -> Any:
         """The same rows as an Arrow table, with the columns that the fields bring."""
         known = {f.name for f in fields} | {f.wire for f in fields}
-        return self._arrow([str(name) for name in self._frame.columns if name in known])
+        return self._arrow([str(name) for name in self._frame.columns if name in known], rows)
 
-    def raw(self, source: Source) -> NDArray[np.float64]:
+    def raw(self, source: Source, rows: slice) -> NDArray[np.float64]:
         """A column of numbers, NaN where a value is missing."""
-        column = arrow.canonical(
-            self.table([Field(source.column, "float")]).column(0), "float", source.column
-        )
+        column = arrow.canonical(self._arrow([source.column], rows).column(0), "float", source.column)
         values = np.asarray(column.values, dtype=np.float64)
         return values if column.valid is None else np.where(column.valid.astype(bool), values, NAN)
 
     def value(self, column: str, row: int) -> Any:
         """One cell of the sample, for messages."""
-        return self._arrow([column]).column(0)[row].as_py()
+        return self._arrow([column], slice(row, row + 1)).column(0)[0].as_py()
 
-    def _arrow(self, names: list[str]) -> Any:
-        return arrow.as_table(self._frame[names]) if self._table is None else self._table.select(names)
+    def _arrow(self, names: list[str], rows: slice) -> Any:
+        if self._table is not None:
+            return self._table.select(names).slice(rows.start, rows.stop - rows.start)
+        return arrow.as_table(self._frame[names][rows])
 
     def traced(self, steps: Any) -> _Traced:
         """The cells, with what stands for a missing value as the sample, or else the steps, show it."""
@@ -297,7 +297,7 @@ class _Sample:
         elif values.dtype.kind == "f":
             has_null = bool(np.isnan(values).any())
         try:
-            kind, problem = _field_type(self._arrow([name]).column(0).type)
+            kind, problem = _field_type(self._arrow([name], slice(0, self.n_rows)).column(0).type)
         except (FeatureError, ValueError, TypeError) as exc:  # pyarrow's errors are among these
             kind, problem = "str", f"its values are of several types: {clip(str(exc), 100)}"
         if problem is not None:
@@ -384,46 +384,53 @@ def _field_type(kind: Any) -> tuple[str, str | None]:
 
 def _compared(spec: FeatureSpec, cells: Sequence[Cell], table: _Sample, steps: Any) -> Copied:
     """Both on the sample. Raises: SpecError with the row, the cell and both values of the first difference."""
-    expected = _expected(steps, table)
-    try:
-        got = np.asarray(spec.transform(table.table(spec.fields)))
-    except FeatureError as exc:
-        raise SpecError(f"the copy refuses a row of the sample that scikit-learn takes: {exc}") from exc
-    if expected.shape != got.shape:
-        raise SpecError(f"scikit-learn gives {expected.shape[1]} columns, and the copy {got.shape[1]}")
-    tolerance: dict[str, float] = {}
+    inexact = {
+        cell.name: 0.0
+        for cell in cells
+        if isinstance(cell.what, Value) and any(step.op in INEXACT_STEPS for step in cell.what.steps)
+    }
     largest = 0.0
-    for at, cell in enumerate(cells):
-        ours, theirs = got[:, at], expected[:, at]
-        nothing = np.isnan(theirs)
-        with np.errstate(all="ignore"):
-            apart = np.where(
-                nothing & np.isnan(ours), 0.0, np.where(ours == theirs, 0.0, np.abs(ours - theirs))
-            )
-        bound: NDArray[np.float64] | float = 0.0
-        what = cell.what
-        if isinstance(what, Value) and any(step.op in INEXACT_STEPS for step in what.steps):
-            bound = _bound(what, table.raw(what.source))
-            tolerance[cell.name] = float(np.max(bound, initial=0.0))
-        bad = ~(apart <= bound)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            column = cell.source.column
+    for start in range(0, table.n_rows, ROWS):
+        rows = slice(start, min(start + ROWS, table.n_rows))
+        expected = _expected(steps, table.for_sklearn(rows))
+        try:
+            got = np.asarray(spec.transform(table.table(spec.fields, rows)))
+        except FeatureError as exc:
+            where = f", rows {start} to {rows.stop - 1}" if table.n_rows > ROWS else ""
             raise SpecError(
-                f"row {row} of the sample: the copy gives {float(ours[row])!r} for `{cell.name}` (reads `{column}`, there "
-                f"{clip(table.value(column, row))}), scikit-learn {float(theirs[row])!r}; {int(bad.sum())} rows differ",
-                hint="give the sample in the dtypes of the training table; where they are the same, this is a bug of the copy",
-            )
-        largest = max(largest, float(np.max(apart, initial=0.0)))
-    return Copied(rows=table.n_rows, exact=largest == 0.0, difference=largest, tolerance=tolerance)
+                f"the copy refuses a row of the sample that scikit-learn takes{where}: {exc}"
+            ) from exc
+        if expected.shape != got.shape:
+            raise SpecError(f"scikit-learn gives {expected.shape[1]} columns, and the copy {got.shape[1]}")
+        for at, cell in enumerate(cells):
+            ours, theirs = got[:, at], expected[:, at]
+            same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+            with np.errstate(all="ignore"):
+                apart = np.where(same, 0.0, np.abs(ours - theirs))
+            bound: NDArray[np.float64] | float = 0.0
+            if cell.name in inexact and isinstance(cell.what, Value):
+                bound = _bound(cell.what, table.raw(cell.source, rows))
+                inexact[cell.name] = max(inexact[cell.name], float(np.max(bound, initial=0.0)))
+            bad = np.flatnonzero(~(apart <= bound))
+            if len(bad):
+                row = start + int(bad[0])
+                raise SpecError(
+                    f"row {row} of the sample: the copy gives {float(ours[bad[0]])!r} for `{cell.name}` (reads "
+                    f"`{cell.source.column}`, there {clip(table.value(cell.source.column, row))}), scikit-learn "
+                    f"{float(theirs[bad[0]])!r}; {len(bad)} rows differ",
+                    hint="give the sample in the dtypes of the training table; where they are the same, this is a bug of "
+                    "the copy",
+                )
+            largest = max(largest, float(np.max(apart, initial=0.0)))
+    return Copied(rows=table.n_rows, exact=largest == 0.0, difference=largest, tolerance=inexact)
 
 
-def _expected(steps: Any, table: _Sample) -> NDArray[np.float64]:
-    """scikit-learn's matrix of the sample, dense."""
+def _expected(steps: Any, rows: Any) -> NDArray[np.float64]:
+    """scikit-learn's matrix of rows, dense."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unknown categories, names and versions
-            made = steps.transform(table.for_sklearn)
+            made = steps.transform(rows)
     except Exception as exc:  # scikit-learn raises whatever its insides raise
         raise SpecError(
             f"scikit-learn refuses the sample: {type(exc).__name__}: {clip(str(exc), 200)}",

@@ -220,6 +220,8 @@ def check_sources(cells: Sequence[Cell]) -> None:
 
 
 def _why_not(made: Any, kind: str, module: str) -> str:
+    if module == "imblearn":
+        return "its samplers matter in training only: give scikit-learn's Pipeline of the other fitted steps"
     if module != "sklearn":
         known = {c.__name__ for c in type(made).__mro__ if c.__module__.partition(".")[0] == "sklearn"} & set(
             STEPS
