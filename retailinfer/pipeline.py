@@ -70,6 +70,7 @@ MAX_DEPTH = 32
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
 MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
+RANKED_TILE = 512  # rows that the engine gives a model at once
 # Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 DTYPE_NAMES = {1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64"}
@@ -114,7 +115,7 @@ class Pipeline:
         for model in self.manifest.models:
             # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
             opened: Callable[[bytes], ModelSession] = (
-                _open_trees
+                partial(_open_trees, sizes=(1, RANKED_TILE) if ranks else (1, *self.contract.batch_sizes))
                 if model.engine == "trees"
                 else partial(open_session, backend=backend, many_rows=ranks)
             )
@@ -732,10 +733,11 @@ class Pipeline:
         return self.engine
 
 
-def _open_trees(data: bytes) -> ModelSession:
+def _open_trees(data: bytes, *, sizes: Sequence[int]) -> ModelSession:
+    """A forest, its kernels timed for calls of one row and of the sizes that will come."""
     from retailinfer.runtime.trees import TreeSession  # noqa: PLC0415 - for releases that have trees
 
-    return TreeSession(data)
+    return TreeSession(data, sizes=sorted({min(size, RANKED_TILE) for size in sizes}))
 
 
 def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gil_below_us: object) -> None:

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "aligned.h"
+#include "arena.h"
 #include "tree_keys.h"
 
 #define MAX_PARTS 4096       /* of ranks, with bits: planes of 256 rows are 1 MB then */
@@ -21,24 +21,15 @@
 void *ri_room(ri_forest *f, size_t n, size_t size) {
     if (n > ((size_t)1 << 40) / size)
         return NULL;
-    const size_t total = (n * size + 127) & ~(size_t)63;
-    void *p = ri_aligned(total);
-    if (p) {
-        memset(p, 0, total);
-        f->n_bytes += total;
-    }
+    void *p = ri_arena_room(&f->arena, n * size);
+    f->n_bytes += p ? n * size : 0;
     return p;
 }
 
 void ri_forest_free(ri_forest *f) {
     if (!f)
         return;
-    void *all[] = {f->runs, f->questions, f->equals, f->tables, f->asked, f->set_ends, f->set_words, f->values, f->values_f, f->base,
-                   f->targets, f->roots, f->depths, f->small, f->large, f->scales, f->starts, f->rank_keys, f->part_keys, f->heap_parts, f->heap_ranks,
-                   f->heap_values, f->heap_leaves, f->masked, f->masked_first, f->masked_count, f->leaf_first, f->leaf_values,
-                   f->leaf_numbers};
-    for (size_t i = 0; i < sizeof all / sizeof *all; ++i)
-        ri_aligned_free(all[i]);
+    ri_arena_free(f->arena);
     free(f);
 }
 
@@ -715,5 +706,6 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
         ri_forest_free(b.f);
         return NULL;
     }
+    ri_arena_close(b.f->arena);
     return b.f;
 }

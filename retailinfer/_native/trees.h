@@ -144,6 +144,7 @@ typedef struct ri_forest {
     double post_scale;
     int64_t n_nodes, n_places, n_leaves; /* nodes in trees, and the places among which they stand */
     size_t scratch, n_bytes;
+    struct ri_chunk *arena;      /* holds all arrays below; read-only once the forest is built (arena.h) */
     int32_t n_columns;           /* of keys */
     int32_t n_bits, n_bit_words;
     int32_t n_cells;             /* of a row in nodes: keys, the leaves' 0, words of bits */
