@@ -3,7 +3,7 @@
 #   make demo    models on real purchases and generated payments, in this process: a few minutes
 #   make test    linters, types, all tests against the installed wheel, native tests again with every check compiled in
 #   make bench   the figures against the targets; BENCH_ARGS=--short as in CI
-#   make soak    property tests with many more examples, drawn anew each time
+#   make soak    property tests with many more examples, then native code and model files for SOAK_SECONDS=3600, from SOAK_SEED=
 #   make build   sdist and wheel in build/dist
 #   make clean   remove everything that was made here
 #
@@ -21,6 +21,9 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+SOAK_SECONDS ?= 3600
+SOAK_SEED ?= $(shell date +%s)
+SOAK_SEED := $(SOAK_SEED)
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -154,6 +157,8 @@ soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,property tests with many examples)
 	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) HYPOTHESIS_PROFILE=soak \
 		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) --timeout=3600 -m hypothesis $(PYTEST_ARGS)
+	$(call say,kernels under sanitisers and fuzzers; model files by coverage: $(SOAK_SECONDS) s; seed $(SOAK_SEED))
+	@$(RUN):$(abspath tests) $(TEST_VENV)/bin/python tests/soak.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED) --report build/soak/report.json
 
 clean:
 	rm -rf build dist .venv-build .venv-test .venv-demo .venv-feast *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -701,6 +701,7 @@ def run_guided(target: Target, seconds: float, seed: int, folder: Path) -> int:
         f"-seed={seed}",
         f"-artifact_prefix={folder}/",
         "-rss_limit_mb=3000",
+        "-print_final_stats=1",
         "-timeout=20",
     ]
     atheris.Setup(

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,7 @@ WARNINGS = (
 )
 _CHECKED = ("-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 SANITISED = (*_CHECKED, "-fsanitize=address,undefined,float-cast-overflow")
+MEMORY_SANITISED = (*_CHECKED, "-fsanitize=memory")
 FUZZED = (*_CHECKED, "-fsanitize=fuzzer,address,undefined,float-cast-overflow")
 # A report is an abort, so that the harness can leave the case behind.
 SANITISER_SETTINGS = {
@@ -49,6 +51,14 @@ CHECKS = ("forest_cases.c", "forest_checks.c", "reason_checks.c")
 FOREST = (*CHECKS, "forest_main.c")
 FOREST_FUZZ = (*CHECKS, "forest_fuzz.c")
 EXTENSIONS = ("trees", "reasons")
+# Static, so that no C library of arm64 has to be found where it runs.
+ARM64: dict[str, Any] = {
+    "name": "forest-arm64",
+    "compiler": "aarch64-linux-gnu-gcc",
+    "flags": ("-O3",),
+    "link": ("-static",),
+    "levels": False,
+}
 
 
 @dataclass(frozen=True)

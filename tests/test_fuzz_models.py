@@ -5,15 +5,19 @@ The same mutants every time; `make soak` looks for others, by coverage and for h
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fuzz_models import TARGETS, mutants
+from fuzz_models import TARGETS, mutants, settle
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="platform: memory is bounded by what Linux says of a process"
@@ -52,6 +56,53 @@ def test_mutants_are_refused_or_run(name):
         "some are harmless, else little was looked at behind the first check"
     )
     assert said["refused"] + said["unfit"] > said["mutants"] // 4
+
+
+@functools.cache
+def large_files():
+    """Name of a target -> a file of about a megabyte, and one that claims much and holds little."""
+    import lightgbm
+    import xgboost
+    from test_trees_onnx import grown, v3
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3_000, 10))
+    y = (x[:, 0] * x[:, 1] + rng.normal(size=3_000) > 0).astype(int)
+    known = {"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 63, "min_data_in_leaf": 5}
+    first = lightgbm.train(known, lightgbm.Dataset(x, y), num_boost_round=120)
+    text = first.model_to_string().encode()
+    second = xgboost.train({"nthread": 1, "max_depth": 7}, xgboost.DMatrix(x, y), num_boost_round=150)
+    third = json.loads(TARGETS["catboost"].seeds()[2])
+    third["trees"] *= 150
+    nothing = b"{}," * 300_000 + b"{}"
+    return {
+        "lightgbm": [text, text.replace(b"\nend of trees", b"\nTree=9\n" * 100_000 + b"\nend of trees")],
+        "lightgbm-json": [json.dumps(first.dump_model()).encode(), b'{"tree_info":[' + nothing + b"]}"],
+        "xgboost": [bytes(second.save_raw("json")), b'{"learner":[' + nothing + b"]}"],
+        "xgboost-ubjson": [bytes(second.save_raw("ubj")), b"{i\x07learner[" + b"{}" * 500_000 + b"]}"],
+        "catboost": [json.dumps(third).encode(), b'{"features_info":{},"trees":[' + nothing + b"]}"],
+        "onnx": [v3(grown(np.random.default_rng(3), n_trees=500, n_leaves=31)).SerializeToString()],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.requires("lightgbm", "xgboost", "catboost", "onnx")
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "trees"])
+def test_large_files_cost_little_time_and_memory(name):
+    """A megabyte takes a second at most and twelve times itself; one of empty objects, 40 times."""
+    target = TARGETS[name]
+    for data, factor in zip(large_files()[name], (12, 40), strict=False):
+        start = time.process_time()
+        end = settle(target, data)
+        assert time.process_time() - start < 1.0 + len(data) / 1e6
+        assert (end == "answered") == (factor == 12)
+        tracemalloc.start()
+        try:
+            settle(target, data)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < factor * len(data) + (16 << 20), f"{peak / len(data):.1f} times {len(data)} bytes"
 
 
 def test_mutants_are_the_same_for_the_same_seed():

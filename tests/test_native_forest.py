@@ -14,7 +14,7 @@ import re
 import sys
 
 import pytest
-from native_programs import FOREST_FUZZ, FUZZED, LINUX_X86, SANITISED, forest_program, run, tool
+from native_programs import ARM64, FOREST_FUZZ, FUZZED, LINUX_X86, SANITISED, forest_program, run, tool
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,10 +76,7 @@ def test_every_compiler_gives_the_same_bits(corpus, name, compiler, level):
 @pytest.mark.skipif(not LINUX_X86, reason="platform: arm64 is compared with an x86-64 machine")
 def test_arm64_gives_the_same_bits(corpus):
     """Compiled for arm64 and run by qemu: the sums have the bits that the kernels of this machine gave, AVX-512's too."""
-    program = forest_program(
-        "forest-arm64", "aarch64-linux-gnu-gcc", ("-O3",), link=("-static",), levels=False
-    )
-    done = run([tool("qemu-aarch64"), program, "check", corpus])
+    done = run([tool("qemu-aarch64"), forest_program(**ARM64), "check", corpus])
     assert done.returncode == 0, done.stdout + done.stderr
     n_sums, other_sums, n_last, other_last, apart = compared(done.stdout)
     assert n_sums == n_last > 5_000

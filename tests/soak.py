@@ -1,0 +1,185 @@
+"""Hours instead of seconds: kernels under sanitisers and a fuzzer, compilers against each other, parsers by coverage.
+
+    python tests/soak.py --seconds 3600 --seed 7 --report build/soak/report.json        every part gets its share of the time
+    python tests/soak.py --seconds 600 --only xgboost --only forest-fuzzed
+
+Rules:
+  * A seed gives the same cases; what a fuzzer makes of them also depends on what it found before, which is kept in build/soak.
+  * A part that fails leaves the case behind, and the report says where; the others go on. One failure fails the whole.
+  * A tool that is missing is a part that did not run, and is reported as that.
+`make soak` runs it behind the property tests. What the parts do: native_programs.py, fuzz_models.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fuzz_models import TARGETS
+from native_programs import (
+    ARM64,
+    FOREST_FUZZ,
+    FUZZED,
+    LINUX_X86,
+    MEMORY_SANITISED,
+    ROOT,
+    SANITISED,
+    forest_program,
+    run,
+    tool,
+)
+
+FOLDER = ROOT / "build/soak"
+BUILDING = 600  # seconds beyond a part's share, for what it has to build and for a slow last case
+
+
+def _ended(command: list, seconds: float, **settings: str) -> tuple[bool, str]:
+    """Whether a program ended well, and the end of what it said."""
+    try:
+        done = run(command, timeout=seconds + BUILDING, **settings)
+    except subprocess.TimeoutExpired as exc:
+        return False, f"did not end: {exc}"
+    said = done.stdout + done.stderr
+    units = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
+    if done.returncode != 0:
+        return False, said.strip()[-6000:]
+    if units:
+        return True, f"{units[1]} files"
+    return True, "; ".join(line for line in said.splitlines() if not line.startswith("ran "))
+
+
+def _sanitised(
+    name: str, flags: tuple, compiler: str, levels: bool, seconds: float, seed: int
+) -> tuple[bool, str]:
+    program = forest_program(name, compiler, flags, levels=levels)
+    return _ended([program, "run", seed, 0, seconds], seconds, FOREST_CASE=str(FOLDER / f"{name}.bin"))
+
+
+def _forest_fuzzed(seconds: float, seed: int) -> tuple[bool, str]:
+    program = forest_program("forest-fuzzed", "clang", FUZZED, main=FOREST_FUZZ)
+    folder = FOLDER / "forest-fuzzed"
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
+    options = [
+        f"-max_total_time={int(seconds)}",
+        f"-seed={seed}",
+        "-max_len=512",
+        "-timeout=60",
+        "-rss_limit_mb=4000",
+    ]
+    return _ended(
+        [program, *options, "-print_final_stats=1", f"-artifact_prefix={folder}/", folder / "corpus"], seconds
+    )
+
+
+def _same_bits(seconds: float, seed: int) -> tuple[bool, str]:
+    """Corpora of new seeds until the time is up: -O0, clang and arm64 against the build that ships."""
+    programs = [
+        [forest_program("forest-gcc-o0", "gcc", ("-O0",))],
+        [forest_program("forest-clang-o3", "clang", ("-O3",))],
+        [tool("qemu-aarch64"), forest_program(**ARM64)],
+    ]
+    path = FOLDER / "forests.bin"
+    end, rounds = time.monotonic() + seconds, 0
+    while rounds == 0 or time.monotonic() < end:
+        fine, said = _ended([forest_program("forest-shipped"), "write", path, seed + rounds, 400], seconds)
+        for program in programs if fine else ():
+            fine, said = _ended([*program, "check", path], seconds)
+            if not fine:
+                break
+        if not fine:
+            return False, f"seed {seed + rounds}: {said}"
+        rounds += 1
+    return True, f"{rounds} corpora of 400 forests; of arm64 the last: {said}"
+
+
+def _guided(name: str, seconds: float, seed: int) -> tuple[bool, str]:
+    pytest.importorskip("atheris", reason="`atheris` is not installed")
+    folder = FOLDER / name
+    command = [
+        sys.executable,
+        ROOT / "tests/fuzz_models.py",
+        name,
+        "--seconds",
+        seconds,
+        "--seed",
+        seed,
+        "--folder",
+        folder,
+    ]
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
+    return _ended(command, seconds, PYTHONPATH=path)
+
+
+PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
+    "forest-sanitised": functools.partial(_sanitised, "forest-sanitised", SANITISED, "cc", LINUX_X86),
+    "forest-uninitialised": functools.partial(
+        _sanitised, "forest-uninitialised", MEMORY_SANITISED, "clang", False
+    ),
+    "forest-fuzzed": _forest_fuzzed,
+    "forest-same-bits": _same_bits,
+    **{name: functools.partial(_guided, name) for name in TARGETS},
+}
+
+
+def _part(name: str, seconds: float, seed: int) -> dict[str, object]:
+    start = time.monotonic()
+    try:
+        fine, said = PARTS[name](seconds, seed)
+        end = "fine" if fine else "FAILED"
+    except pytest.skip.Exception as exc:
+        end, said = "not run", str(exc)
+    took = round(time.monotonic() - start, 1)
+    sys.stdout.write(
+        f"== {time.strftime('%T')}  {name}: {end} after {took} s; {said if end != 'FAILED' else ''}\n"
+    )
+    sys.stdout.flush()
+    return {"part": name, "end": end, "seconds": took, "said": said}
+
+
+def main() -> int:
+    """Command line; see above."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=3600, help="for all parts together, by the clock")
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
+    parser.add_argument("--report", type=Path, default=FOLDER / "report.json")
+    parser.add_argument("--only", action="append", choices=list(PARTS))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    names = given.only or list(PARTS)
+    share = max(5.0, given.seconds * given.workers / len(names))
+    with ThreadPoolExecutor(given.workers) as pool:
+        ends = list(pool.map(lambda name: _part(name, share, given.seed), names))
+    failed = [one["part"] for one in ends if one["end"] == "FAILED"]
+    report = {
+        "seed": given.seed,
+        "seconds": given.seconds,
+        "at": time.strftime("%FT%TZ", time.gmtime()),
+        "failed": failed,
+        "parts": ends,
+    }
+    given.report.parent.mkdir(parents=True, exist_ok=True)
+    given.report.write_text(json.dumps(report, indent=1) + "\n")
+    for one in ends:
+        if one["end"] == "FAILED":
+            sys.stdout.write(f"\n{one['part']}\n{one['said']}\n")
+    sys.stdout.write(
+        f"seed {given.seed}: {len(names)} parts, failed: {', '.join(failed) or 'none'}; {given.report}\n"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
