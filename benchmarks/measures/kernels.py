@@ -120,7 +120,7 @@ def kernel_large(lab: Lab) -> Figures:
 def kernel_lleaves(lab: Lab) -> Figures:
     """Beside lleaves, which compiles the booster with LLVM: the smallest ratio of all numbers of rows."""
     if find_spec("lleaves") is None:
-        raise UnmeasurableError("needs lleaves, which is not installed: pip install lleaves")
+        raise UnmeasurableError("needs lleaves: pip install 'retailinfer[bench]'")
     rows = _fraud_rows()
     session = _session(_forest(models.gbdt(FRAUD_LEAN.name)), "avx512")
     predict, compiled = _predict(session), _lleaves(lab.folder)
@@ -157,7 +157,10 @@ def _lleaves(folder: Path) -> Callable[[NDArray[np.float32]], Any]:
     path = folder / "lleaves.txt"
     path.write_text(models.gbdt_text(FRAUD_LEAN.name), encoding="utf-8")
     model = lleaves.Model(model_file=str(path))
-    model.compile()
+    try:
+        model.compile()
+    except AttributeError as exc:  # of llvmlite, which took away what lleaves calls
+        raise UnmeasurableError(f"lleaves does not work with the llvmlite that is installed: {exc}") from exc
     return lambda rows: model.predict(rows, n_jobs=1)
 
 

@@ -400,7 +400,8 @@ def _declined(payments: pa.Table, decisions: Sequence[ri.Decision]) -> list[Decl
 def _kernel(scorer: ri.Scorer) -> str:
     """What runs one row here."""
     session: Any = next(iter(scorer._pipeline.sessions.values()))
-    return f"{session.model.plan[0]}, {session.model.level}"
+    plan = session.model.plan
+    return f"{next(iter(plan[min(plan)]))}, {session.model.level}"
 
 
 def _bodies(table: pa.Table, names: list[str]) -> list[bytes]:
