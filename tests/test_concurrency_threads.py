@@ -534,7 +534,7 @@ def test_calls_that_take_long_leave_the_event_loop_alone():
 class Slow:
     """An engine that says its model is slow."""
 
-    fixed_us = 1e6
+    fixed_us = one_us = 1e6
     row_us = 0.0
 
     def __init__(self, engine):

@@ -340,3 +340,16 @@ def test_command_line_packs_a_trainers_file_and_inspect_shows_the_kernels(tmp_pa
     assert "native kernels for trees" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "r")]) == 0
     assert "native kernels for trees" in capsys.readouterr().out
+
+
+def test_bench_times_a_forest_beside_the_forest_alone(tmp_path, capsys):
+    """A release of trees holds nothing that ONNX Runtime could run: its measure is the kernels' own call."""
+    ri.pack("m", model=booster(), features=spec(), golden=table(), policy=POLICY, out=tmp_path / "m")
+    assert main(["bench", str(tmp_path / "m"), "--n", "200", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answers"]["same_bits"] is True
+    assert found["bare"] == ["the forest alone, called from Python"]
+    assert found["machine"]["onnxruntime"] == ""
+    ri.pack("a", model=booster(), out=tmp_path / "a")
+    assert main(["bench", str(tmp_path / "a"), "--n", "200"]) == 0
+    assert "the forest alone" in capsys.readouterr().out

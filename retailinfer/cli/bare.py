@@ -1,12 +1,13 @@
-"""The bare run: Python's `InferenceSession.run` on rows that are ready, the measure of what everything else costs.
+"""The bare run: the model alone on rows that are ready, called from Python: the measure of what everything else costs.
 
-One thread, no spinning, otherwise onnxruntime's defaults; only what the score needs is asked for. The command line's only
-use of the onnxruntime package.
+For an ONNX model that is `InferenceSession.run`: one thread, no spinning, otherwise onnxruntime's defaults; only what the
+score needs is asked for. The command line's only use of the onnxruntime package. For a forest it is the kernels' own call, since the
+release holds nothing that ONNX Runtime could run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,32 +29,42 @@ class BareRun:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        guard_environment()  # telemetry is off before the package loads
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         manifest = bundle.manifest
+        self.engines: tuple[str, ...] = tuple(sorted({model.engine for model in manifest.models}))
+        self.version = ""  # of ONNX Runtime, where it runs a model
         self._score = manifest.score
         used = {(s.role, s.name) for m in manifest.models for s in m.inputs.values() if s.kind == "output"}
         if self._score is not None:
             used.add((self._score.role, self._score.output))
         self._steps: list[tuple[str, Any, list[str], list[tuple[str, str, str, str | None]]]] = []
         for model in manifest.models:
-            session = onnxruntime.InferenceSession(
-                bundle.files[model.file], options, providers=["CPUExecutionProvider"]
-            )
-            wanted = [o.name for o in session.get_outputs() if (model.role, o.name) in used]
+            run, outputs = self._open(bundle.files[model.file], model.engine)
+            wanted = [name for name in outputs if (model.role, name) in used]
             if self._score is None and model is manifest.models[-1]:
-                wanted = [o.name for o in session.get_outputs()]
+                wanted = outputs
             if not wanted:
                 continue  # nothing reads it: serving runs it all the same, a bare run would not
             sources = [(name, str(s.kind), s.name, s.role) for name, s in model.inputs.items()]
-            self._steps.append((model.role, session.run, wanted, sources))
-        self.version: str = onnxruntime.__version__
+            self._steps.append((model.role, run, wanted, sources))
+
+    def _open(self, data: bytes, engine: str) -> tuple[Callable[[list[str], Any], Sequence[Any]], list[str]]:
+        """A model's run (names of outputs, feed) -> arrays, and the names of all its outputs."""
+        if engine == "trees":
+            from retailinfer.runtime.trees import TreeSession
+
+            trees = TreeSession(data)
+            return lambda wanted, feed: [*trees.run(feed, wanted).values()], [o[0] for o in trees.outputs]
+        guard_environment()  # telemetry is off before the package loads
+        import onnxruntime
+
+        self.version = str(onnxruntime.__version__)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return session.run, [o.name for o in session.get_outputs()]
 
     def prepare(self, arrays: Mapping[tuple[str, str], NDArray[Any]]) -> dict[str, NDArray[Any]] | Any:
         """What `__call__` takes for these arrays: for a single model the very feed that its session gets."""

@@ -37,6 +37,10 @@ CALLS = (200, 20_000)  # at least, at most, where --n does not say
 FEW_CALLS = 5_000
 FEED_BYTES = 64 << 20  # of the bare run's inputs, which are all made beforehand
 STAGES = ("decode", "resolve", "fill", "run", "decide", "encode")  # as the engine tells them
+BARE = {  # engine -> what is called for the bare run
+    "onnx": "Python's InferenceSession.run of the model alone",
+    "trees": "the forest alone, called from Python",
+}
 INNER = ("tables", "windows")  # what `resolve` is made of, where a release looks up more than snapshots
 
 
@@ -307,6 +311,7 @@ def _result(loaded: Loaded, bare: Any, whole: Times, alone: Times, call: str) ->
             "rounds": [float(r) for r in ratios],
         },
         "machine": {"cpu": cpu_class(), "onnxruntime": bare.version},
+        "bare": [BARE[engine] for engine in bare.engines],
     }
 
 
@@ -335,6 +340,7 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         console.say(f"  {line}")
     ratio = found["ratio"]
     console.say()
+    console.say(f"  a bare run is {' and '.join(found['bare'])}")
     console.say(
         f"  {ratio['median']:.2f} times a bare run (p50 over p50, median of the rounds; worst round {ratio['worst']:.2f})"
     )

@@ -22,7 +22,6 @@ from retailinfer.runtime.session import onnxruntime_version
 __all__ = ["run"]
 
 
-
 def run(options: argparse.Namespace, console: Console) -> int:
     """Describe it; what cannot run here is still described. Raises: BundleError when it is not whole."""
     store = read_store(options.store)
