@@ -1,8 +1,8 @@
 """The bare run: the model alone on rows that are ready, called from Python: the measure of what everything else costs.
 
 For an ONNX model that is `InferenceSession.run`: one thread, no spinning, otherwise onnxruntime's defaults; only what the
-score needs is asked for. The command line's only use of the onnxruntime package. For a forest it is the kernels' own call, since the
-release holds nothing that ONNX Runtime could run.
+score needs is asked for. The command line's only use of the onnxruntime package. For a forest it is the kernels' own call,
+since the release holds nothing that ONNX Runtime could run.
 """
 
 from __future__ import annotations
