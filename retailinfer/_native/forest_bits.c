@@ -56,7 +56,9 @@ static int same_question(const ri_trees *s, const asked *a, const asked *b) {
         return 1;
     const int32_t x = s->category[a->node], y = s->category[b->node];
     const int64_t n = set_size(s, x);
-    return x == y || (n == set_size(s, y) && !memcmp(s->set_words + s->set_ends[x], s->set_words + s->set_ends[y], 4 * (size_t)n));
+    if (x == y || n != set_size(s, y))
+        return x == y;
+    return n == 0 || !memcmp(s->set_words + s->set_ends[x], s->set_words + s->set_ends[y], 4 * (size_t)n);
 }
 
 static void put_bit(uint64_t *words, int64_t bit, int on) {
