@@ -10,7 +10,8 @@ import pytest
 
 import retailinfer as ri
 from retailinfer import columns as c
-from retailinfer.authoring.convert import Converted, convert, normalised
+from retailinfer.authoring.convert import Converted, convert
+from retailinfer.authoring.trees import given_names
 from retailinfer.errors import ConfigError, ModelError
 from retailinfer.runtime.session import open_session
 
@@ -225,10 +226,10 @@ def test_names_of_a_data_frame_are_kept_and_made_up_ones_are_not():
     frame = pandas.DataFrame(TIES, columns=["amount", "b", "c", "d"])
     assert convert(Ridge().fit(frame, LABEL), input_name="x").feature_names == ("amount", "b", "c", "d")
     assert convert(Ridge().fit(TIES, LABEL), input_name="x").feature_names is None
-    assert normalised(["Column_0", "Column_1"]) is None
-    assert normalised(["f0", "f1"]) is None
-    assert normalised(["f1", "f0"]) == ("f1", "f0")
-    assert normalised([]) is None
+    assert given_names(["Column_0", "Column_1"]) is None
+    assert given_names(["f0", "f1"]) is None
+    assert given_names(["f1", "f0"]) == ("f1", "f0")
+    assert given_names([]) is None
 
 
 # ---- what is no model ------------------------------------------------------------------------------------------------

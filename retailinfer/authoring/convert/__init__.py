@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +32,7 @@ from retailinfer.errors import ConfigError, ModelError, RetailInferError, Schema
 if TYPE_CHECKING:
     from retailinfer.runtime.trees import Forest
 
-__all__ = ["Converted", "EngineChoice", "Predict", "convert", "normalised"]
+__all__ = ["Converted", "EngineChoice", "Predict", "convert"]
 
 EngineChoice = Literal["auto", "onnx", "trees"]
 Predict = Callable[[NDArray[Any]], NDArray[np.float64]]
@@ -202,19 +202,6 @@ def _call(trainer: str, name: str, function: str, *args: Any, **options: Any) ->
             f"{clip(str(exc), 200)}",
             hint="export it to ONNX yourself and pack the file, or change the part of the model that is named",
         ) from exc
-
-
-def normalised(names: Sequence[Any] | None) -> tuple[str, ...] | None:
-    """Feature names as text; None for names that a trainer made up because it was given none."""
-    if names is None or len(names) == 0:
-        return None
-    texts = tuple(str(n) for n in names)
-    if any(
-        all(text == f"{lead}{i}" for i, text in enumerate(texts))
-        for lead in ("Column_", "f", "x", "feature_")
-    ):
-        return None
-    return texts
 
 
 def _module(cls: type) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, Predict, normalised
-from retailinfer.authoring.trees import Parsed
+from retailinfer.authoring.convert import Converted, Predict
+from retailinfer.authoring.trees import Parsed, given_names, labels_of
+from retailinfer.authoring.trees.catboost_json import parse
 from retailinfer.errors import ConfigError, ModelError
 
 __all__ = ["convert", "load", "predictor", "trees"]
@@ -49,7 +50,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     return Converted(
         made,
         f"catboost.{type(model).__name__}",
-        feature_names=None if names == [str(i) for i in range(len(names))] else normalised(names),
+        feature_names=None if names == [str(i) for i in range(len(names))] else given_names(names),
         n_features=len(names),
         classes=_classes(model) if classifies else (),
         task="classification"
@@ -74,8 +75,6 @@ def load(data: bytes) -> Any:
 
 def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
     """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
-    from retailinfer.authoring.trees.catboost_json import parse  # noqa: PLC0415 - imports what this file imports
-
     parsed = parse(_json_of(model), dtype=dtype)
     return parsed, predictor(model, dtype=dtype)
 
@@ -134,8 +133,7 @@ def _classifies(model: Any, document: dict[str, Any]) -> bool:
 
 
 def _classes(model: Any) -> tuple[str | int, ...]:
-    labels = [one.item() if isinstance(one, np.generic) else one for one in model.classes_]
-    return tuple(int(one) if isinstance(one, float) and one.is_integer() else one for one in labels)
+    return tuple(int(one) if isinstance(one, float) and one.is_integer() else one for one in labels_of(model))
 
 
 def _onnx(model: Any, input_name: str, *, with_exponent: bool) -> bytes:

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, Predict, normalised
-from retailinfer.authoring.trees import Parsed
+from retailinfer.authoring.convert import Converted, Predict
+from retailinfer.authoring.trees import Parsed, given_names, labels_of
+from retailinfer.authoring.trees.lightgbm_text import parse_text
+from retailinfer.authoring.trees.nodes import float32_below
 from retailinfer.errors import ConfigError, ModelError
 
-__all__ = ["convert", "float32_below", "load", "predictor", "trees"]
+__all__ = ["convert", "load", "predictor", "trees"]
 
 OPSET = 15  # the newest that onnxmltools writes for trees
 
@@ -60,11 +62,9 @@ def predictor(model: Any, *, dtype: str) -> Predict:
 
 def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
     """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
-    from retailinfer.authoring.trees.lightgbm_text import parse_text  # noqa: PLC0415 - imports this file
-
     parsed = parse_text(_booster(model).model_to_string(), dtype=dtype)
-    if parsed.classes and _labels(model):
-        parsed = replace(parsed, classes=_labels(model))
+    if parsed.classes and labels_of(model):  # which only the scikit-learn wrapper knows
+        parsed = replace(parsed, classes=labels_of(model))
     return parsed, predictor(model, dtype=dtype)
 
 
@@ -75,11 +75,6 @@ def _booster(model: Any) -> Any:
     if wrapped and not model.__sklearn_is_fitted__():
         raise ConfigError("the LightGBM model is not fitted", hint="call fit first")
     return model.booster_ if wrapped else model
-
-
-def _labels(model: Any) -> tuple[str | int, ...]:
-    """Labels of the classes, which only the scikit-learn wrapper knows."""
-    return tuple(c.item() if isinstance(c, np.generic) else c for c in getattr(model, "classes_", ()))
 
 
 def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
@@ -118,12 +113,12 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         subject, initial_types=[(input_name, FloatTensorType([None, n]))], zipmap=False, target_opset=OPSET
     )
     classifies = objective in ("binary", "cross_entropy", "xentropy", "multiclass", "multiclassova")
-    classes = (_labels(model) or tuple(range(max(2, n_columns)))) if classifies else ()
+    classes = (labels_of(model) or tuple(range(max(2, n_columns)))) if classifies else ()
     ranks = objective in ("lambdarank", "rank_xendcg")
     return Converted(
         _without_ones(made).SerializeToString(),
         f"lightgbm.{type(model).__name__}",
-        feature_names=normalised(booster.feature_name()),
+        feature_names=given_names(booster.feature_name()),
         n_features=n,
         classes=classes,
         task="ranking" if ranks else "classification" if classifies else "regression",
@@ -182,13 +177,6 @@ def _average(text: str, rounds: int) -> str:
 
     text = re.sub(r"^average_output\n", "", text, count=1, flags=re.MULTILINE)
     return re.sub(r"^(leaf_value=)(.*)$", one, text, flags=re.MULTILINE)
-
-
-def float32_below(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest float32 that is not above each value: `x <= value` keeps its meaning for every float32 x."""
-    with np.errstate(over="ignore"):
-        near = values.astype(np.float32)
-    return np.where(near.astype(np.float64) > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def _round_down(text: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, Predict, normalised
-from retailinfer.authoring.trees import Parsed
+from retailinfer.authoring.convert import Converted, Predict
+from retailinfer.authoring.trees import Parsed, given_names, labels_of
 from retailinfer.errors import ConfigError, ModelError
 
 __all__ = ["convert", "trees"]
@@ -66,7 +66,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     arguments: dict[str, Any] = {
         "initial_types": [(input_name, kinds[dtype]([None, int(n)]))],
         "target_opset": OPSET,
-        **_repairs(model),
+        **_repairs(),
     }
     try:
         options = {id(model): {"zipmap": False}} if classifies else None
@@ -75,22 +75,19 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
         made = convert_sklearn(model, **arguments)
     outputs = [one.name for one in made.graph.output]
     names = [str(c) for c in model.feature_names_in_] if hasattr(model, "feature_names_in_") else None
-    classes = (
-        tuple(c.item() if isinstance(c, np.generic) else c for c in model.classes_) if classifies else ()
-    )
     return Converted(
         made.SerializeToString(),
         f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}",
-        feature_names=normalised(names),
+        feature_names=given_names(names),
         n_features=int(n),
-        classes=classes if classifies and hasattr(model, "predict_proba") else (),
+        classes=labels_of(model) if classifies and hasattr(model, "predict_proba") else (),
         task="classification" if classifies else "regression" if is_regressor(model) else None,
         output=next((name for name in ("probabilities", "scores", "variable") if name in outputs), None),
         predict=_predict(model, dtype, classifies or is_outlier_detector(model)),
     )
 
 
-def _predict(model: Any, dtype: str, decides: bool) -> Any:
+def _predict(model: Any, dtype: str, decides: bool) -> Predict:
     """The model's own answer, without its warning that arrays have no column names."""
     if getattr(model, "n_jobs", None) not in (None, 1):
         model = copy.copy(model)
@@ -143,7 +140,7 @@ def _register_boosters() -> None:
             update_registered_converter(kind, alias, shapes, convert_xgboost, options=allowed)
 
 
-def _repairs(model: Any) -> dict[str, Any]:
+def _repairs() -> dict[str, Any]:
     """Wrap the converters of histogram boosting: they write NumPy scalars, which newer versions of `onnx` refuse."""
     from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 - optional extra
     from skl2onnx.common._registration import get_converter, get_shape_calculator  # noqa: PLC0415 - optional extra

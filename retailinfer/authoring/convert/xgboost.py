@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import Converted, Predict, normalised
-from retailinfer.authoring.trees import Parsed
+from retailinfer.authoring.convert import Converted, Predict
+from retailinfer.authoring.trees import Parsed, given_names, labels_of
+from retailinfer.authoring.trees.xgboost_json import parse
 from retailinfer.errors import ConfigError, ModelError
 
 __all__ = ["convert", "load", "predictor", "trees"]
@@ -62,11 +63,9 @@ def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
     """The model's forest, and its own answers. Raises: Unfit, ModelError, ConfigError."""
     import xgboost  # noqa: PLC0415 - optional extra
 
-    from retailinfer.authoring.trees.xgboost_json import parse  # noqa: PLC0415 - imports what this file imports
-
     parsed = parse(bytes(_used(_booster(xgboost, model)).save_raw("ubj")), dtype=dtype)
-    if parsed.classes and _labels(model):
-        parsed = replace(parsed, classes=_labels(model))
+    if parsed.classes and labels_of(model):  # which only the scikit-learn wrapper knows
+        parsed = replace(parsed, classes=labels_of(model))
     return parsed, predictor(model, dtype=dtype)
 
 
@@ -75,11 +74,6 @@ def _booster(xgboost: Any, model: Any) -> Any:
     if wrapped and not model.__sklearn_is_fitted__():
         raise ConfigError("the XGBoost model is not fitted", hint="call fit first")
     return model.get_booster() if wrapped else model
-
-
-def _labels(model: Any) -> tuple[str | int, ...]:
-    """Labels of the classes, which only the scikit-learn wrapper knows."""
-    return tuple(c.item() if isinstance(c, np.generic) else c for c in getattr(model, "classes_", ()))
 
 
 def _used(booster: Any) -> Any:
@@ -115,7 +109,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     )
     classes: tuple[str | int, ...] = ()
     if classifies:
-        classes = _labels(model) or tuple(
+        classes = labels_of(model) or tuple(
             range(
                 max(2, int(json.loads(booster.save_config())["learner"]["learner_model_param"]["num_class"]))
             )
@@ -123,7 +117,7 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
     return Converted(
         made.SerializeToString(),
         f"xgboost.{type(model).__name__}",
-        feature_names=normalised(names),
+        feature_names=given_names(names),
         n_features=n,
         classes=classes,
         task="ranking" if ranks else "classification" if classifies else "regression",

@@ -12,13 +12,16 @@ file is whose; use.py = who compares and decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from retailinfer.runtime.trees import Forest
 
-__all__ = ["Parsed", "Unfit"]
+__all__ = ["Parsed", "Unfit", "given_names", "labels_of"]
 
 
 class Unfit(Exception):  # noqa: N818 - not an error of anybody: the other engine takes the model
@@ -43,3 +46,21 @@ class Parsed:
     classes: tuple[str | int, ...] = ()
     task: str | None = None
     codes: tuple[int, ...] = ()
+
+
+def given_names(names: Sequence[Any] | None) -> tuple[str, ...] | None:
+    """Feature names as text; None for names that a trainer made up because it was given none."""
+    if names is None or len(names) == 0:
+        return None
+    texts = tuple(str(n) for n in names)
+    if any(
+        all(text == f"{lead}{i}" for i, text in enumerate(texts))
+        for lead in ("Column_", "f", "x", "feature_")
+    ):
+        return None
+    return texts
+
+
+def labels_of(model: Any) -> tuple[Any, ...]:
+    """Labels of a fitted classifier's classes as plain Python values; empty where it has none."""
+    return tuple(c.item() if isinstance(c, np.generic) else c for c in getattr(model, "classes_", ()))

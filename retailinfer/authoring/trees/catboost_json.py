@@ -23,8 +23,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import normalised
-from retailinfer.authoring.trees import Parsed, Unfit
+from retailinfer.authoring.trees import Parsed, Unfit, given_names
 from retailinfer.authoring.trees.nodes import (
     MAX_CATEGORY,
     MAX_NODES,
@@ -558,7 +557,7 @@ def _parsed(
             wide=dtype == "float64",
         ),
         source="catboost",
-        feature_names=normalised(names),
+        feature_names=given_names(names),
         classes=classes,
         task=task,
         codes=tuple(sorted(one.flat_feature_index for one in features.info.categorical_features or [])),

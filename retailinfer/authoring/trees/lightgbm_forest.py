@@ -25,10 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert import normalised
-from retailinfer.authoring.convert.lightgbm import float32_below
-from retailinfer.authoring.trees import Parsed, Unfit
-from retailinfer.authoring.trees.nodes import check_trees
+from retailinfer.authoring.trees import Parsed, Unfit, given_names
+from retailinfer.authoring.trees.nodes import check_trees_in_order, float32_below
 from retailinfer.errors import ConfigError, ModelError, clip
 from retailinfer.runtime.trees import Forest
 
@@ -159,7 +157,7 @@ def parsed_forest(
     return Parsed(
         forest=forest,
         source="lightgbm",
-        feature_names=normalised(head.feature_names),
+        feature_names=given_names(head.feature_names),
         classes=tuple(range(2 if two else n_outputs)) if classifies else (),
         task="classification" if classifies else "ranking" if name in _RANKERS else "regression",
         codes=tuple(sorted(codes)),
@@ -233,7 +231,7 @@ def _arrays(trees: Trees, head: Head, *, wide: bool) -> dict[str, NDArray[Any]]:
     left, right = (spread(child(side), 0, np.int32) for side in (trees.left, trees.right))
     is_inner = np.zeros(n_all, np.bool_)
     is_inner[inner] = True
-    _check_shape(first, left, right, is_inner, n_leaves)
+    check_trees_in_order(first, left, right, is_inner, "the booster")
     left[leaf] = np.arange(len(leaf))
     gone = _GONE[trees.decision >> 2]
     cover = np.zeros(0)
@@ -285,28 +283,6 @@ def _check_inner(trees: Trees, head: Head, starts: NDArray[np.int64], tree: NDAr
     if len(wrong):
         of = int(np.searchsorted(np.cumsum(trees.n_leaves), wrong[0], side="right"))
         raise ModelError(f"`leaf_value` has {trees.value[wrong[0]]} - at tree {of}")
-
-
-def _check_shape(
-    first: NDArray[np.int64],
-    left: NDArray[Any],
-    right: NDArray[Any],
-    inner: NDArray[np.bool_],
-    n_leaves: NDArray[np.int64],
-) -> None:
-    """Nodes are trees. Raises: ModelError, which names the first tree that is none."""
-    try:
-        check_trees(first, left, right, inner, "the booster")
-    except (ModelError, Unfit):
-        for i, (start, n) in enumerate(zip(first.tolist(), (2 * n_leaves - 1).tolist(), strict=True)):
-            own = slice(start, start + n)
-            try:
-                check_trees(
-                    np.zeros(1, np.int64), left[own] - start, right[own] - start, inner[own], f"tree {i}"
-                )
-            except Unfit as exc:
-                raise ModelError(f"Expected a tree, but {exc} - at tree {i}") from None
-        raise
 
 
 def _thresholds(threshold: NDArray[np.float64], *, wide: bool) -> NDArray[np.float64]:

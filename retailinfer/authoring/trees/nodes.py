@@ -25,6 +25,8 @@ __all__ = [
     "below",
     "bit_sets",
     "check_trees",
+    "check_trees_in_order",
+    "float32_below",
     "owners",
     "widened",
 ]
@@ -41,6 +43,13 @@ def below(values: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore", under="ignore"):
         found: NDArray[Any] = np.nextafter(values, values.dtype.type(-np.inf))
     return found
+
+
+def float32_below(values: NDArray[Any]) -> NDArray[np.float32]:
+    """The largest float32 that is not above each double: `x <= value` keeps its meaning for every float32 x."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    return np.where(near.astype(np.float64) > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def widened(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -125,6 +134,28 @@ def check_trees(
     if n and tree.min() < 0:
         raise Unfit(f"no tree leads to its node {int(tree.argmin())}")
     return tree
+
+
+def check_trees_in_order(
+    roots: NDArray[Any], left: NDArray[Any], right: NDArray[Any], inner: NDArray[np.bool_], what: str
+) -> None:
+    """As `check_trees`, of a file whose trees stand one after the other, each with its root first.
+
+    Raises: ModelError for all that `check_trees` refuses; it names the first tree that is none.
+    """
+    try:
+        check_trees(roots, left, right, inner, what)
+    except (ModelError, Unfit):
+        starts = roots.tolist()
+        for i, (start, end) in enumerate(zip(starts, [*starts[1:], len(left)], strict=True)):
+            own = slice(start, end)
+            try:
+                check_trees(
+                    np.zeros(1, np.int64), left[own] - start, right[own] - start, inner[own], f"tree {i}"
+                )
+            except Unfit as exc:
+                raise ModelError(f"Expected a tree, but {exc} - at tree {i}") from None
+        raise
 
 
 def _runs_in_circles(

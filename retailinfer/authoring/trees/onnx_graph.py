@@ -20,11 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert.lightgbm import float32_below
 from retailinfer.authoring.facts import ML_DOMAIN
 from retailinfer.authoring.preflight import require_onnx
 from retailinfer.authoring.trees import Unfit
-from retailinfer.authoring.trees.nodes import MAX_CATEGORY, below, bit_sets, check_trees, owners, widened
+from retailinfer.authoring.trees.nodes import (
+    MAX_CATEGORY,
+    below,
+    bit_sets,
+    check_trees,
+    float32_below,
+    owners,
+    widened,
+)
 from retailinfer.errors import ModelError, clip
 from retailinfer.runtime.trees import Forest
 

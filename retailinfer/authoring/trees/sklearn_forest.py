@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retailinfer.authoring.convert.lightgbm import float32_below
-from retailinfer.authoring.trees import Parsed, Unfit
-from retailinfer.authoring.trees.nodes import MAX_CATEGORY, bit_sets, check_trees, widened
+from retailinfer.authoring.trees import Parsed, Unfit, given_names, labels_of
+from retailinfer.authoring.trees.nodes import MAX_CATEGORY, bit_sets, check_trees, float32_below, widened
 from retailinfer.errors import ModelError, clip
 from retailinfer.runtime.trees import Forest
 
@@ -70,9 +69,7 @@ def parse(
             hint="fit it with a scikit-learn from 1.6 on",
         ) from exc
     classifies = kind.endswith("Classifier")
-    classes: tuple[Any, ...] = ()
-    if classifies:
-        classes = tuple(one.item() if isinstance(one, np.generic) else one for one in model.classes_)
+    classes = labels_of(model) if classifies else ()
     names = [str(one) for one in model.feature_names_in_] if hasattr(model, "feature_names_in_") else None
     n_features = int(model.n_features_in_)
     columns = 2 if made.n_outputs == 1 and len(classes) == 2 else made.n_outputs
@@ -94,7 +91,7 @@ def parse(
             average=made.average,
         ),
         source=f"sklearn.{type(model).__name__}",
-        feature_names=_normalised(names),
+        feature_names=given_names(names),
         classes=classes,
         task="classification" if classifies else "regression",
         codes=made.codes,
@@ -104,12 +101,6 @@ def parse(
 def _names(model: Any) -> list[str]:
     """Of the model's class and of those that it derives from, as far as they are scikit-learn's."""
     return [cls.__name__ for cls in type(model).__mro__ if cls.__module__.partition(".")[0] == "sklearn"]
-
-
-def _normalised(names: Sequence[Any] | None) -> tuple[str, ...] | None:
-    from retailinfer.authoring.convert import normalised  # noqa: PLC0415 - imports what reads trees
-
-    return normalised(names)
 
 
 # ---- estimators ------------------------------------------------------------------------------------------------------------

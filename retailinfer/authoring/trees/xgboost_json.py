@@ -29,10 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retailinfer._native.trees import float32_log
-from retailinfer.authoring.convert import normalised
-from retailinfer.authoring.trees import Parsed, Unfit
+from retailinfer.authoring.trees import Parsed, Unfit, given_names
 from retailinfer.authoring.trees.documents import read_json, read_ubjson
-from retailinfer.authoring.trees.nodes import MAX_NODES, MAX_TREES, below, bit_sets, check_trees, widened
+from retailinfer.authoring.trees.nodes import (
+    MAX_NODES,
+    MAX_TREES,
+    below,
+    bit_sets,
+    check_trees_in_order,
+    widened,
+)
 from retailinfer.errors import ConfigError, ModelError, clip
 from retailinfer.runtime.trees import Forest
 
@@ -119,7 +125,7 @@ def parse(
     return Parsed(
         forest=forest,
         source="xgboost",
-        feature_names=normalised(_texts(names, "feature_names")),
+        feature_names=given_names(_texts(names, "feature_names")),
         classes=tuple(range(2 if two else n_outputs)) if probable else (),
         task="classification" if probable else "ranking" if objective.startswith("rank:") else "regression",
         codes=tuple(sorted(codes)),
@@ -429,20 +435,7 @@ class _Trees:
             self.place[np.clip(self.right[self.kept], 0, n - 1)],
             self.inner[self.kept],
         )
-        roots = self.place[self.first]
-        try:
-            check_trees(roots, left, right, inner, "the booster")
-        except (ModelError, Unfit):
-            ends = np.append(roots[1:], len(self.kept))
-            for i, (start, end) in enumerate(zip(roots.tolist(), ends.tolist(), strict=True)):
-                own = slice(start, end)
-                try:
-                    check_trees(
-                        np.zeros(1, np.int64), left[own] - start, right[own] - start, inner[own], f"tree {i}"
-                    )
-                except Unfit as exc:
-                    raise ModelError(f"Expected a tree, but {exc} - at tree {i}") from None
-            raise
+        check_trees_in_order(self.place[self.first], left, right, inner, "the booster")
 
     def codes(self) -> set[int]:
         """Columns that are split as categories."""
