@@ -206,9 +206,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     values: tuple[float | None, ...] | None = None
     other: float | str | None = None  # the same for what is no key; "refuse"
     cells: tuple[str, ...] | None = None  # names; one cell is set, the others are not
-    on: tuple[float, ...] | None = (
-        None  # by cell, what it holds when it is set (None: 1), and when it is not (None: 0)
-    )
+    # By cell, what it holds when it is set (None: 1), and when it is not (None: 0).
+    on: tuple[float, ...] | None = None
     off: tuple[float, ...] | None = None
     unknown: Outcome = None
     null: Outcome = "use"

@@ -32,15 +32,24 @@ if TYPE_CHECKING:
     from retailinfer.policy import Policy
     from retailinfer.release.background import Background
     from retailinfer.release.manifest import InputSource
+    from retailinfer.runtime.trees import TreeSession
 
-__all__ = ["METHODS", "Blank", "Explainer", "Named", "Occlusion", "check_reasons", "named_groups"]
+__all__ = [
+    "METHODS",
+    "Blank",
+    "Explainer",
+    "Named",
+    "Occlusion",
+    "check_reasons",
+    "forest_reasons",
+    "named_groups",
+]
 
 METHODS = ("auto", "path", "treeshap", "occlusion")
 
 Input = tuple["InputSource", bool, int, tuple[int, ...]]  # source, is mask, tensor number, shape of a row
-Scores = Callable[
-    [Sequence["NDArray[Any]"]], "NDArray[np.float32]"
-]  # arrays by input -> scores; ScoreError, SessionError
+# Arrays by input -> scores. Raises: ScoreError, SessionError.
+Scores = Callable[[Sequence["NDArray[Any]"]], "NDArray[np.float32]"]
 
 
 class Named(NamedTuple):
@@ -212,7 +221,7 @@ class Explainer:
         inputs: Sequence[Input],
         scores: Scores,
         *,
-        session: Any = None,
+        session: TreeSession | None = None,
         occlusion: Occlusion | None = None,
         tile: int = 512,
     ) -> None:
@@ -222,7 +231,7 @@ class Explainer:
         self.session = session
         self.occlusion = occlusion
         self.tile = tile
-        self._forest: ForestExplainer | None = None
+        self._forest_explainer: ForestExplainer | None = None
 
     def explain(self, arrays: Sequence[NDArray[Any]], method: str) -> Explanation:
         """One row, by input. Raises: ConfigError for a method that this release has not; ScoreError, SessionError."""
@@ -237,20 +246,20 @@ class Explainer:
                 f'method="{method}" needs a release that is one forest, and this is none',
                 hint='method="occlusion" takes any model',
             )
-        return self._by_trees(arrays, "path" if method == "path" else "treeshap")
+        return self._by_trees(self.session, arrays, "path" if method == "path" else "treeshap")
 
-    def _by_trees(self, arrays: Sequence[NDArray[Any]], method: Literal["path", "treeshap"]) -> Explanation:
-        session = self.session
-        forest = session.forest
+    def _by_trees(
+        self, session: TreeSession, arrays: Sequence[NDArray[Any]], method: Literal["path", "treeshap"]
+    ) -> Explanation:
         score = self.scores(arrays)
         rows = arrays[0].reshape(1, -1)
-        explainer = self.forest
+        explainer = self._explainer_of(session)
         features = (explainer.path(rows) if method == "path" else explainer.shap(rows))[0]
         raw = float(session.model.predict(rows, column=session.column, raw=True)[0])
         base = explainer.base
         if turned(session):
             raw = -raw
-        if turned(session) and forest.post == "complement":  # what is left of 1, not of 0
+        if turned(session) and session.forest.post == "complement":  # what is left of 1, not of 0
             raw, base = 1 + raw, 1 + base
         sums = np.zeros(len(self.groups.names))
         np.add.at(sums, feature_groups(self.groups, self.inputs), features)
@@ -262,21 +271,20 @@ class Explainer:
             method=method,
         )
 
-    @property
-    def forest(self) -> ForestExplainer:
+    def _explainer_of(self, session: TreeSession) -> ForestExplainer:
         """Built when it is first asked for; whoever comes at the same time builds another one like it."""
-        if self._forest is None:
+        if self._forest_explainer is None:
             from retailinfer._native.reasons import ForestExplainer  # noqa: PLC0415 - for releases that are trees
 
-            forest = self.session.forest
-            self._forest = ForestExplainer(
-                self.session.model,
+            forest = session.forest
+            self._forest_explainer = ForestExplainer(
+                session.model,
                 forest.arrays,
-                column=self.session.column,
+                column=session.column,
                 average=forest.average,
                 per_output=forest.per_output,
             )
-        return self._forest
+        return self._forest_explainer
 
     def _occlude(self, arrays: Sequence[NDArray[Any]]) -> Explanation:
         if self.occlusion is None:
@@ -298,7 +306,7 @@ class Explainer:
         )
 
 
-def turned(session: Any) -> bool:
+def turned(session: TreeSession) -> bool:
     """The score is what is left of the forest's one sum."""
     return bool(session.forest.n_outputs == 1 and session.forest.n_columns == 2 and session.column == 0)
 
@@ -310,7 +318,7 @@ def feature_groups(groups: Groups, inputs: Sequence[Input]) -> NDArray[np.int32]
 
 
 def forest_reasons(
-    session: Any, groups: Groups, inputs: Sequence[Input], named: Named, most: int
+    session: TreeSession, groups: Groups, inputs: Sequence[Input], named: Named, most: int
 ) -> ForestReasons:
     """What decisions of a forest need. Raises: ModelError for a forest whose ways cannot be told apart."""
     from retailinfer._native.reasons import ForestReasons  # noqa: PLC0415 - for releases that are trees

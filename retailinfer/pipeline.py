@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import numpy as np
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from retailinfer._native.resolve import Observer
     from retailinfer.contracts import Reason
     from retailinfer.release.manifest import InputSource, Manifest
+    from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
 
 __all__ = ["Pipeline", "moment_ns"]
@@ -70,7 +71,7 @@ MAX_DEPTH = 32
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
 MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
-RANKED_TILE = 512  # rows that the engine gives a model at once
+TILE_ROWS = 512  # that a model is given at once, as in the engine
 # Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 DTYPE_NAMES = {1: "float32", 6: "int32", 7: "int64", 8: "string", 9: "bool", 11: "float64"}
@@ -115,7 +116,7 @@ class Pipeline:
         for model in self.manifest.models:
             # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
             opened: Callable[[bytes], ModelSession] = (
-                partial(_open_trees, sizes=(1, RANKED_TILE) if ranks else (1, *self.contract.batch_sizes))
+                partial(_open_trees, sizes=(1, TILE_ROWS) if ranks else (1, *self.contract.batch_sizes))
                 if model.engine == "trees"
                 else partial(open_session, backend=backend, many_rows=ranks)
             )
@@ -312,7 +313,7 @@ class Pipeline:
         """Scores of filled tensors of any number of rows. Raises: ScoreError, which names the row, SessionError."""
         arrays = self._input_arrays(outs, masks)
         n = len(arrays[0]) if arrays else 0
-        step = 512 if self.row_independent else 1
+        step = TILE_ROWS if self.row_independent else 1
         parts = []
         for i in range(0, n, step):
             try:
@@ -321,22 +322,6 @@ class Pipeline:
                 self._name_bad_row(arrays, range(i, min(i + step, n)), first_row)
                 raise
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-    def _engine_occlusion(self) -> EngineOcclusion | None:
-        """Occlusion for requests, which the engine does in its own memory."""
-        plan = self._occlusion
-        if plan is None:
-            return None
-        assert self.program is not None
-        assert self.policy is not None
-        return EngineOcclusion(
-            self.program,
-            names=plan.names,
-            most=self.policy.body.n_reasons,
-            blanks=plan.blanks,
-            tensors=plan.tensors,
-            masks=plan.masks,
-        )
 
     def _input_arrays(
         self, outs: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any] | None]
@@ -613,7 +598,7 @@ class Pipeline:
         assert self.program is not None
         groups = groups_of(self.spec.body)
         session = next(iter(self.sessions.values()))
-        forest = session if session.backend == "trees" and not self.is_chain else None
+        forest = cast("TreeSession", session) if session.backend == "trees" and not self.is_chain else None
         background = self.bundle.read("background", decode_background)
         occlusion = None if background is None else Occlusion.of(self.program, groups, background)
         self.explainer = Explainer(
@@ -622,7 +607,7 @@ class Pipeline:
             lambda arrays: self.chain_scores(self.inputs, arrays),
             session=forest,
             occlusion=occlusion,
-            tile=512 if self.row_independent else 1,
+            tile=TILE_ROWS if self.row_independent else 1,
         )
         if self.policy is None:
             return
@@ -641,6 +626,22 @@ class Pipeline:
             )
         else:
             self._occlusion = occlusion.named(named)
+
+    def _engine_occlusion(self) -> EngineOcclusion | None:
+        """Occlusion for requests, which the engine does in its own memory."""
+        plan = self._occlusion
+        if plan is None:
+            return None
+        assert self.program is not None
+        assert self.policy is not None
+        return EngineOcclusion(
+            self.program,
+            names=plan.names,
+            most=self.policy.body.n_reasons,
+            blanks=plan.blanks,
+            tensors=plan.tensors,
+            masks=plan.masks,
+        )
 
     @property
     def has_reasons(self) -> bool:
@@ -737,7 +738,7 @@ def _open_trees(data: bytes, *, sizes: Sequence[int]) -> ModelSession:
     """A forest, its kernels timed for calls of one row and of the sizes that will come."""
     from retailinfer.runtime.trees import TreeSession  # noqa: PLC0415 - for releases that have trees
 
-    return TreeSession(data, sizes=sorted({min(size, RANKED_TILE) for size in sizes}))
+    return TreeSession(data, sizes=sorted({min(size, TILE_ROWS) for size in sizes}))
 
 
 def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gil_below_us: object) -> None:

@@ -56,7 +56,7 @@ def check_parity(trial: Trial, arrays: Arrays, tolerance: float) -> None:
             name, dtype, _ = part.session.inputs[0]
             noise = _around(feed).astype(numpy_dtype(dtype))
             _compare(part, noise, part.session.run({name: noise}, [output])[output], tolerance)
-            _note(part)
+            _note_parity(part)
         done[part.role] = outputs[part.role]
 
 
@@ -72,10 +72,10 @@ def check_parity_of_arrays(part: Part, tolerance: float) -> None:
     name, dtype, _ = part.session.inputs[0]
     feed = rows.astype(numpy_dtype(dtype))
     _compare(part, feed, part.session.run({name: feed}, [converted.output])[converted.output], tolerance)
-    _note(part)
+    _note_parity(part)
 
 
-def _note(part: Part) -> None:
+def _note_parity(part: Part) -> None:
     """Say in the manifest that it was compared; a forest was, bit by bit."""
     if part.parity == "unchecked":
         part.parity = "close"

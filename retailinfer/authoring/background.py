@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.runtime.trees import Forest
 
-__all__ = ["MAX_ROWS", "covered", "make_background", "with_covers"]
+__all__ = ["MAX_TYPICAL_ROWS", "covered", "make_background", "with_covers"]
 
-MAX_ROWS = 4096  # of a table, for both
+MAX_TYPICAL_ROWS = 4096  # of a table, for covers and background alike
 
 
 def with_covers(parts: Sequence[Part], arrays: Arrays) -> bool:

@@ -21,8 +21,7 @@ import numpy as np
 
 from retailinfer.authoring.agreement import check_parity, check_parity_of_arrays, may_take_nan
 from retailinfer.authoring.arrays import array_release
-from retailinfer.authoring.background import MAX_ROWS as MAX_TYPICAL_ROWS
-from retailinfer.authoring.background import make_background, with_covers
+from retailinfer.authoring.background import MAX_TYPICAL_ROWS, make_background, with_covers
 from retailinfer.authoring.convert import EngineChoice, convert
 from retailinfer.authoring.describe import Found, Task, write_release
 from retailinfer.authoring.golden import (

@@ -33,7 +33,12 @@ __all__ = ["Part", "check_feature_names", "find_inputs", "find_score", "outputs_
 class Part:
     """One model on its way into a release; a forest has a `graph` without data.
 
-    observed: shapes of its outputs in a trial run.
+    Attributes:
+        observed: shapes of its outputs in a trial run.
+        trees: the file of its forest, where that is what runs.
+        parity: with its source, see `release.manifest.ModelEntry`.
+        why: why there is no forest, where one was looked for.
+        differs: it had a forest, which did not have the bits of its trainer.
     """
 
     role: str
@@ -44,12 +49,10 @@ class Part:
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     quantized: Literal["none", "dynamic", "static"] = "none"
     feature_names: Literal["matched", "ignored", "unknown"] = "unknown"
-    trees: bytes | None = None  # the file of its forest, where that is what runs
-    parity: Literal["exact", "close", "unchecked"] = (
-        "unchecked"  # with its source, see `release.manifest.ModelEntry`
-    )
-    why: str = ""  # why there is no forest, where one was looked for
-    differs: bool = False  # it had a forest, which did not have the bits of its trainer
+    trees: bytes | None = None
+    parity: Literal["exact", "close", "unchecked"] = "unchecked"
+    why: str = ""
+    differs: bool = False
 
     def width(self, output: str, shape: Sequence[int | None]) -> int | None:
         """Columns of an output: as declared, else as seen in a trial run."""

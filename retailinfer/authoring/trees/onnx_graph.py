@@ -56,9 +56,8 @@ _MODES = {
     b"LEAF": LEAF,
 }
 _SHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
-UNROLLED = (
-    30  # the largest member of a set that ONNX Runtime compares exactly; with a larger one it truncates
-)
+# The largest member of a set that ONNX Runtime compares exactly; with a larger one it truncates.
+UNROLLED = 30
 
 
 def forest_of_graph(data: bytes) -> Forest:
