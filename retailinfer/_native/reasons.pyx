@@ -5,12 +5,11 @@ Rules:
   * All instruction sets pick the same groups, so the one of the model's kernels may be used.
 What contributions are: tree_reasons.h.
 """
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memset
+from libc.stdint cimport int16_t, int32_t, int64_t
 
 cimport cython
 
-from retailinfer._native.trees cimport TreeModel, free_scratch, ri_trees
+from retailinfer._native.trees cimport TreeModel, flat_array, forest_arrays, free_scratch, ri_trees
 
 import numpy as np
 
@@ -63,64 +62,13 @@ _WRONG = (
 )
 
 
-def _flat(arrays, str name, dtype):
-    given = arrays[name]
-    if not isinstance(given, np.ndarray) or given.dtype != dtype or given.ndim != 1:
-        raise ShapeError(f"Expected a flat array of {np.dtype(dtype).name} as `{name}`, got {clip(getattr(given, 'dtype', type(given)))}")
-    return np.ascontiguousarray(given)
-
-
 cdef tuple _source(TreeModel model, arrays, int average, ri_trees* s):
     """A forest's arrays as C sees them; returned is what has to be kept while it does."""
-    cdef const int32_t[::1] roots = _flat(arrays, "roots", np.int32)
-    cdef const int32_t[::1] feature = _flat(arrays, "feature", np.int32)
-    cdef const double[::1] threshold = _flat(arrays, "threshold", np.float64)
-    cdef const int32_t[::1] left = _flat(arrays, "left", np.int32)
-    cdef const int32_t[::1] right = _flat(arrays, "right", np.int32)
-    cdef const uint8_t[::1] missing_left = _flat(arrays, "missing_left", np.uint8)
-    cdef const uint8_t[::1] missing = _flat(arrays, "missing", np.uint8)
-    cdef const uint8_t[::1] rule = _flat(arrays, "rule", np.uint8)
-    cdef const int32_t[::1] category = _flat(arrays, "category", np.int32)
-    cdef const int64_t[::1] set_ends = _flat(arrays, "set_ends", np.int64)
-    cdef const uint32_t[::1] set_words = _flat(arrays, "set_words", np.uint32)
-    cdef const double[::1] values = _flat(arrays, "values", np.float64)
-    cdef const int32_t[::1] targets = _flat(arrays, "targets", np.int32)
-    cdef const double[::1] base = _flat(arrays, "base", np.float64)
-    cdef const double[::1] cover = _flat(arrays, "cover", np.float64)
-    cdef int64_t n_nodes = feature.shape[0]
-    cdef int width = 1 if targets.shape[0] == roots.shape[0] else model.n_outputs
-    for name, array, expected in (
-        ("roots", roots, model.n_trees), ("threshold", threshold, n_nodes), ("left", left, n_nodes), ("right", right, n_nodes),
-        ("missing_left", missing_left, n_nodes), ("missing", missing, n_nodes), ("rule", rule, n_nodes), ("category", category, n_nodes),
-        ("cover", cover, n_nodes if cover.shape[0] else 0), ("base", base, model.n_outputs),
-        ("targets", targets, roots.shape[0] if width == 1 else 0),
-    ):
-        if array.shape[0] != expected:
-            raise ShapeError(f"Expected {expected} entries in `{name}`, got {array.shape[0]}")
-    if values.shape[0] % width or set_ends.shape[0] < 1:
-        raise ShapeError(f"Expected {width} values a leaf and at least one end of sets, got {values.shape[0]}, {set_ends.shape[0]}")
-    memset(s, 0, sizeof(ri_trees))
-    s.n_features, s.n_outputs, s.n_trees, s.width = model.n_features, model.n_outputs, model.n_trees, width
-    s.n_columns, s.n_nodes, s.n_leaves = model.n_columns, n_nodes, values.shape[0] // width
-    s.n_sets, s.n_words = set_ends.shape[0] - 1, set_words.shape[0]
-    s.roots = &roots[0] if roots.shape[0] else NULL
-    s.feature = &feature[0] if n_nodes else NULL
-    s.threshold = &threshold[0] if n_nodes else NULL
-    s.left = &left[0] if n_nodes else NULL
-    s.right = &right[0] if n_nodes else NULL
-    s.missing_left = &missing_left[0] if n_nodes else NULL
-    s.missing = &missing[0] if n_nodes else NULL
-    s.rule = &rule[0] if n_nodes else NULL
-    s.category = &category[0] if n_nodes else NULL
-    s.set_ends = &set_ends[0]
-    s.set_words = &set_words[0] if set_words.shape[0] else NULL
-    s.values = &values[0] if values.shape[0] else NULL
-    s.targets = &targets[0] if targets.shape[0] else NULL
-    s.base = &base[0] if base.shape[0] else NULL
-    s.cover = &cover[0] if cover.shape[0] else NULL
-    s.average = average
-    return (roots.base, feature.base, threshold.base, left.base, right.base, missing_left.base, missing.base, rule.base, category.base,
-            set_ends.base, set_words.base, values.base, targets.base, base.base, cover.base)
+    keep = forest_arrays(arrays, model.n_outputs, s)
+    if s.n_trees != model.n_trees:
+        raise ShapeError(f"Expected {model.n_trees} entries in `roots`, got {s.n_trees}")
+    s.n_features, s.n_columns, s.average = model.n_features, model.n_columns, average
+    return keep
 
 
 cdef tuple _sum_of(TreeModel model, int column):
@@ -165,7 +113,7 @@ cdef class ForestReasons:
             raise ConfigError(f"Expected form out of {FORMS}, got {clip(form)}")
         if not 1 <= most <= MAX_REASONS or len(names) > MAX_GROUPS:
             raise ConfigError(f"Expected 1 to {MAX_REASONS} reasons out of at most {MAX_GROUPS} groups, got {most} out of {len(names)}")
-        numbers = _flat({"groups": groups}, "groups", np.int32)
+        numbers = flat_array(groups, "groups", np.int32)
         if numbers.shape[0] != model.n_features:
             raise ShapeError(f"Expected {model.n_features} entries in `groups`, got {numbers.shape[0]}")
         output, sign = _sum_of(model, column)

@@ -96,3 +96,8 @@ cdef class TreeModel:
 
 
 cdef void free_scratch(void* scratch) noexcept nogil
+
+cdef object flat_array(given, str name, dtype)              # C-contiguous, one dimension. Raises: ShapeError.
+# Arrays and sizes of a forest into `s`; all else in it becomes 0. Returned is what has to be kept while `s` is read.
+# Raises: ShapeError for dtypes and lengths; ModelError for no outputs.
+cdef tuple forest_arrays(arrays, int n_outputs, ri_trees* s)

@@ -1,11 +1,12 @@
 """Tree ensembles: arrays of a parser -> a forest, and rows -> scores. Arguments and errors: trees.pyi.
 
 Rules:
-  * Arrays are checked here for dtype and shape, in forest.c for what they say; a forest that exists can only be right.
+  * Arrays are checked here for dtype and shape, in forest_build.c for what they say; a forest that exists can only be right.
   * All kernels give the same bits, so a plan (which kernel for how many rows) may be timed, forced or guessed.
 What a forest is: trees.h.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memset
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
@@ -70,11 +71,62 @@ cdef void free_scratch(void* scratch) noexcept nogil:
     ri_aligned_free(scratch)
 
 
-def _flat(arrays, str name, dtype):
-    given = arrays[name]
+cdef object flat_array(given, str name, dtype):
     if not isinstance(given, np.ndarray) or given.dtype != dtype or given.ndim != 1:
         raise ShapeError(f"Expected a flat array of {np.dtype(dtype).name} as `{name}`, got {clip(getattr(given, 'dtype', type(given)))}")
     return np.ascontiguousarray(given)
+
+
+cdef tuple forest_arrays(arrays, int n_outputs, ri_trees* s):
+    cdef const int32_t[::1] roots = flat_array(arrays["roots"], "roots", np.int32)
+    cdef const int32_t[::1] feature = flat_array(arrays["feature"], "feature", np.int32)
+    cdef const double[::1] threshold = flat_array(arrays["threshold"], "threshold", np.float64)
+    cdef const int32_t[::1] left = flat_array(arrays["left"], "left", np.int32)
+    cdef const int32_t[::1] right = flat_array(arrays["right"], "right", np.int32)
+    cdef const uint8_t[::1] missing_left = flat_array(arrays["missing_left"], "missing_left", np.uint8)
+    cdef const uint8_t[::1] missing = flat_array(arrays["missing"], "missing", np.uint8)
+    cdef const uint8_t[::1] rule = flat_array(arrays["rule"], "rule", np.uint8)
+    cdef const int32_t[::1] category = flat_array(arrays["category"], "category", np.int32)
+    cdef const int64_t[::1] set_ends = flat_array(arrays["set_ends"], "set_ends", np.int64)
+    cdef const uint32_t[::1] set_words = flat_array(arrays["set_words"], "set_words", np.uint32)
+    cdef const double[::1] values = flat_array(arrays["values"], "values", np.float64)
+    cdef const int32_t[::1] targets = flat_array(arrays["targets"], "targets", np.int32)
+    cdef const double[::1] base = flat_array(arrays["base"], "base", np.float64)
+    cdef const double[::1] cover = flat_array(arrays["cover"], "cover", np.float64)
+    cdef int64_t n_nodes = feature.shape[0]
+    cdef int width = 1 if targets.shape[0] == roots.shape[0] else n_outputs
+    if n_outputs < 1:
+        raise ModelError(f"Expected a forest of at least one output, got {n_outputs}")
+    for name, array, expected in (
+        ("threshold", threshold, n_nodes), ("left", left, n_nodes), ("right", right, n_nodes), ("missing_left", missing_left, n_nodes),
+        ("missing", missing, n_nodes), ("rule", rule, n_nodes), ("category", category, n_nodes),
+        ("cover", cover, n_nodes if cover.shape[0] else 0), ("base", base, n_outputs),
+        ("targets", targets, roots.shape[0] if width == 1 else 0),
+    ):
+        if array.shape[0] != expected:
+            raise ShapeError(f"Expected {expected} entries in `{name}`, got {array.shape[0]}")
+    if values.shape[0] % width or set_ends.shape[0] < 1:
+        raise ShapeError(f"Expected {width} values a leaf and at least one end of sets, got {values.shape[0]}, {set_ends.shape[0]}")
+    memset(s, 0, sizeof(ri_trees))
+    s.n_outputs, s.n_columns, s.n_trees, s.width = n_outputs, n_outputs, <int32_t>roots.shape[0], width
+    s.n_nodes, s.n_leaves, s.n_sets, s.n_words = n_nodes, values.shape[0] // width, set_ends.shape[0] - 1, set_words.shape[0]
+    s.roots = &roots[0] if roots.shape[0] else NULL
+    s.feature = &feature[0] if n_nodes else NULL
+    s.threshold = &threshold[0] if n_nodes else NULL
+    s.left = &left[0] if n_nodes else NULL
+    s.right = &right[0] if n_nodes else NULL
+    s.missing_left = &missing_left[0] if n_nodes else NULL
+    s.missing = &missing[0] if n_nodes else NULL
+    s.rule = &rule[0] if n_nodes else NULL
+    s.category = &category[0] if n_nodes else NULL
+    s.set_ends = &set_ends[0]
+    s.set_words = &set_words[0] if set_words.shape[0] else NULL
+    s.values = &values[0] if values.shape[0] else NULL
+    s.targets = &targets[0] if targets.shape[0] else NULL
+    s.base = &base[0] if base.shape[0] else NULL
+    s.cover = &cover[0] if cover.shape[0] else NULL
+    return (roots.base, feature.base, threshold.base, left.base, right.base, missing_left.base, missing.base, rule.base,
+            category.base, set_ends.base, set_words.base, values.base, targets.base, base.base, cover.base)
 
 
 @cython.final
@@ -89,21 +141,6 @@ cdef class TreeModel:
         cdef ri_trees s
         cdef int error = 0
         cdef int64_t at = -1
-        cdef const int32_t[::1] roots = _flat(arrays, "roots", np.int32)
-        cdef const int32_t[::1] feature = _flat(arrays, "feature", np.int32)
-        cdef const double[::1] threshold = _flat(arrays, "threshold", np.float64)
-        cdef const int32_t[::1] left = _flat(arrays, "left", np.int32)
-        cdef const int32_t[::1] right = _flat(arrays, "right", np.int32)
-        cdef const uint8_t[::1] missing_left = _flat(arrays, "missing_left", np.uint8)
-        cdef const uint8_t[::1] missing = _flat(arrays, "missing", np.uint8)
-        cdef const uint8_t[::1] rule = _flat(arrays, "rule", np.uint8)
-        cdef const int32_t[::1] category = _flat(arrays, "category", np.int32)
-        cdef const int64_t[::1] set_ends = _flat(arrays, "set_ends", np.int64)
-        cdef const uint32_t[::1] set_words = _flat(arrays, "set_words", np.uint32)
-        cdef const double[::1] values = _flat(arrays, "values", np.float64)
-        cdef const int32_t[::1] targets = _flat(arrays, "targets", np.int32)
-        cdef const double[::1] base = _flat(arrays, "base", np.float64)
-        cdef const double[::1] cover = _flat(arrays, "cover", np.float64)
         if self.forest != NULL:
             raise ConfigError("a TreeModel is built once; make another one")
         if post not in POSTS:
@@ -113,36 +150,11 @@ cdef class TreeModel:
         n_columns = n_columns or n_outputs
         if n_columns != n_outputs and (n_columns != 2 or n_outputs != 1):
             raise ConfigError(f"Expected {n_outputs} columns, or 2 for one sum, got {n_columns}")
-        n_nodes, width = feature.shape[0], 1 if targets.shape[0] == roots.shape[0] else n_outputs
-        for name, array, expected in (
-            ("threshold", threshold, n_nodes), ("left", left, n_nodes), ("right", right, n_nodes), ("missing_left", missing_left, n_nodes),
-            ("missing", missing, n_nodes), ("category", category, n_nodes), ("rule", rule, n_nodes), ("cover", cover, n_nodes if cover.shape[0] else 0), ("base", base, n_outputs),
-            ("targets", targets, roots.shape[0] if width == 1 else 0),
-        ):
-            if array.shape[0] != expected:
-                raise ShapeError(f"Expected {expected} entries in `{name}`, got {array.shape[0]}")
-        if values.shape[0] % width or set_ends.shape[0] < 1:
-            raise ShapeError(f"Expected {width} values a leaf and at least one end of sets, got {values.shape[0]}, {set_ends.shape[0]}")
         self.kernel_set = ri_kernel_level(NULL) if level is None else ri_kernel_level(level.encode())
         if self.kernel_set == NULL:
             raise ConfigError(f"Expected an instruction set of this machine {levels()}, got {clip(level)}")
-        s.n_features, s.n_outputs, s.n_trees, s.width = n_features, n_outputs, <int32_t>roots.shape[0], width
-        s.n_nodes, s.n_leaves, s.n_sets, s.n_words = n_nodes, values.shape[0] // width, set_ends.shape[0] - 1, set_words.shape[0]
-        s.roots = &roots[0] if roots.shape[0] else NULL
-        s.feature = &feature[0] if n_nodes else NULL
-        s.threshold = &threshold[0] if n_nodes else NULL
-        s.left = &left[0] if n_nodes else NULL
-        s.right = &right[0] if n_nodes else NULL
-        s.missing_left = &missing_left[0] if n_nodes else NULL
-        s.missing = &missing[0] if n_nodes else NULL
-        s.rule = &rule[0] if n_nodes else NULL
-        s.category = &category[0] if n_nodes else NULL
-        s.set_ends = &set_ends[0]
-        s.set_words = &set_words[0] if set_words.shape[0] else NULL
-        s.values = &values[0] if values.shape[0] else NULL
-        s.targets = &targets[0] if targets.shape[0] else NULL
-        s.base = &base[0] if n_outputs else NULL
-        s.cover = &cover[0] if cover.shape[0] else NULL
+        keep = forest_arrays(arrays, n_outputs, &s)  # alive until the forest is built
+        s.n_features = n_features
         s.base_first, s.doubles, s.wide, s.average = base_first, doubles, wide, average + (average and per_output)
         s.n_columns, s.post, s.post_scale, s.norm = n_columns, POSTS[post], post_scale, NORMS[norm]
         with nogil:
