@@ -298,37 +298,30 @@ def _number(cell: Cell, value: Value, taken: set[str], refused: frozenset[str]) 
     )
 
 
-def _table(selector: Selector, refused: frozenset[str]) -> dict[str, Any]:
-    """What a column of a selector has beside its values."""
+def _table(selector: Selector, held: Sequence[float | None], refused: frozenset[str]) -> dict[str, Any]:
+    """What a column of a selector has beside its name and cells.
+
+    held: by outcome, the number (None: NaN), or with cells which of them is set (None: none).
+    """
+    made: dict[str, Any] = {"refs": (selector.source.field,)}
     if selector.keys is None:
         assert selector.before is not None
-        return {
-            "kind": "bins",
-            "refs": (selector.source.field,),
-            "edges": selector.edges,
-            "null": "refuse" if selector.refuse_null else _null_of(selector.before, refused),
-            **_arithmetic(selector.before),
-        }
-    return {"kind": "lookup", "refs": (selector.source.field,), "keys": selector.keys}
+        null = "refuse" if selector.refuse_null else _null_of(selector.before, refused)
+        made |= {"kind": "bins", "edges": selector.edges, "values": tuple(held[:-1]), "null": null}
+        return made | _arithmetic(selector.before)
+    refuses_null = selector.refuse_null or selector.source.field in refused
+    return made | {
+        "kind": "lookup",
+        "keys": selector.keys,
+        "values": tuple(held[:-2]),
+        "other": "refuse" if selector.refuse_other else held[-2],
+        "null": "refuse" if refuses_null else "use" if held[-1] is None else held[-1],
+    }
 
 
 def _declared(cell: Cell, pick: Pick, taken: set[str], refused: frozenset[str]) -> Column:
-    selector = pick.selector
     held = [None if math.isnan(v) else float(v) for v in pick.values]
-    made = _table(selector, refused)
-    if selector.keys is None:
-        made["values"] = tuple(held[:-1])
-    else:
-        made["values"] = tuple(held[:-2])
-        made["other"] = "refuse" if selector.refuse_other else held[-2]
-        made["null"] = _declared_null(selector, held[-1], refused)
-    return Column(name=_unique(cell.name, taken), **made)
-
-
-def _declared_null(selector: Selector, number: float | None, refused: frozenset[str]) -> Any:
-    if selector.refuse_null or selector.source.field in refused:
-        return "refuse"
-    return "use" if number is None else number
+    return Column(name=_unique(cell.name, taken), **_table(pick.selector, held, refused))
 
 
 def _onehot(run: Sequence[Cell], taken: set[str], refused: frozenset[str]) -> Column:
@@ -336,18 +329,11 @@ def _onehot(run: Sequence[Cell], taken: set[str], refused: frozenset[str]) -> Co
     group, selector = hots[0].group, hots[0].selector
     place = {hot.at: float(i) for i, hot in enumerate(hots)}
     codes = [place.get(int(code)) for code in group.codes]
-    made = _table(selector, refused)
-    if selector.keys is None:
-        made["values"] = tuple(codes[:-1])
-    else:
-        made["values"] = tuple(codes[:-2])
-        made["other"] = "refuse" if selector.refuse_other else codes[-2]
-        made["null"] = _declared_null(selector, codes[-1], refused)
     on, off = tuple(hot.on for hot in hots), tuple(hot.off for hot in hots)
     return Column(
         name=_unique(group.label or run[0].name, taken),
         cells=tuple(cell.name for cell in run),
         on=None if all(v == 1.0 for v in on) else on,
         off=None if all(v == 0.0 for v in off) else off,
-        **made,
+        **_table(selector, codes, refused),
     )

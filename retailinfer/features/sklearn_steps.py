@@ -310,15 +310,21 @@ def _divide(block: Block, scale: float) -> Step:
     return Step("multiply", 1.0 / scale) if block.sparse else Step("divide", scale)
 
 
-def _standard_scaler(step: _Step, block: Block) -> Block:
-    means = _constants(step.learned("mean_")) if step.made.with_mean else None
-    scales = _constants(step.learned("scale_")) if step.made.with_std else None
+def _centred(step: _Step, block: Block, center: str | None, scale: str | None) -> Block:
+    """Less the centre, over the scale: names of the learned attributes, None for what is not done."""
+    centers = None if center is None else _constants(step.learned(center))
+    scales = None if scale is None else _constants(step.learned(scale))
 
     def by_column(i: int) -> list[Step]:
-        first = [] if means is None else [Step("subtract", means[i])]
+        first = [] if centers is None else [Step("subtract", centers[i])]
         return first if scales is None else [*first, _divide(block, scales[i])]
 
     return _scaled(step, block, by_column)
+
+
+def _standard_scaler(step: _Step, block: Block) -> Block:
+    made = step.made
+    return _centred(step, block, "mean_" if made.with_mean else None, "scale_" if made.with_std else None)
 
 
 def _min_max_scaler(step: _Step, block: Block) -> Block:
@@ -335,14 +341,9 @@ def _max_abs_scaler(step: _Step, block: Block) -> Block:
 
 
 def _robust_scaler(step: _Step, block: Block) -> Block:
-    centers = _constants(step.learned("center_")) if step.made.with_centering else None
-    scales = _constants(step.learned("scale_")) if step.made.with_scaling else None
-
-    def by_column(i: int) -> list[Step]:
-        first = [] if centers is None else [Step("subtract", centers[i])]
-        return first if scales is None else [*first, _divide(block, scales[i])]
-
-    return _scaled(step, block, by_column)
+    made = step.made
+    center, scale = "center_" if made.with_centering else None, "scale_" if made.with_scaling else None
+    return _centred(step, block, center, scale)
 
 
 def _function_transformer(step: _Step, block: Block) -> Block:
@@ -386,12 +387,17 @@ def _is_missing(value: Any, marker: Any) -> bool:
     return value is None if marker is None else is_nan(value)
 
 
+def _check_marker(step: _Step) -> None:
+    marker = step.made.missing_values
+    if not known_missing(marker):
+        raise step.refuse(
+            f"missing_values={clip(marker)}: only NaN, None and pandas.NA are nulls of a request"
+        )
+
+
 def _simple_imputer(step: _Step, block: Block) -> Block:
     made = step.made
-    if not known_missing(made.missing_values):
-        raise step.refuse(
-            f"missing_values={clip(made.missing_values)}: only NaN, None and pandas.NA are nulls of a request"
-        )
+    _check_marker(step)
     statistics = np.asarray(step.learned("statistics_"), dtype=object)
     whole = made.strategy in ("most_frequent", "constant")
     dtype = _common(block.cells) if whole else _float_dtype(step, block.cells)
@@ -447,10 +453,7 @@ def _indicator(cell: Cell, marker: Any, name: str) -> Cell:
 
 def _missing_indicator(step: _Step, block: Block) -> Block:
     made = step.made
-    if not known_missing(made.missing_values):
-        raise step.refuse(
-            f"missing_values={clip(made.missing_values)}: only NaN, None and pandas.NA are nulls of a request"
-        )
+    _check_marker(step)
     features = [int(i) for i in step.learned("features_")]
     if made.features == "missing-only" and made.error_on_new:  # a value that is missing elsewhere is an error
         others = [cell for i, cell in enumerate(block.cells) if i not in features]
@@ -623,7 +626,7 @@ def _target_encoder(step: _Step, block: Block) -> Block:
 # ---- bins ------------------------------------------------------------------------------------------------------------
 
 
-def _binned(step: _Step, cell: Cell, edges: F64, values: F64) -> Cell:
+def _binned(cell: Cell, edges: F64, values: F64) -> Cell:
     """The number of the bin of a cell; `values` by bin. Refuses what is missing: such steps take no NaN."""
     what = cell.what
     if not isinstance(what, Value):
@@ -654,7 +657,7 @@ def _kbins_discretizer(step: _Step, block: Block) -> Block:
         inner = np.asarray(bounds, dtype=np.float64)[1:-1]
         edges = np.unique(inner)
         numbered = np.append(0, np.searchsorted(inner, edges, side="right")).astype(np.float64)
-        binned = replace(_binned(step, rounded, edges, numbered), dtype=dtype)
+        binned = replace(_binned(rounded, edges, numbered), dtype=dtype)
         if made.encode == "ordinal":
             cells.append(binned)
             continue
@@ -668,7 +671,7 @@ def _kbins_discretizer(step: _Step, block: Block) -> Block:
 def _binarizer(step: _Step, block: Block) -> Block:
     taken = step.refusals.missing([_as_numbers(cell) for cell in _arithmetic(step, block)])
     edge = np.array([np.nextafter(float(step.made.threshold), np.inf)])
-    cells = [replace(_binned(step, cell, edge, np.array([0.0, 1.0])), dtype=_common(taken)) for cell in taken]
+    cells = [replace(_binned(cell, edge, np.array([0.0, 1.0])), dtype=_common(taken)) for cell in taken]
     return Block(_named(step, cells, block.names), block.sparse, step.gives_frame)
 
 
