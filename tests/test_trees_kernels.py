@@ -397,6 +397,9 @@ def test_wrong_arrays_and_arguments_are_named():
         TreeModel(arrays | {"left": arrays["left"].astype(np.int64)}, n_features=FEATURES)
     with pytest.raises(ShapeError, match="entries in `threshold`"):
         TreeModel(arrays | {"threshold": arrays["threshold"][1:]}, n_features=FEATURES)
+    no_outputs = {"targets": np.zeros(0, np.int32), "base": np.zeros(0)}
+    with pytest.raises(ModelError, match="at least one output, got 0"):
+        TreeModel(arrays | no_outputs, n_features=FEATURES, n_outputs=0)
     with pytest.raises(ConfigError, match="Expected post out of"):
         TreeModel(arrays, n_features=FEATURES, post="tanh")
     with pytest.raises(ConfigError, match="Expected norm out of"):
