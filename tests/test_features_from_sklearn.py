@@ -922,3 +922,25 @@ def test_scores_of_a_copy_come_through_json_too(tmp_path):
             )
             by_name = {f.name: request[f.wire or f.name] for f in scorer.spec.fields}
             assert np.float32(scorer.score(by_name).score) == want[i]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [SimpleImputer(strategy="median"), RobustScaler()],
+        [SimpleImputer(strategy="mean", add_indicator=True)],
+        [OneHotEncoder(handle_unknown="ignore")],
+        [OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)],
+    ],
+    ids=["imputed", "indicated", "onehot", "ordinal"],
+)
+def test_truths_of_pandas_with_gaps_are_missing_as_scikit_learn_sees_them(steps):
+    """pandas.NA in a column of truths becomes NaN in scikit-learn, and a null of a request stands for it."""
+    table = pd.DataFrame({"known": pd.array([True, False, pd.NA, True, False, True, pd.NA], dtype="boolean")})
+    made = make_pipeline(*steps).fit(table)
+    spec = ri.FeatureSpec.from_sklearn(made, sample=table)
+    want = made.transform(table)
+    want = np.asarray(want.toarray() if hasattr(want, "toarray") else want, dtype=np.float64)
+    assert np.array_equal(
+        np.asarray(spec.transform(pa.table({"known": [True, False, None]}))), want[:3], equal_nan=True
+    )

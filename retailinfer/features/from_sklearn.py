@@ -303,8 +303,8 @@ class _Sample:
         if problem is not None:
             problem = f"no request field can bring column `{name}`: {problem}"
         numeric = (
-            kind in ("float", "int") and values.dtype == object
-        )  # numbers of pandas with gaps, or Decimals
+            kind != "str" and values.dtype == object
+        )  # numbers and truths of pandas with gaps, or Decimals
         return _Facts(kind, values.dtype, NAN if numeric and null is not None else null, has_null, problem)
 
     def _field_names(self) -> dict[str, str]:
