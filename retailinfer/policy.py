@@ -140,6 +140,13 @@ def _reasons(given: Mapping[str, str | None] | None) -> dict[str, str | None]:
             raise SpecError(
                 f"Expected a text of at most {MAX_TEXT} characters, or None, got {clip(text)} - at reasons[{clip(field)}]"
             )
+        for one in (field, text or ""):
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                raise SpecError(
+                    f"Expected text that UTF-8 can hold, got {clip(one)} - at reasons[{clip(field)}]"
+                ) from None
     return dict(given or {})
 
 

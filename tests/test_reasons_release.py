@@ -209,6 +209,28 @@ def test_cells_go_back_to_the_declared_field():
     }
 
 
+def test_a_column_of_several_values_is_not_taken_for_the_field_that_has_its_name():
+    """A ratio called like a field that another column reads says which values it is made of."""
+    spec = ri.FeatureSpec(
+        request={"amount": float, "fee": float, "limit": float},
+        columns=[
+            c.numeric("amount", name="raw"),
+            c.ratio("fee", "limit", name="amount"),
+            c.ratio("fee", "amount", name="share"),
+        ],
+    )
+    groups = groups_of(spec.body)
+    assert groups.names == ("amount", "amount (fee, limit)", "share")
+    assert groups.cells["features"].tolist() == [0, 1, 2]
+
+
+def test_policy_refuses_reasons_that_utf8_cannot_hold():
+    """Half a surrogate pair, in a field or its text, is told where the policy is made, not when it is written."""
+    for reasons in ({"amount": "\ud800"}, {"\ud800": "text"}):
+        with pytest.raises(SpecError, match="UTF-8"):
+            policy(reasons=reasons)
+
+
 def test_stored_values_windows_vectors_and_lists_are_fields_too():
     """A stored value goes by its reference, a window by its name, and so do all cells of a vector or a list."""
     spec = ri.FeatureSpec(
