@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.authoring.convert import convert
 from retailinfer.authoring.trees.files import kind_of
+from retailinfer.authoring.trees.use import hard_rows
 from retailinfer.cli.main import main
 from retailinfer.errors import ConfigError, ModelError, SchemaMismatchError
 
@@ -309,6 +311,34 @@ def test_trees_that_answer_otherwise_than_their_golden_rows_do_not_load(tmp_path
     files["manifest.json"] = encode_manifest(seal(msgspec.structs.replace(manifest, files=entries)))
     with pytest.raises(ri.GoldenMismatchError):
         ri.Scorer.load(files, trust="unsigned")
+
+
+@pytest.mark.parametrize("engine", ["auto", "onnx"])
+@pytest.mark.parametrize("kind", ["lightgbm", "sklearn"])
+def test_labels_that_are_floats_are_the_whole_numbers_that_they_mean(tmp_path, kind, engine):
+    """A target read from a file is often 0.0 and 1.0: the manifest says 0 and 1."""
+    import lightgbm
+    from sklearn.tree import DecisionTreeClassifier
+
+    one = (
+        lightgbm.LGBMClassifier(n_estimators=2, verbose=-1, n_jobs=1)
+        if kind == "lightgbm"
+        else DecisionTreeClassifier(max_depth=3)
+    )
+    model = one.fit(ROWS, FRAUD.astype(float))
+    manifest = ri.pack("m", model=model, out=tmp_path / "r", features=spec(), golden=table(), engine=engine)
+    assert manifest.models[0].outputs[0].classes == (0, 1)
+    assert manifest.score is not None
+    assert manifest.score.label == 1
+    assert ri.Scorer.load(tmp_path / "r", trust="unsigned").score(dict.fromkeys(NAMES, 0.5)).score >= 0
+
+
+def test_a_forest_of_very_many_features_is_compared_on_fewer_rows():
+    """A small file may say that it has a million features: the rows that it is compared on fit into memory."""
+    forest = convert(booster(), input_name="features", engine="trees").forest
+    assert forest is not None
+    assert len(hard_rows(forest)) == 2_000
+    assert hard_rows(msgspec.structs.replace(forest, n_features=1 << 18)).shape == (128, 1 << 18)
 
 
 # ---- command line ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_parity", "check_parity_of_arrays", "may_take_nan", "numpy_dtype"]
 
 RANDOM_ROWS = 512
+RANDOM_CELLS = 1 << 25  # of all of them together
 GAP_ROWS = 256
 
 
@@ -66,9 +67,10 @@ def check_parity_of_arrays(part: Part, tolerance: float) -> None:
     if converted.predict is None or converted.output is None or converted.n_features is None:
         return
     rng = np.random.default_rng(13)
-    rows = rng.normal(size=(RANDOM_ROWS, converted.n_features))
+    n_rows = _n_rows(converted.n_features)
+    rows = rng.normal(size=(n_rows, converted.n_features))
     for column in converted.codes:
-        rows[:, column] = rng.integers(0, 10, RANDOM_ROWS)
+        rows[:, column] = rng.integers(0, 10, n_rows)
     name, dtype, _ = part.session.inputs[0]
     feed = rows.astype(numpy_dtype(dtype))
     _compare(part, feed, part.session.run({name: feed}, [converted.output])[converted.output], tolerance)
@@ -86,6 +88,11 @@ def numpy_dtype(number: int) -> np.dtype[Any]:
     return np.dtype(object if DTYPE_NAMES[number] == "string" else DTYPE_NAMES[number])
 
 
+def _n_rows(width: int) -> int:
+    """Fewer random rows of a matrix so wide that all of them would fill the memory."""
+    return max(2, min(RANDOM_ROWS, RANDOM_CELLS // max(1, width)))
+
+
 def _around(feed: NDArray[Any]) -> NDArray[np.float64]:
     """Random rows with the means and spreads of real ones; whole numbers stay whole (codes of categories)."""
     values = feed.astype(np.float64)
@@ -93,7 +100,8 @@ def _around(feed: NDArray[Any]) -> NDArray[np.float64]:
     n = np.maximum(there.sum(axis=0), 1)
     middle = np.where(there, values, 0.0).sum(axis=0) / n
     spread = np.sqrt((np.where(there, values - middle, 0.0) ** 2).sum(axis=0) / n)
-    noise = middle + np.random.default_rng(11).normal(size=(RANDOM_ROWS, feed.shape[1])) * (spread + 1e-3)
+    n_rows = _n_rows(feed.shape[1])
+    noise = middle + np.random.default_rng(11).normal(size=(n_rows, feed.shape[1])) * (spread + 1e-3)
     whole = np.where(there, values == np.rint(values), True).all(axis=0)
     low, high = (getattr(np, f"nan{side}")(np.vstack([values, middle]), axis=0) for side in ("min", "max"))
     return np.asarray(np.where(whole, np.clip(np.rint(noise), low, high), noise))

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retailinfer.authoring.preflight import DTYPE_NAMES, Graph
 from retailinfer.errors import ModelError, SchemaMismatchError, clip
@@ -295,8 +295,18 @@ def _classes(part: Part, output: str) -> tuple[str | int, ...]:
     found = part.graph.classes.get(output, ())
     if part.converted.classes and output == part.converted.output:
         found = part.converted.classes  # the trainer's own labels; the graph may only count them
-    # a boolean target's labels are 0 and 1: the manifest knows text and integers
-    return tuple(int(c) if isinstance(c, bool) else c for c in found)
+    return tuple(_label(c) for c in found)
+
+
+def _label(label: Any) -> str | int:
+    """A class as the manifest can hold it, text or an integer: 0 and 1 for truths, 1 for 1.0, "1.5" for 1.5."""
+    if isinstance(label, str):
+        return label
+    if isinstance(label, bytes):
+        return label.decode("utf-8", "replace")
+    if isinstance(label, (bool, int)) or (isinstance(label, float) and label.is_integer()):
+        return int(label)
+    return str(label)
 
 
 def _last(parts: Sequence[Part]) -> Part:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["forest_part", "graph_to_trees", "hard_rows"]
 
 N_ROWS = 2_000
+MAX_CELLS = 1 << 25  # of all rows together
 # Last steps whose results cannot leave 0..1.
 _BOUNDED = frozenset({"logistic", "sigmoid", "softmax", "softmax_sum", "hinge"})
 
@@ -147,12 +148,15 @@ def _answers(
     return None, rows
 
 
-def hard_rows(forest: Forest, n: int = N_ROWS) -> NDArray[Any]:
+def hard_rows(forest: Forest, n: int | None = None) -> NDArray[Any]:
     """Rows on thresholds, one step above and below them, anywhere between, missing, infinite and zero; codes of categories.
 
+    n: as many as fit 32 million cells where it is None, 2 to 2,000 of them: a small file may say that it has features
+    by the million.
     Returns: shape (n, n_features), float64 where the forest is `wide`, else float32. In the first half there is nothing odd.
     """
     rng = np.random.default_rng(20)
+    n = max(2, min(N_ROWS, MAX_CELLS // forest.n_features)) if n is None else n
     kind: Any = np.float64 if forest.wide else np.float32
     rows = rng.normal(size=(n, forest.n_features)).astype(kind)
     feature, threshold, rule = (forest.arrays[name] for name in ("feature", "threshold", "rule"))
