@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -331,6 +332,25 @@ def test_labels_that_are_floats_are_the_whole_numbers_that_they_mean(tmp_path, k
     assert manifest.score is not None
     assert manifest.score.label == 1
     assert ri.Scorer.load(tmp_path / "r", trust="unsigned").score(dict.fromkeys(NAMES, 0.5)).score >= 0
+
+
+@pytest.mark.parametrize("odd", ["lines of Windows", "sizes that lie"])
+def test_a_text_whose_trees_are_elsewhere_than_it_says_does_not_end_the_process(tmp_path, odd):
+    """LightGBM reads by `tree_sizes` in threads, and dies where these are wrong, as after a change of line ends."""
+    text = booster().model_to_string()
+    if odd == "lines of Windows":
+        data = text.replace("\n", "\r\n").encode()
+    else:
+        data = re.sub(r"tree_sizes=.*", "tree_sizes=" + " ".join(["7"] * 12), text).encode()
+    manifest = ri.pack("m", model=data, out=tmp_path / "r")
+    assert (manifest.models[0].engine, manifest.models[0].parity) == ("trees", "exact")
+    assert ri.pack("m", model=data, out=tmp_path / "o", engine="onnx").models[0].engine == "onnx"
+
+
+def test_a_path_that_no_system_has_is_no_model(tmp_path):
+    """A zero byte in a path is told like a file that is not there."""
+    with pytest.raises(ModelError, match="cannot read the model"):
+        ri.pack("m", model="a\0b", out=tmp_path / "r")
 
 
 def test_a_forest_of_very_many_features_is_compared_on_fewer_rows():

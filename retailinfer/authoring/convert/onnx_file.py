@@ -45,8 +45,9 @@ def _read(path: Path) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{clip(path.name)} is larger than {MAX_BYTES} bytes")
         data = path.read_bytes()
-    except OSError as exc:
-        raise ModelError(f"cannot read the model {clip(str(path), 200)}: {exc.strerror}") from exc
+    except (OSError, ValueError) as exc:  # a path with a zero byte is a ValueError
+        why = getattr(exc, "strerror", None) or exc
+        raise ModelError(f"cannot read the model {clip(str(path), 200)}: {why}") from exc
     hint = FOREIGN.get(data[:4])
     if hint is not None:
         raise ModelError(f"{clip(path.name)} is in a format that only its trainer reads", hint=hint)
