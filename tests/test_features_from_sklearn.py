@@ -944,3 +944,14 @@ def test_truths_of_pandas_with_gaps_are_missing_as_scikit_learn_sees_them(steps)
     assert np.array_equal(
         np.asarray(spec.transform(pa.table({"known": [True, False, None]}))), want[:3], equal_nan=True
     )
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "longdouble"])
+def test_numbers_that_arrow_does_not_hold_are_refused_by_the_name_of_their_column(dtype):
+    """Complex and long double columns have no request field."""
+    table = pd.DataFrame({"a": np.arange(6.0)})
+    made = StandardScaler().fit(table)
+    if np.dtype(dtype) == np.float64:
+        pytest.skip("platform: a long double is a double here")
+    with pytest.raises(SpecError, match="no request field can bring column `a`"):
+        ri.FeatureSpec.from_sklearn(made, sample=table.astype(dtype))

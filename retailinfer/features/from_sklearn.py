@@ -298,8 +298,8 @@ class _Sample:
             has_null = bool(np.isnan(values).any())
         try:
             kind, problem = _field_type(self._arrow([name], slice(0, self.n_rows)).column(0).type)
-        except (FeatureError, ValueError, TypeError) as exc:  # pyarrow's errors are among these
-            kind, problem = "str", f"its values are of several types: {clip(str(exc), 100)}"
+        except (FeatureError, ValueError, TypeError, NotImplementedError) as exc:  # pyarrow's are among these
+            kind, problem = "str", f"Arrow holds no such values, or not together: {clip(str(exc), 100)}"
         if problem is not None:
             problem = f"no request field can bring column `{name}`: {problem}"
         numeric = (
