@@ -299,7 +299,10 @@ class _Sample:
         try:
             kind, problem = _field_type(self._arrow([name], slice(0, self.n_rows)).column(0).type)
         except (FeatureError, ValueError, TypeError, NotImplementedError) as exc:  # pyarrow's are among these
-            kind, problem = "str", f"Arrow holds no such values, or not together: {clip(str(exc), 100)}"
+            kind, problem = (
+                "str",
+                f"its values are of several types, or of one that Arrow has not: {clip(str(exc), 100)}",
+            )
         if problem is not None:
             problem = f"no request field can bring column `{name}`: {problem}"
         numeric = (
