@@ -283,12 +283,14 @@ static void add_strangers(tape *t, grower *g) {
 
 static void add_sets(tape *t, ri_trees *s) {
     int64_t *ends = exact((size_t)s->n_sets + 1, 8);
-    for (int64_t i = 0; i < s->n_sets; ++i)
-        ends[i + 1] = ends[i] + (int64_t)below(t, chance(t, 3) ? 300 : 4);
+    for (int64_t i = 0; i < s->n_sets; ++i) {
+        const uint32_t size = byte(t);
+        ends[i + 1] = ends[i] + (int64_t)below(t, size < 2 ? 70000 : size < 10 ? 300 : 4);
+    }
     s->n_words = ends[s->n_sets];
     uint32_t *words = exact((size_t)s->n_words, 4);
     for (int64_t i = 0; i < s->n_words; ++i)
-        words[i] = chance(t, 10) ? UINT32_MAX : word(t);
+        words[i] = chance(t, 10) ? UINT32_MAX : chance(t, 15) ? 0 : word(t);
     s->set_ends = ends, s->set_words = words;
 }
 

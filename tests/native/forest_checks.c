@@ -167,6 +167,25 @@ static void check_kernel(const run *r, const int32_t *leaves, const uint32_t *ra
     free(found);
 }
 
+/* Plans that are guessed and timed, on rows that the forest makes up itself: whatever they are, the answers are the same. */
+static void check_plans(run *r, const int32_t *leaves, const uint32_t *raw, uint32_t *last, int *known) {
+    const ri_trees *s = &r->c->trees;
+    const size_t cells = 2 * (size_t)RI_BLOCK * (size_t)s->n_features;
+    void *rows = malloc(cells * (s->wide ? 8 : 4)), *scratch = ri_aligned(r->f->scratch);
+    MUST(rows && scratch, "no memory");
+    ri_forest_likely(r->f, 2 * RI_BLOCK, rows);
+    memset(&r->plan, 0xA5, sizeof r->plan);
+    ri_plan_guess(r->f, r->set, &r->plan);
+    r->name = "guessed";
+    check_kernel(r, leaves, raw, last, known);
+    memset(&r->plan, 0xA5, sizeof r->plan);
+    ri_plan_time(r->f, r->set, rows, s->n_features, 2 * RI_BLOCK, r->c->plan[0] & 1 ? 1 : 500, 50000, scratch, &r->plan);
+    r->name = "timed";
+    check_kernel(r, leaves, raw, last, known);
+    free(rows);
+    ri_aligned_free(scratch);
+}
+
 static void check_memory(const forest_case *c, const ri_forest *f) {
     const ri_trees *s = &c->trees;
     const size_t input = (size_t)s->n_nodes * 35 + (size_t)(s->n_leaves * s->width) * 8 + (size_t)s->n_trees * 8 + (size_t)s->n_sets * 8
@@ -226,6 +245,8 @@ void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers
         }
         r.name = "mixed";
         check_kernel(&r, leaves, raw, last, &known);
+        if (c.plan[1] % 4 == 0 && s->n_features <= 2000 && s->n_nodes <= 5000)
+            check_plans(&r, leaves, raw, last, &known);
     }
     const uint64_t reasons = reasons_check(&c, leaves);
     if (answers)
