@@ -33,7 +33,7 @@ from test_features_from_sklearn import LABEL, everything, frame, other_rows
 
 import retailinfer as ri
 from retailinfer.authoring.pipeline_model import taken_apart
-from retailinfer.errors import SpecError
+from retailinfer.errors import ModelError, SpecError
 
 pytestmark = pytest.mark.requires("sklearn", "skl2onnx", "onnx", "pyarrow")
 
@@ -87,6 +87,24 @@ def test_probabilities_of_trees_are_those_of_the_pipeline_exactly(tmp_path, mode
     )
     assert manifest.models[0].engine == "trees"
     assert manifest.task == "classification"
+
+
+def test_splits_between_missing_values_and_all_others_stay_trees(tmp_path):
+    """A forest that saw NaN has thresholds at infinity: the native trees take them, skl2onnx would search for ever."""
+    rows = frame()
+    gaps = ColumnTransformer([("raw", "passthrough", ["gap", "plan", "amount"])])
+    forest = RandomForestClassifier(30, random_state=0, max_features=None)
+    label = rows["gap"].isna() ^ (LABEL == 1)
+    made = make_pipeline(gaps, forest).fit(rows, label)
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
+    manifest = ri.pack("gaps", model=made, golden=rows, out=tmp_path / "gaps")
+    assert (manifest.models[0].engine, manifest.models[0].parity) == ("trees", "exact")
+    probe = other_rows(rows, ri.FeatureSpec.from_sklearn(made, sample=rows))
+    np.testing.assert_array_equal(
+        served(tmp_path / "gaps", probe), made.predict_proba(probe)[:, 1].astype(np.float32)
+    )
+    with pytest.raises(ModelError, match=r"part missing values from all others.*engine="):
+        ri.pack("gaps", model=made, golden=rows, engine="onnx", out=tmp_path / "onnx")
 
 
 def test_boosters_of_other_trainers_end_a_pipeline_too(tmp_path):

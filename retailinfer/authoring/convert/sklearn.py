@@ -61,6 +61,11 @@ def convert(model: Any, *, input_name: str, dtype: str) -> Converted:
             f"{type(model).__name__} does not say how many features it was fitted on",
             hint="export it to ONNX yourself",
         )
+    if dtype == "float64" and _parts_missing_values(model):
+        raise ModelError(
+            f"skl2onnx does not come to an end on {type(model).__name__}: splits of it part missing values from all others",
+            hint='engine="auto" and "trees" read its trees without skl2onnx; or give its tensor dtype float32',
+        )
     _register_boosters()
     classifies = is_classifier(model)
     arguments: dict[str, Any] = {
@@ -102,6 +107,15 @@ def _predict(model: Any, dtype: str, decides: bool) -> Predict:
             return np.asarray(ask(matrix.astype(dtype)), dtype=np.float64)
 
     return predict
+
+
+def _parts_missing_values(model: Any) -> bool:
+    """Whether a tree in it has a split at infinity, between which and the next double skl2onnx searches for ever."""
+    if hasattr(model, "steps"):
+        return any(_parts_missing_values(step) for _, step in model.steps)
+    if hasattr(model, "tree_"):
+        return bool(np.isinf(model.tree_.threshold).any())
+    return any(_parts_missing_values(one) for one in np.ravel(getattr(model, "estimators_", [])))
 
 
 def _register_boosters() -> None:

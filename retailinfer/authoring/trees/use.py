@@ -165,7 +165,10 @@ def hard_rows(forest: Forest, n: int | None = None) -> NDArray[Any]:
         if (rule[own] >= 2).any():
             rows[:, column] = _codes(forest, np.flatnonzero(own & (rule >= 2)), n, rng)
             continue
-        some = rng.choice(threshold[own], n).astype(kind)
+        finite = threshold[own & np.isfinite(threshold)]  # x <= infinity parts missing values from all others
+        if not len(finite):
+            continue
+        some = rng.choice(finite, n).astype(kind)
         near = np.nextafter(some, rng.choice([-np.inf, np.inf], n).astype(kind))
         rows[:, column] = np.choose(rng.integers(0, 3, n), [rows[:, column] * np.abs(some), some, near])
         if forest.wide:  # a trainer may narrow to float32: numbers beside its thresholds as it sees them
