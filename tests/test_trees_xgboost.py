@@ -586,6 +586,7 @@ def test_chains_of_thousands_of_nodes_are_refused_in_time():
         one, size = trees_of(document)[0], 2 * n + 1
         inner = [i + 1 if i < 2 * n and i % 2 == 0 else -1 for i in range(size)]
         one.update(left_children=inner, right_children=[i + 1 if i >= 0 else -1 for i in inner])
+        one["parents"] = [2**31 - 1, *((i - 1) // 2 * 2 for i in range(1, size))]
         for name in ("split_indices", "default_left", "split_type"):
             one[name] = [0] * size
         for name in ("split_conditions", "sum_hessian"):
@@ -713,3 +714,18 @@ def answers_or_refuses(data):
     except (Unfit, ModelError):
         pass
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("node", [0, 1, 2])
+def test_parents_that_lead_nowhere_are_refused_before_xgboost_follows_them(node):
+    """XGBoost reads at the number that a file gives as a parent, and the process ends there."""
+    import xgboost
+
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    booster = xgboost.train(
+        {"objective": "binary:logistic", "nthread": 1}, xgboost.DMatrix(rows, rows[:, 0] > 0), 2
+    )
+    document = json.loads(booster.save_raw("json"))
+    document["learner"]["gradient_booster"]["model"]["trees"][0]["parents"][node] = 10**9
+    with pytest.raises(ModelError, match="`parents` has 1000000000"):
+        parse(json.dumps(document).encode())

@@ -44,6 +44,8 @@ from retailinfer.runtime.trees import Forest
 
 __all__ = ["parse"]
 
+NO_PARENT = (1 << 31) - 1  # what a root has for one
+
 # Objective -> last step, and how a base score becomes a margin.
 _OBJECTIVES = {
     "binary:hinge": ("hinge", "none"),
@@ -436,6 +438,19 @@ class _Trees:
             self.inner[self.kept],
         )
         check_trees_in_order(self.place[self.first], left, right, inner, "the booster")
+        self._check_parents()
+
+    def _check_parents(self) -> None:
+        """Not needed here; but XGBoost follows them without a look, and the file is given to it to compare."""
+        if not all("parents" in tree for tree in self.trees):
+            return
+        parents = self._all("parents", np.int64)
+        own = np.flatnonzero(self.inner)
+        wrong = np.zeros(len(parents), np.bool_)
+        for child in (self.left[own], self.right[own]):
+            wrong[child] |= parents[child] != own - self.first[self.tree[own]]
+        wrong[self.first] = ~np.isin(parents[self.first], (-1, NO_PARENT))
+        self._wrong("parents", parents, wrong)
 
     def codes(self) -> set[int]:
         """Columns that are split as categories."""
