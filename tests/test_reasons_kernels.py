@@ -157,6 +157,19 @@ def test_equal_contributions_stand_in_the_order_of_the_groups():
     assert reasons.top(np.ones((1, 4), np.float32)) == [("a", "b", "c")]
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 6, 7, 40, MAX_REASONS])
+def test_any_number_of_reasons_is_picked_alike(most):
+    """However many are asked for, the strongest come first, equal ones in order, and only such as push up."""
+    arrays, grid = forest(11, n_trees=30, depth=5)
+    rows = rows_for(11, grid, 20)
+    groups = np.arange(FEATURES, dtype=np.int32)
+    model = TreeModel(arrays, n_features=FEATURES)
+    want = twin.pick(twin.amounts(arrays, groups, rows, n_groups=FEATURES), most)
+    for form in FORMS:
+        reasons = ForestReasons(model, arrays, groups, names=tuple(range(FEATURES)), most=most, form=form)
+        assert reasons.top(rows) == want
+
+
 def test_only_what_pushes_up_is_named():
     """A row without any step up has no reasons; of one sum with two columns, the first turns the steps round."""
     arrays = stump(0.0, 1.0, 0.0, -2.0, feature=(0, 1))

@@ -17,6 +17,7 @@
 #define MAX_STEPS (INT64_C(1) << 31) /* of all leaves' ways together: a comb of leaves is as long as it is deep */
 #define MAX_DENSE (INT64_C(1) << 26)
 #define MAX_VALUE 1e300 /* of a leaf: what is added and subtracted below stays finite */
+#define MOST_FEW 6 /* reasons that are picked without a branch */
 
 static int bad(int code, int64_t at, int *error, int64_t *where) {
     *error = code;
@@ -283,7 +284,7 @@ static int build(builder *b, ri_reasons *r, int form) {
             else
                 r->amounts[i] = (ri_amount){b->steps[i].group, amount};
         }
-    r->scratch = r->dense ? 4 * (size_t)stride : 8 * (size_t)b->n_groups + 64;
+    r->scratch = r->dense ? 12 * (size_t)stride : 8 * (size_t)b->n_groups + 64;
     return 0;
 }
 
@@ -347,31 +348,69 @@ static void add_sparse(const ri_reasons *r, const int32_t *leaves, int64_t *sums
     }
 }
 
-/* The strongest first; of equal ones the group that comes first stays in front. */
-#define PICK(SUMS)                                                                                                                   \
-    for (int32_t g = 0; g < r->n_groups; ++g) {                                                                                      \
-        if ((SUMS)[g] <= 0 || (n == most && (SUMS)[g] <= (SUMS)[picked[n - 1]]))                                                     \
-            continue;                                                                                                                \
-        int32_t place = n < most ? n++ : n - 1;                                                                                      \
-        for (; place > 0 && (SUMS)[g] > (SUMS)[picked[place - 1]]; --place)                                                          \
-            picked[place] = picked[place - 1];                                                                                       \
-        picked[place] = g;                                                                                                           \
-    }
-
-int32_t ri_reasons_pick(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int32_t most, int32_t *picked) {
+/* The strongest first, equal ones in the order of their groups. Amounts come in no order that a processor could foresee, so there is no
+ * branch in it: an amount and its group are one number, which moves down among the best. */
+static inline int32_t pick_few(const int32_t *sums, int32_t n_groups, const int32_t most, int32_t *picked) {
+    int64_t best[MOST_FEW];
     int32_t n = 0;
-    if (most < 1)
-        return 0;
-    if (r->dense) {
-        int32_t *sums = (int32_t *)scratch;
-        kernel(r->dense, r->stride, leaves, r->trees, r->n_used, sums);
-        PICK(sums)
-    } else {
-        int64_t *sums = (int64_t *)scratch;
-        add_sparse(r, leaves, sums);
-        PICK(sums)
+    for (int32_t k = 0; k < most; ++k)
+        best[k] = -1;
+    for (int32_t g = 0; g < n_groups; ++g) {
+        int64_t x = (int64_t)sums[g] * (INT64_C(1) << 32) - 1 - g; /* below 0 where nothing pushes up */
+        for (int32_t k = 0; k < most; ++k) {
+            const int64_t more = x > best[k] ? x : best[k], less = x > best[k] ? best[k] : x;
+            best[k] = more;
+            x = less;
+        }
+    }
+    for (int32_t k = 0; k < most; ++k) {
+        picked[k] = (int32_t)(UINT32_MAX - (uint32_t)best[k]);
+        n += best[k] >= 0;
     }
     return n;
+}
+
+static int32_t pick_many(const int64_t *sums, int32_t n_groups, int32_t most, int32_t *picked) {
+    int32_t n = 0;
+    for (int32_t g = 0; g < n_groups; ++g) {
+        if (sums[g] <= 0 || (n == most && sums[g] <= sums[picked[n - 1]]))
+            continue;
+        int32_t place = n < most ? n++ : n - 1;
+        for (; place > 0 && sums[g] > sums[picked[place - 1]]; --place)
+            picked[place] = picked[place - 1];
+        picked[place] = g;
+    }
+    return n;
+}
+
+int32_t ri_reasons_pick(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int32_t most, int32_t *picked) {
+    if (most < 1)
+        return 0;
+    if (!r->dense) {
+        add_sparse(r, leaves, (int64_t *)scratch);
+        return pick_many((const int64_t *)scratch, r->n_groups, most, picked);
+    }
+    int32_t *sums = (int32_t *)scratch;
+    int64_t *wide = (int64_t *)(void *)(sums + r->stride); /* behind them */
+    kernel(r->dense, r->stride, leaves, r->trees, r->n_used, sums);
+    switch (most) {
+    case 1:
+        return pick_few(sums, r->n_groups, 1, picked);
+    case 2:
+        return pick_few(sums, r->n_groups, 2, picked);
+    case 3:
+        return pick_few(sums, r->n_groups, 3, picked);
+    case 4:
+        return pick_few(sums, r->n_groups, 4, picked);
+    case 5:
+        return pick_few(sums, r->n_groups, 5, picked);
+    case MOST_FEW:
+        return pick_few(sums, r->n_groups, MOST_FEW, picked);
+    default:
+        for (int32_t g = 0; g < r->n_groups; ++g)
+            wide[g] = sums[g];
+        return pick_many(wide, r->n_groups, most, picked);
+    }
 }
 
 void ri_reasons_amounts(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int64_t *amounts) {
