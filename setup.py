@@ -41,7 +41,7 @@ C_SOURCES: dict[str, tuple[str, ...]] = {
 
 # Extension -> its kernels: C files that are compiled once for each instruction set. Which runs must never show in an answer.
 KERNEL_SOURCES: dict[str, tuple[str, ...]] = {
-    "trees": ("tree_walk.c", "tree_heap.c", "tree_ranked.c", "tree_kernels.c"),
+    "trees": ("tree_walk.c", "tree_jump.c", "tree_ranked.c", "tree_kernels.c"),
     "reasons": ("reason_kernels.c",),
 }
 # RI_LEVEL -> flags; 1 is the baseline, and all there is outside of x86-64 and of compilers that know these flags.

@@ -158,11 +158,11 @@ def test_number_of_rows_does_not_matter(n):
 
 
 def test_depth_and_leaves_decide_which_forms_there_are():
-    """Trees deeper than 6 have no heap, trees of more than 256 leaves nothing but walks."""
+    """Trees deeper than 6 have of more than 256 leaves nothing but walks."""
     deep, _ = random_forest(1, depth=8, chance=1.0)
     model = TreeModel(deep, n_features=FEATURES)
     assert model.depth == 8
-    assert not {"heap-1", "heap-8"} & set(model.kernels)
+    assert not {"jump-1", "jump-8"} & set(model.kernels)
     assert "ranked-64" in model.kernels
     deeper, _ = random_forest(1, depth=9, chance=1.0)
     assert TreeModel(deeper, n_features=FEATURES).kernels == ("walk-1", "walk-8")

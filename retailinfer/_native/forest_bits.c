@@ -97,8 +97,8 @@ int ri_build_questions(builder *b) {
     ri_forest *f = b->f;
     const int32_t n_nodes = b->ends[s->n_trees];
     int64_t n = 0, n_tables = 0, words = 0;
-    for (int32_t i = 0; i < n_nodes; ++i)
-        n += asks(s, b->order[i]);
+    for (int64_t i = 0; i < s->n_nodes; ++i) /* some may be in no tree */
+        n += s->rule[i] != RI_RULE_LEQ;
     if (!n)
         return 0;
     asked *all = malloc((size_t)n * sizeof *all);
@@ -124,6 +124,7 @@ int ri_build_questions(builder *b) {
         all[at].content = s->rule[node] == RI_RULE_EQ ? key_64(bits_64(&value, 0)) : hash_of_set(s, s->category[node]);
         all[at++].node = node;
     }
+    n = at;
     qsort(all, (size_t)n, sizeof *all, by_question);
     for (int64_t i = 0; i < n; ++i)
         f->n_questions += i == 0 || all[i].group != all[i - 1].group;

@@ -120,97 +120,171 @@ static int check_sizes(const ri_trees *s, int *error, int64_t *at) {
 
 /* ---- columns -------------------------------------------------------------------------------------------------------------- */
 
-enum { NAN_RIGHT = 0, NAN_LEFT, NAN_ZERO, ZERO_RIGHT, ZERO_LEFT }; /* ways to read a feature */
+enum { NAN_RIGHT = 0, NAN_LEFT, NAN_ZERO, ZERO_RIGHT, ZERO_LEFT, N_WAYS }; /* ways to read a feature */
 
-static uint64_t way_of(const ri_trees *s, int32_t node) {
-    const int gone = s->missing[node], left = s->missing_left[node];
-    return gone == RI_GONE_NEVER ? NAN_ZERO : (uint64_t)(gone == RI_GONE_NAN ? NAN_RIGHT : ZERO_RIGHT) + (uint64_t)left;
-}
+typedef struct column { /* a feature that is read in one way */
+    int32_t feature, way, number;
+    int32_t twin;       /* order among the columns of its feature */
+    int32_t other;      /* the column that it is read with; -1: itself */
+    uint64_t low, high; /* keys of its thresholds */
+    uint64_t fill;
+} column;
 
-static int ascending(const void *a, const void *b) {
-    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
+typedef struct columns { /* in the order in which nodes name them, and a table of open addresses to find them */
+    column *all;
+    int32_t *table; /* -1: free */
+    size_t mask;
+    int32_t n;
+} columns;
 
 static int compares(const ri_trees *s, int32_t node) { return s->feature[node] >= 0 && s->rule[node] == RI_RULE_LEQ; }
 
-static uint64_t name_of(const ri_trees *s, int32_t node) { return (way_of(s, node) << 32 | (uint64_t)s->feature[node]) + 1; }
+static int32_t way_of(const ri_trees *s, int32_t node) {
+    const int32_t gone = s->missing[node], left = s->missing_left[node];
+    return gone == RI_GONE_NEVER ? NAN_ZERO : (gone == RI_GONE_NAN ? NAN_RIGHT : ZERO_RIGHT) + left;
+}
 
-typedef struct known { /* a small hash table: way and feature -> number of the column */
-    uint64_t *names; /* 0 is an empty slot */
-    int32_t *numbers;
-    size_t mask;
-} known;
-
-static size_t slot_of(const known *k, uint64_t name) {
-    size_t at = (size_t)((name * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & k->mask;
-    while (k->names[at] && k->names[at] != name)
-        at = (at + 1) & k->mask;
+static size_t slot_of(const columns *c, int32_t feature, int32_t way) {
+    const uint64_t name = (uint64_t)feature * N_WAYS + (uint64_t)way;
+    size_t at = (size_t)((name * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & c->mask;
+    while (c->table[at] >= 0 && (c->all[c->table[at]].feature != feature || c->all[c->table[at]].way != way))
+        at = (at + 1) & c->mask;
     return at;
 }
 
-static void describe_run(ri_columns *run, int wide) {
-    static const double zero = (double)RI_ZERO;
-    static const float zero_f = RI_ZERO;
-    const int way = run->fill & 7;
-    run->fill = way == NAN_LEFT || way == ZERO_LEFT ? 0 : wide ? UINT64_MAX : UINT32_MAX;
-    if (way == NAN_ZERO)
-        run->fill = wide ? key_64(0) : key_32(0);
-    run->zero_end = way < ZERO_RIGHT ? 0 : wide ? bits_64(&zero, 0) + 1 : (uint64_t)bits_32(&zero_f, 0) + 1;
+/* Room for twice as many. */
+static int grow(columns *c) {
+    const size_t size = 4 * (c->mask + 1);
+    column *all = realloc(c->all, size / 2 * sizeof *all);
+    int32_t *table = malloc(4 * size);
+    if (all)
+        c->all = all;
+    if (!all || !table) {
+        free(table);
+        return -1;
+    }
+    free(c->table);
+    c->table = table;
+    c->mask = size - 1;
+    memset(table, 255, 4 * size);
+    for (int32_t i = 0; i < c->n; ++i)
+        table[slot_of(c, all[i].feature, all[i].way)] = i;
+    return 0;
 }
 
-/* Columns in the order of ways, then features, so that few runs of neighbours read a row. */
+/* The column of a node, by the order in which they were found. -1 without memory. */
+static int32_t column_of(columns *c, int32_t feature, int32_t way, uint64_t key) {
+    if (2 * (size_t)c->n >= c->mask && grow(c))
+        return -1;
+    const size_t at = slot_of(c, feature, way);
+    if (c->table[at] < 0) {
+        c->all[c->n] = (column){feature, way, 0, 0, -1, key, key, 0};
+        c->table[at] = c->n++;
+    }
+    column *found = c->all + c->table[at];
+    found->low = key < found->low ? key : found->low;
+    found->high = key > found->high ? key : found->high;
+    return c->table[at];
+}
+
+/* What stands for missing values, and which columns are one. Where NaN goes right at all lower thresholds of a feature and left at
+ * all higher ones, the lowest of the higher ones stands for it in both: so it is where training saw no NaN and it counts as a number. */
+static void fill_columns(const ri_trees *s, columns *c) {
+    for (int32_t i = 0; i < c->n; ++i) {
+        column *one = c->all + i;
+        one->fill = one->way == NAN_LEFT || one->way == ZERO_LEFT ? 0 : s->wide ? UINT64_MAX : UINT32_MAX;
+        if (one->way == NAN_ZERO)
+            one->fill = s->wide ? key_64(0) : key_32(0);
+    }
+    for (int32_t i = 0; i < c->n; ++i) {
+        column *right = c->all + i;
+        if (right->way != NAN_RIGHT)
+            continue;
+        const int32_t found = c->table[slot_of(c, right->feature, NAN_LEFT)];
+        if (found < 0 || right->high >= c->all[found].low)
+            continue;
+        right->fill = c->all[found].low;
+        c->all[found].other = i;
+    }
+    for (int32_t i = 0; i < c->n; ++i)
+        for (int32_t way = 0; way < c->all[i].way; ++way) {
+            const int32_t found = c->table[slot_of(c, c->all[i].feature, way)];
+            c->all[i].twin += found >= 0 && c->all[found].other < 0 && (way < ZERO_RIGHT) == (c->all[i].way < ZERO_RIGHT);
+        }
+}
+
+static int by_place(const void *a, const void *b) {
+    const column *x = *(const column *const *)a, *y = *(const column *const *)b;
+    if ((x->way < ZERO_RIGHT) != (y->way < ZERO_RIGHT))
+        return x->way < ZERO_RIGHT ? -1 : 1;
+    if (x->twin != y->twin)
+        return x->twin - y->twin;
+    return (x->feature > y->feature) - (x->feature < y->feature);
+}
+
+/* Numbers the columns so that few runs of neighbours read a row. */
+static int number_columns(builder *b, columns *c) {
+    ri_forest *f = b->f;
+    const int wide = b->s->wide;
+    const double zero = (double)RI_ZERO;
+    const float zero_f = RI_ZERO;
+    column **sorted = malloc(((size_t)c->n + 1) * sizeof *sorted);
+    if (!sorted)
+        return -1;
+    for (int32_t i = 0; i < c->n; ++i)
+        if (c->all[i].other < 0)
+            sorted[f->n_columns++] = c->all + i;
+    qsort(sorted, (size_t)f->n_columns, sizeof *sorted, by_place);
+    f->runs = ri_room(f, (size_t)f->n_columns + 1, sizeof *f->runs);
+    f->fills = ri_room(f, (size_t)f->n_columns + 16, wide ? 8 : 4);
+    if (!f->runs || !f->fills) {
+        free(sorted);
+        return -1;
+    }
+    for (int32_t i = 0; i < f->n_columns; ++i) {
+        column *one = sorted[i], *before = i ? sorted[i - 1] : NULL;
+        one->number = i;
+        if (wide)
+            ((uint64_t *)f->fills)[i] = one->fill;
+        else
+            ((uint32_t *)f->fills)[i] = (uint32_t)one->fill;
+        if (!before || one->feature != before->feature + 1 || (one->way < ZERO_RIGHT) != (before->way < ZERO_RIGHT)) {
+            const uint64_t end = wide ? bits_64(&zero, 0) + 1 : (uint64_t)bits_32(&zero_f, 0) + 1;
+            f->runs[f->n_runs++] = (ri_columns){i, one->feature, 0, one->way < ZERO_RIGHT ? 0 : end};
+        }
+        f->runs[f->n_runs - 1].n++;
+    }
+    free(sorted);
+    return 0;
+}
+
 static int find_columns(builder *b) {
     const ri_trees *s = b->s;
-    ri_forest *f = b->f;
-    const int32_t n_nodes = b->ends[s->n_trees];
-    size_t n = 0, size = 64;
-    for (int32_t i = 0; i < n_nodes; ++i)
-        n += compares(s, b->order[i]);
-    while (size < 2 * n && size < (size_t)1 << 31)
-        size *= 2;
-    known k = {calloc(size, 8), calloc(size, 4), size - 1};
-    uint64_t *names = calloc(n + 1, 8);
-    int failed = !k.names || !k.numbers || !names;
-    for (int32_t i = 0; i < n_nodes && !failed; ++i) {
-        b->column[b->order[i]] = -1;
-        if (!compares(s, b->order[i]))
-            continue;
-        const uint64_t name = name_of(s, b->order[i]);
-        const size_t at = slot_of(&k, name);
-        if (!k.names[at]) {
-            k.names[at] = name;
-            names[f->n_columns++] = name;
-        }
-    }
-    if (!failed)
-        qsort(names, (size_t)f->n_columns, 8, ascending);
-    for (int32_t c = 0; c < f->n_columns && !failed; ++c) {
-        k.numbers[slot_of(&k, names[c])] = c;
-        f->n_runs += c == 0 || names[c] != names[c - 1] + 1;
-    }
-    f->runs = failed ? NULL : ri_room(f, (size_t)f->n_runs, sizeof *f->runs);
-    failed |= !f->runs;
-    for (int32_t c = 0, r = -1; c < f->n_columns && !failed; ++c) {
-        const uint64_t name = names[c] - 1;
-        if (c == 0 || names[c] != names[c - 1] + 1)
-            f->runs[++r] = (ri_columns){c, (int32_t)(uint32_t)name, 0, name >> 32, 0};
-        f->runs[r].n++;
-    }
-    for (int32_t r = 0; r < f->n_runs && !failed; ++r)
-        describe_run(f->runs + r, s->wide);
-    for (int32_t i = 0; i < n_nodes && !failed; ++i) {
+    const int32_t n = b->ends[s->n_trees];
+    columns c = {NULL, NULL, 63, 0};
+    int failed = grow(&c);
+    for (int32_t i = 0; i < n && !failed; ++i) {
         const int32_t node = b->order[i];
+        b->column[node] = -1;
         if (!compares(s, node))
             continue;
         const double threshold = s->threshold[node] == 0 ? 0 : s->threshold[node]; /* -0 is 0 */
         const float narrow = (float)threshold;
-        b->column[node] = k.numbers[slot_of(&k, name_of(s, node))];
         b->key[node] = s->wide ? key_64(bits_64(&threshold, 0)) : key_32(bits_32(&narrow, 0));
+        b->column[node] = column_of(&c, s->feature[node], way_of(s, node), b->key[node]);
+        failed = b->column[node] < 0;
     }
-    free(k.names);
-    free(k.numbers);
-    free(names);
+    if (!failed) {
+        fill_columns(s, &c);
+        failed = number_columns(b, &c);
+    }
+    for (int32_t i = 0; i < n && !failed; ++i) {
+        const int32_t node = b->order[i], found = b->column[node];
+        if (found >= 0)
+            b->column[node] = c.all[c.all[found].other < 0 ? found : c.all[found].other].number;
+    }
+    free(c.all);
+    free(c.table);
     return failed ? -1 : 0;
 }
 
@@ -236,9 +310,9 @@ static void put_large(const builder *b, ri_large_node *node, int32_t n) {
 static void put_small(const builder *b, ri_small_node *node, int32_t n) {
     const ri_trees *s = b->s;
     if (s->feature[n] < 0)
-        *node = (ri_small_node){(uint32_t)s->left[n], (uint16_t)(b->f->n_columns * 4), 0};
+        *node = (ri_small_node){(uint32_t)s->left[n], (uint16_t)(4 * b->f->n_columns), 0};
     else
-        *node = (ri_small_node){(uint32_t)b->key[n], (uint16_t)(b->column[n] * 4), (uint16_t)(b->place[s->left[n]] - b->place[n])};
+        *node = (ri_small_node){(uint32_t)b->key[n], (uint16_t)(4 * b->column[n]), (uint16_t)(b->place[s->left[n]] - b->place[n])};
 }
 
 /* Places of a tree's nodes, from `start` on: children side by side, and with them their own children as long as a cache line has
@@ -280,8 +354,9 @@ static int build_nodes(builder *b) {
     int64_t end = 0;
     f->n_nodes = n;
     f->roots = ri_room(f, (size_t)s->n_trees + 8, 4);
-    f->depths = ri_room(f, (size_t)s->n_trees + 8, 4);
-    if (!f->roots || !f->depths)
+    f->depths = ri_room(f, (size_t)s->n_trees + 1, 4);
+    f->depths_8 = ri_room(f, (size_t)s->n_trees / 8 + 1, 4);
+    if (!f->roots || !f->depths || !f->depths_8)
         return -1;
     for (int32_t t = 0; t < s->n_trees; ++t) {
         end = place_tree(b, t, (int32_t)end, b->first);
@@ -293,15 +368,22 @@ static int build_nodes(builder *b) {
             f->depths[t] = b->depth[node] > f->depths[t] ? b->depth[node] : f->depths[t];
             small &= s->feature[node] < 0 || b->place[s->left[node]] - b->place[node] <= 0xFFFF;
         }
+        f->depths_8[t / 8] = f->depths[t] > f->depths_8[t / 8] ? f->depths[t] : f->depths_8[t / 8];
         f->max_depth = f->depths[t] > f->max_depth ? f->depths[t] : f->max_depth;
     }
+    f->n_places = end;
+    for (int32_t t = s->n_trees; t % 8; ++t)
+        f->roots[t] = (int32_t)end;
     if (small)
         f->small = ri_room(f, (size_t)end + 8, sizeof *f->small);
     else
         f->large = ri_room(f, (size_t)end + 8, sizeof *f->large);
-    f->n_places = end;
     if (!f->small && !f->large)
         return -1;
+    if (small)
+        f->small[end] = (ri_small_node){(uint32_t)s->n_leaves, (uint16_t)(4 * f->n_columns), 0};
+    else
+        f->large[end] = (ri_large_node){(uint64_t)s->n_leaves, (uint32_t)f->n_columns << 6, 0};
     for (int32_t i = 0; i < n; ++i) {
         const int32_t node = b->order[i];
         if (small)
@@ -388,9 +470,9 @@ static void choose_scale(ri_scale *s, const uint64_t *keys, int32_t n, int wide)
     const int32_t limit = n <= RI_PART ? 1024 : 8192;
     ri_scale best = *s;
     best.steps = 99;
-    for (int32_t buckets = 64; buckets <= limit && best.steps > 2; buckets *= 4)
-        for (int32_t trim = 0; trim <= 2 && 2 * trim < n; ++trim)
-            for (int by_value = 0; by_value < 2; ++by_value) {
+    for (int32_t buckets = n < 16 ? 64 : 256; buckets <= limit && best.steps > 2; buckets *= 4)
+        for (int32_t trim = 0; trim <= 2 && 2 * trim < n && best.steps > 2; ++trim)
+            for (int by_value = 1; by_value >= 0 && best.steps > 2; --by_value) {
                 ri_scale one = *s;
                 lay_scale(&one, keys, n, trim, buckets, by_value, wide);
                 one.steps = steps_of(&one, keys, n, wide);
@@ -417,16 +499,18 @@ static int build_scales(builder *b, const uint64_t *keys, const int64_t *first) 
         scale->part = f->n_parts;
         scale->n_parts = (n + RI_PART - 1) / RI_PART;
         n_starts += scale->last + 1;
-        n_keys += n + (INT64_C(1) << scale->steps) + 8; /* behind them so many that no key is above as a search may look at */
+        n_keys += n + (INT64_C(1) << scale->steps) + 16; /* behind them so many that no key is above as a search may look at */
         f->n_parts += scale->n_parts;
     }
     f->starts = ri_room(f, (size_t)n_starts, 2);
     f->rank_keys = ri_room(f, (size_t)n_keys, wide ? 8 : 4);
     f->part_keys = ri_room(f, wide ? 0 : 256 * (size_t)f->n_parts, 4);
-    if (!f->starts || !f->rank_keys || !f->part_keys)
+    f->part_heads = ri_room(f, wide ? 0 : 16 * (size_t)f->n_parts, 4);
+    if (!f->starts || !f->rank_keys || !f->part_keys || !f->part_heads)
         return -1;
     memset(f->rank_keys, 255, (size_t)n_keys * (wide ? 8 : 4));
     memset(f->part_keys, 255, wide ? 0 : 1024 * (size_t)f->n_parts);
+    memset(f->part_heads, 255, wide ? 0 : 64 * (size_t)f->n_parts);
     for (int32_t c = 0; c < f->n_columns; ++c) {
         const ri_scale *scale = f->scales + c;
         const uint64_t *own = keys + first[c];
@@ -441,6 +525,8 @@ static int build_scales(builder *b, const uint64_t *keys, const int64_t *first) 
             const int32_t part = i / RI_PART, inside = i % RI_PART;
             ((uint32_t *)f->rank_keys)[scale->keys + i] = (uint32_t)own[i];
             f->part_keys[256 * (scale->part + part) + 32 * (inside % 8) + inside / 8] = (uint32_t)own[i];
+            if (inside % 16 == 15)
+                f->part_heads[16 * (scale->part + part) + inside / 16] = (uint32_t)own[i];
         }
         for (; bucket <= scale->last; ++bucket)
             f->starts[scale->starts + bucket] = (uint16_t)b->counts[c];
@@ -485,17 +571,28 @@ static int rank_columns(builder *b) {
     return fits;
 }
 
-/* The byte that a node looks at, and what it compares it with. */
-static int32_t part_of_node(const builder *b, int32_t n, int8_t *rank) {
+/* For each node the byte that it looks at, and the rank that it compares it with. */
+static int find_parts(builder *b) {
     const ri_forest *f = b->f;
-    if (b->column[n] < 0) {
-        *rank = -128;
-        return f->n_parts + b->bit[n];
+    const int32_t n = b->ends[b->s->n_trees];
+    b->part = malloc(2 * (size_t)b->s->n_nodes + 2);
+    b->rank = malloc((size_t)b->s->n_nodes + 1);
+    if (!b->part || !b->rank)
+        return -1;
+    for (int32_t i = 0; i < n; ++i) {
+        const int32_t node = b->order[i], column = b->column[node];
+        if (b->s->feature[node] < 0)
+            continue;
+        if (column < 0) {
+            b->part[node] = (uint16_t)(f->n_parts + b->bit[node]);
+            b->rank[node] = -128;
+            continue;
+        }
+        const uint32_t all = rank_of(f, f->scales + column, b->key[node]);
+        b->part[node] = (uint16_t)(f->scales[column].part + (int32_t)(all / RI_PART));
+        b->rank[node] = (int8_t)((int32_t)(all % RI_PART) - 128);
     }
-    const ri_scale *scale = f->scales + b->column[n];
-    const uint32_t all = rank_of(f, scale, b->key[n]);
-    *rank = (int8_t)((int32_t)(all % RI_PART) - 128);
-    return scale->part + (int32_t)(all / RI_PART);
+    return 0;
 }
 
 static void put_value(const builder *b, void *values, size_t at, int32_t leaf) {
@@ -505,87 +602,133 @@ static void put_value(const builder *b, void *values, size_t at, int32_t leaf) {
         ((float *)values)[at] = b->f->values_f[leaf];
 }
 
-static int build_heaps(builder *b) {
+/* Leaves of each tree from left to right. */
+static int build_leaves(builder *b) {
     const ri_trees *s = b->s;
     ri_forest *f = b->f;
-    const size_t n_trees = ((size_t)s->n_trees + 7) & ~(size_t)7;
-    f->heap_parts = ri_room(f, n_trees, 64);
-    f->heap_ranks = ri_room(f, n_trees, 64);
-    f->heap_leaves = ri_room(f, n_trees * 64, 4);
-    f->heap_values = ri_room(f, n_trees * 64, f->doubles ? 8 : 4);
-    if (!f->heap_parts || !f->heap_ranks || !f->heap_values || !f->heap_leaves)
+    int64_t total = 0;
+    f->leaf_first = ri_room(f, (size_t)s->n_trees + 1, 4);
+    if (!f->leaf_first)
         return -1;
-    memset(f->heap_ranks, 127, n_trees * 64); /* a slot below a leaf: nothing turns right */
-    int32_t *slot = b->first;
+    for (int32_t t = 0; t < s->n_trees; ++t) {
+        f->leaf_first[t] = (int32_t)total;
+        total += (b->below[s->roots[t]] + 15) & ~15;
+    }
+    f->leaf_first[s->n_trees] = (int32_t)total;
+    f->leaf_values = ri_room(f, (size_t)total + 16, f->doubles ? 8 : 4);
+    f->leaf_numbers = ri_room(f, (size_t)total + 16, 4);
+    if (!f->leaf_values || !f->leaf_numbers)
+        return -1;
     for (int32_t t = 0; t < s->n_trees; ++t)
-        for (int32_t i = b->ends[t]; i < b->ends[t + 1]; ++i) {
+        for (int32_t i = b->ends[t]; i < b->ends[t + 1]; ++i) { /* breadth first: a node before its children */
             const int32_t n = b->order[i];
-            const size_t tree = 64 * (size_t)t;
             if (i == b->ends[t])
-                slot[n] = 0;
-            if (s->feature[n] >= 0) {
-                f->heap_parts[tree + (size_t)slot[n]] = (uint8_t)part_of_node(b, n, f->heap_ranks + tree + slot[n]);
-                slot[s->left[n]] = 2 * slot[n] + 1;
-                slot[s->right[n]] = 2 * slot[n] + 2;
-                continue;
-            }
-            int32_t from = slot[n], many = 1;
-            for (int32_t depth = b->depth[n]; depth < 6; ++depth, many *= 2)
-                from = 2 * from + 1;
-            for (int32_t k = 0; k < many; ++k) {
-                put_value(b, f->heap_values, tree + (size_t)(from - 63 + k), s->left[n]);
-                f->heap_leaves[tree + (size_t)(from - 63 + k)] = s->left[n];
+                b->first[n] = 0;
+            if (s->feature[n] < 0) {
+                put_value(b, f->leaf_values, (size_t)(f->leaf_first[t] + b->first[n]), s->left[n]);
+                f->leaf_numbers[f->leaf_first[t] + b->first[n]] = s->left[n];
+            } else {
+                b->first[s->left[n]] = b->first[n];
+                b->first[s->right[n]] = b->first[n] + b->below[s->left[n]];
             }
         }
     return 0;
 }
 
-/* Leaves of each tree in their order from left to right; inner nodes in preorder. */
+enum { TILE = 64, NODE = 128 };
+
+/* Where each tree's inner nodes go: into the tile of the tree before it, if there is room for all. A tree of one leaf has a node too. */
+static int place_tiles(builder *b) {
+    const ri_trees *s = b->s;
+    ri_forest *f = b->f;
+    int32_t used = TILE;
+    f->tile_places = ri_room(f, (size_t)s->n_trees + 1, sizeof *f->tile_places);
+    f->tile_trees = ri_room(f, (size_t)s->n_trees + 1, 4);
+    if (!f->tile_places || !f->tile_trees)
+        return -1;
+    for (int32_t t = 0; t < s->n_trees; ++t) {
+        const int32_t n = b->below[s->roots[t]] > 1 ? b->below[s->roots[t]] - 1 : 1;
+        if (used + n > TILE) {
+            f->tile_trees[f->n_tiles++] = t;
+            used = 0;
+        }
+        f->tile_places[t] = (ri_tile_place){f->leaf_first[t], used};
+        used += n;
+    }
+    f->tile_trees[f->n_tiles] = s->n_trees;
+    return 0;
+}
+
+/* The inner nodes of each tree, breadth first. */
+static int build_tiles(builder *b) {
+    const ri_trees *s = b->s;
+    ri_forest *f = b->f;
+    if (place_tiles(b))
+        return -1;
+    while (1 << f->doublings < f->max_depth)
+        f->doublings++;
+    f->tiles = ri_room(f, (size_t)f->n_tiles, 4 * TILE);
+    if (!f->tiles)
+        return -1;
+    int32_t *place = b->place; /* of no use any more */
+    for (int32_t i = 0; i < f->n_tiles; ++i) {
+        uint8_t *tile = f->tiles + 4 * TILE * (size_t)i;
+        memset(tile + TILE, 127, TILE); /* nothing turns right */
+        for (int32_t t = f->tile_trees[i]; t < f->tile_trees[i + 1]; ++t) {
+            int32_t next = f->tile_places[t].root;
+            place[s->roots[t]] = next++;
+            for (int32_t k = b->ends[t]; k < b->ends[t + 1]; ++k) {
+                const int32_t n = b->order[k];
+                if (s->feature[n] < 0)
+                    continue;
+                tile[place[n]] = (uint8_t)b->part[n];
+                tile[TILE + place[n]] = (uint8_t)b->rank[n];
+                for (int side = 0; side < 2; ++side) {
+                    const int32_t child = side ? s->right[n] : s->left[n];
+                    if (s->feature[child] >= 0)
+                        place[child] = next++;
+                    tile[(2 + side) * TILE + place[n]] = (uint8_t)(s->feature[child] >= 0 ? NODE + place[child] : b->first[child]);
+                }
+            }
+        }
+    }
+    return 0;
+}
+
+/* Inner nodes of each tree in preorder. */
 static int build_masked(builder *b) {
     const ri_trees *s = b->s;
     ri_forest *f = b->f;
-    int64_t total = 0, n_nodes = 0;
+    int64_t n_nodes = 0;
     f->masked_first = ri_room(f, (size_t)s->n_trees + 4, 4);
     f->masked_count = ri_room(f, (size_t)s->n_trees + 4, 4);
-    f->leaf_first = ri_room(f, (size_t)s->n_trees + 4, 4);
-    if (!f->masked_first || !f->masked_count || !f->leaf_first)
+    if (!f->masked_first || !f->masked_count)
         return -1;
     for (int32_t t = 0; t < s->n_trees; t += 4) {
         int32_t most = 0;
         for (int32_t u = t; u < t + 4 && u < s->n_trees; ++u) {
-            const int32_t n_leaves = b->below[s->roots[u]];
-            f->leaf_first[u] = (int32_t)total;
-            total += (n_leaves + 15) & ~15;
-            f->masked_count[u] = n_leaves - 1;
-            most = n_leaves - 1 > most ? n_leaves - 1 : most;
+            f->masked_count[u] = b->below[s->roots[u]] - 1;
+            most = f->masked_count[u] > most ? f->masked_count[u] : most;
         }
         for (int32_t u = t; u < t + 4; ++u, n_nodes += most)
             f->masked_first[u] = (int32_t)n_nodes;
     }
-    f->leaf_first[s->n_trees] = (int32_t)total;
     f->masked = ri_room(f, (size_t)n_nodes, sizeof *f->masked);
-    f->leaf_values = ri_room(f, (size_t)total + 16, f->doubles ? 8 : 4);
-    f->leaf_numbers = ri_room(f, (size_t)total + 16, 4);
     int32_t *stack = b->depth; /* of no use any more, and deep enough */
-    if (!f->masked || !f->leaf_values || !f->leaf_numbers)
+    if (!f->masked)
         return -1;
     for (int64_t i = 0; i < n_nodes; ++i)
         f->masked[i].rank = 127; /* where a neighbour has more nodes: nothing turns right */
     for (int32_t t = 0; t < s->n_trees; ++t) {
         ri_masked_node *out = f->masked + f->masked_first[t];
         int32_t top = 0;
-        b->first[s->roots[t]] = 0;
         stack[top++] = s->roots[t];
         while (top) {
             const int32_t n = stack[--top];
-            if (s->feature[n] < 0) {
-                put_value(b, f->leaf_values, (size_t)(f->leaf_first[t] + b->first[n]), s->left[n]);
-                f->leaf_numbers[f->leaf_first[t] + b->first[n]] = s->left[n];
+            if (s->feature[n] < 0)
                 continue;
-            }
-            b->first[s->left[n]] = b->first[n];
-            b->first[s->right[n]] = b->first[n] + b->below[s->left[n]];
-            out->part = (uint16_t)part_of_node(b, n, &out->rank);
+            out->part = b->part[n];
+            out->rank = b->rank[n];
             out->first = (uint8_t)b->first[n];
             out->step = (uint8_t)b->below[s->left[n]];
             out++;
@@ -620,9 +763,9 @@ static size_t scratch_of(const ri_forest *f) {
     const size_t cells = lines((size_t)f->n_cells * 8 * (size_t)(f->small ? 4 : 8) * (size_t)f->walk_rows / 8);
     const size_t words = lines((size_t)f->n_bit_words * 8 * 64);
     const size_t planes = f->masked ? lines((size_t)(f->n_parts + f->n_bits) * RI_BLOCK) + words : 0;
-    const size_t heap = f->heap_parts ? 8 * 128 + 64 * 64 : 0; /* ranks of 8 rows; words of 64 bits or so many trees */
+    const size_t tiles = f->tiles ? 8 * 128 + 64 * 64 : 0; /* ranks of 8 rows; 64 tiles' answers */
     const size_t most = cells > planes ? cells : planes;
-    return lines(most > heap ? most : heap) + lines((size_t)f->n_outputs * RI_BLOCK * 8) + ri_forest_finish_room(f);
+    return lines(most > tiles ? most : tiles) + lines((size_t)f->n_outputs * RI_BLOCK * 8) + ri_forest_finish_room(f);
 }
 
 static int build(builder *b) {
@@ -630,18 +773,19 @@ static int build(builder *b) {
     ri_forest *f = b->f;
     const size_t n_values = (size_t)(s->n_leaves * s->width);
     if (f->doubles)
-        f->values = ri_room(f, n_values, 8);
+        f->values = ri_room(f, n_values + (size_t)s->width, 8);
     else
-        f->values_f = ri_room(f, n_values, 4);
+        f->values_f = ri_room(f, n_values + (size_t)s->width, 4);
     f->base = ri_room(f, (size_t)s->n_outputs, 8);
     f->targets = ri_room(f, (size_t)s->n_trees + 8, 4);
     if ((!f->values && !f->values_f) || !f->base || !f->targets)
         return -1;
-    for (size_t i = 0; i < n_values; ++i) {
+    for (size_t i = 0; i < n_values + (size_t)s->width; ++i) {
+        const double value = i < n_values ? s->values[i] : -0.0;
         if (f->doubles)
-            f->values[i] = s->values[i];
+            f->values[i] = value;
         else
-            f->values_f[i] = (float)s->values[i];
+            f->values_f[i] = (float)value;
     }
     memcpy(f->base, s->base, 8 * (size_t)s->n_outputs);
     if (s->width == 1 && s->n_trees)
@@ -653,11 +797,11 @@ static int build(builder *b) {
     f->walk_rows = (int32_t)(rows < 1 ? 8 : rows > RI_BLOCK / 8 ? RI_BLOCK : 8 * rows);
     if (build_nodes(b))
         return -1;
-    const int masks = count_leaves(b) && s->width == 1, heaps = s->width == 1 && f->max_depth <= 6;
-    b->counts = masks || heaps ? malloc(4 * (size_t)f->n_columns + 4) : NULL;
-    if (masks || heaps) {
+    if (count_leaves(b) && s->width == 1) {
+        b->counts = malloc(4 * (size_t)f->n_columns + 4);
         const int ranked = b->counts ? rank_columns(b) : -1;
-        if (ranked < 0 || (ranked && heaps && f->n_parts + f->n_bits <= 128 && build_heaps(b)) || (ranked && masks && build_masked(b)))
+        const int tiles = ranked > 0 && f->max_leaves <= 64 && f->n_parts + f->n_bits <= 128;
+        if (ranked < 0 || (ranked && (find_parts(b) || build_leaves(b) || build_masked(b))) || (tiles && build_tiles(b)))
             return -1;
     }
     f->scratch = scratch_of(f);
@@ -702,6 +846,8 @@ ri_forest *ri_forest_new(const ri_trees *s, int *error, int64_t *at) {
     free(b.ends);
     free(b.key);
     free(b.counts);
+    free(b.part);
+    free(b.rank);
     if (failed) {
         ri_forest_free(b.f);
         return NULL;

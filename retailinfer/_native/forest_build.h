@@ -17,6 +17,8 @@ typedef struct builder {
     int32_t *first;                /* per node: its first leaf in its tree; its slot in the heap */
     uint64_t *key;                 /* per node: of its threshold */
     int32_t *counts;               /* per column: thresholds, each counted once */
+    uint16_t *part;                /* per node: byte of ranks */
+    int8_t *rank;                  /* per node: what it is compared with */
 } builder;
 
 /* Zeroed memory of the forest, on a line of its own, with a line to spare behind it. NULL: there is none. */

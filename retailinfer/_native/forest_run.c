@@ -15,7 +15,7 @@ extern const ri_kernel_set ri_kernels_avx2, ri_kernels_avx512;
 #endif
 
 const int ri_kernel_rows[RI_N_KERNELS] = {RI_BLOCK, RI_BLOCK, RI_BLOCK, 8, 32, 64, 128, 256};
-const char *const ri_kernel_names[RI_N_KERNELS] = {"walk-1", "walk-8", "heap-1", "heap-8", "ranked-32", "ranked-64", "ranked-128", "ranked-256"};
+const char *const ri_kernel_names[RI_N_KERNELS] = {"walk-1", "walk-8", "jump-1", "jump-8", "ranked-32", "ranked-64", "ranked-128", "ranked-256"};
 
 /* ---- instruction sets ---------------------------------------------------------------------------------------------------- */
 
@@ -37,8 +37,8 @@ const ri_kernel_set *ri_kernel_level(const char *level) {
 int ri_kernel_fits(const ri_forest *f, const ri_kernel_set *set, int kernel) {
     if (kernel < 0 || kernel >= RI_N_KERNELS || !set->kernels[kernel])
         return 0;
-    if (kernel == RI_KERNEL_HEAP_1 || kernel == RI_KERNEL_HEAP_8)
-        return f->heap_parts != NULL;
+    if (kernel == RI_KERNEL_JUMP_1 || kernel == RI_KERNEL_JUMP_8)
+        return f->tiles != NULL;
     return kernel < RI_KERNEL_RANKED_32 || f->masked != NULL;
 }
 
@@ -53,7 +53,7 @@ typedef struct piece {
 enum { N_PIECES = 10 };
 static const piece all_pieces[N_PIECES] = {
     {RI_KERNEL_WALK_1, 1, 0}, {RI_KERNEL_WALK_8, 8, 0}, {RI_KERNEL_WALK_8, 32, 0}, {RI_KERNEL_WALK_8, 256, 0},
-    {RI_KERNEL_HEAP_1, 1, 0}, {RI_KERNEL_HEAP_8, 8, 0}, {RI_KERNEL_RANKED_32, 32, 0}, {RI_KERNEL_RANKED_64, 64, 0},
+    {RI_KERNEL_JUMP_1, 1, 0}, {RI_KERNEL_JUMP_8, 8, 0}, {RI_KERNEL_RANKED_32, 32, 0}, {RI_KERNEL_RANKED_64, 64, 0},
     {RI_KERNEL_RANKED_128, 128, 0}, {RI_KERNEL_RANKED_256, 256, 0}};
 
 /* The cheapest way through 1, 2, .. RI_TILE rows: one piece, then the cheapest way through what is left. */
@@ -75,16 +75,17 @@ static void compose(const piece *pieces, int n, ri_plan *plan) {
 
 void ri_plan_guess(const ri_forest *f, const ri_kernel_set *set, ri_plan *plan) {
     /* what pieces took beside walk-1 for 300 trees of 31 leaves, 6 deep: with AVX-512, with AVX2, with neither */
-    static const float took[3][N_PIECES] = {{1, 6.5f, 26, 208, 0.4f, 2.5f, 5, 8, 15, 30}, {1, 6.5f, 26, 208, 0, 0, 11, 20, 40, 80},
-                                            {1, 6.5f, 26, 208, 0, 0, 32, 60, 120, 240}};
+    static const float took[3][N_PIECES] = {{1, 7, 28, 224, 0.6f, 3.1f, 5.8f, 9.2f, 17.3f, 31},
+                                            {1, 7, 28, 224, 0, 0, 7.3f, 12.5f, 23, 43.6f},
+                                            {1, 7, 28, 224, 0, 0, 19.8f, 28, 46.6f, 83}};
     const float *ns = took[!strcmp(set->level, "avx512") ? 0 : !strcmp(set->level, "avx2") ? 1 : 2];
     piece fitting[N_PIECES];
     int n = 0;
     for (int i = 0; i < N_PIECES; ++i)
         if (ri_kernel_fits(f, set, all_pieces[i].kernel)) {
             fitting[n] = all_pieces[i];
-            /* ranked kernels look at every node, the others at as many as a tree is deep */
-            fitting[n].ns = (double)ns[i] * (fitting[n].kernel >= RI_KERNEL_RANKED_32 ? f->max_leaves / 31.0 * 6.0 / (f->max_depth + 1.0) : 1.0);
+            /* walks look at as many nodes as a tree is deep, the others at all of them */
+            fitting[n].ns = (double)ns[i] * (fitting[n].kernel >= RI_KERNEL_JUMP_1 ? f->max_leaves / 31.0 * 6.0 / (f->max_depth + 1.0) : 1.0);
             n++;
         }
     compose(fitting, n, plan);
@@ -190,12 +191,11 @@ static int32_t feature_of(const ri_forest *f, int32_t column) {
 
 void ri_forest_likely(const ri_forest *f, int64_t n, void *rows) {
     uint64_t state = 1;
-    const int64_t n_nodes = f->n_nodes;
     memset(rows, 0, (size_t)n * (size_t)f->n_features * (f->wide ? 8 : 4));
     /* thresholds in the order of nodes go into other rows each time, until every feature has been given often enough */
-    for (int64_t i = 0; i < n_nodes && n; ++i) {
-        const uint32_t cell = f->small ? f->small[i].column : f->large[i].cell >> 6;
-        if (cell >= (uint32_t)f->n_columns)
+    for (int64_t i = 0; i < f->n_places && n; ++i) {
+        const uint32_t cell = f->small ? f->small[i].cell / 4u : f->large[i].cell >> 6;
+        if (cell >= (uint32_t)f->n_columns || !(f->small ? f->small[i].next : f->large[i].next))
             continue;
         const double x = value_of_key(f, f->small ? f->small[i].key : f->large[i].key);
         const int32_t feature = feature_of(f, (int32_t)cell);

@@ -18,7 +18,7 @@ const ri_kernel_set RI_SET = {
     RI_SET_NAME,
     {RI_NAME(ri_walk_1), RI_NAME(ri_walk_8),
 #if RI_LEVEL == 4
-     RI_NAME(ri_heap_1), RI_NAME(ri_heap_8),
+     RI_NAME(ri_jump_1), RI_NAME(ri_jump_8),
 #else
      NULL, NULL,
 #endif

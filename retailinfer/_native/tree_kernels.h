@@ -13,7 +13,7 @@ ri_tree_kernel RI_NAME(ri_walk_1), RI_NAME(ri_walk_8);
 ri_tree_kernel RI_NAME(ri_ranked_32), RI_NAME(ri_ranked_64), RI_NAME(ri_ranked_128), RI_NAME(ri_ranked_256);
 #endif
 #if RI_LEVEL == 4
-ri_tree_kernel RI_NAME(ri_heap_1), RI_NAME(ri_heap_8);
+ri_tree_kernel RI_NAME(ri_jump_1), RI_NAME(ri_jump_8);
 #endif
 
 #endif

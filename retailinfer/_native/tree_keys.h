@@ -59,32 +59,13 @@ INLINE uint64_t bits_64(const void *row, int32_t at) {
     return bits;
 }
 
-/* Keys of a row of floats or doubles. */
-INLINE void keys_32(const ri_forest *f, const void *row, uint32_t *out) {
-    for (int32_t r = 0; r < f->n_runs; ++r) {
-        const ri_columns *run = f->runs + r;
-        const uint32_t fill = (uint32_t)run->fill, zero_end = (uint32_t)run->zero_end;
-        for (int32_t i = 0; i < run->n; ++i)
-            out[run->column + i] = read_32(bits_32(row, run->feature + i), fill, zero_end);
-    }
-}
-
-INLINE void keys_64(const ri_forest *f, const void *row, uint64_t *out) {
-    for (int32_t r = 0; r < f->n_runs; ++r) {
-        const ri_columns *run = f->runs + r;
-        const uint64_t fill = run->fill, zero_end = run->zero_end;
-        for (int32_t i = 0; i < run->n; ++i)
-            out[run->column + i] = read_64(bits_64(row, run->feature + i), fill, zero_end);
-    }
-}
-
 /* A row as nodes read it, every `step` cells; small nodes have no bits. */
 INLINE void cells_32(const ri_forest *f, const void *row, uint32_t *out, size_t step) {
     for (int32_t r = 0; r < f->n_runs; ++r) {
         const ri_columns *run = f->runs + r;
-        const uint32_t fill = (uint32_t)run->fill, zero_end = (uint32_t)run->zero_end;
+        const uint32_t *fills = (const uint32_t *)f->fills + run->column, zero_end = (uint32_t)run->zero_end;
         for (int32_t i = 0; i < run->n; ++i)
-            out[(size_t)(run->column + i) * step] = read_32(bits_32(row, run->feature + i), fill, zero_end);
+            out[(size_t)(run->column + i) * step] = read_32(bits_32(row, run->feature + i), fills[i], zero_end);
     }
     out[(size_t)f->n_columns * step] = 0;
 }
@@ -92,13 +73,14 @@ INLINE void cells_32(const ri_forest *f, const void *row, uint32_t *out, size_t 
 INLINE void cells_64(const ri_forest *f, const void *row, uint64_t *out, size_t step) {
     for (int32_t r = 0; r < f->n_runs; ++r) {
         const ri_columns *run = f->runs + r;
-        const uint64_t fill = run->fill, zero_end = run->zero_end;
+        const uint64_t *fills = (const uint64_t *)f->fills + run->column;
+        const uint32_t *fills_32 = (const uint32_t *)f->fills + run->column;
         if (f->wide)
             for (int32_t i = 0; i < run->n; ++i)
-                out[(size_t)(run->column + i) * step] = read_64(bits_64(row, run->feature + i), fill, zero_end);
+                out[(size_t)(run->column + i) * step] = read_64(bits_64(row, run->feature + i), fills[i], run->zero_end);
         else
             for (int32_t i = 0; i < run->n; ++i)
-                out[(size_t)(run->column + i) * step] = read_32(bits_32(row, run->feature + i), (uint32_t)fill, (uint32_t)zero_end);
+                out[(size_t)(run->column + i) * step] = read_32(bits_32(row, run->feature + i), fills_32[i], (uint32_t)run->zero_end);
     }
     out[(size_t)f->n_columns * step] = 0;
     if (f->n_bits)
@@ -161,40 +143,44 @@ INLINE void rank_parts(const ri_scale *s, uint32_t rank, int8_t *out) {
 }
 
 #if RI_LEVEL == 4
-/* The parts of one key: compared with every eighth threshold of each, then with the eight around it. */
-INLINE void rank_key(const ri_forest *f, const ri_scale *s, uint32_t key, int8_t *out) {
-    const __m512i keys = _mm512_set1_epi32((int)key);
-    for (int32_t part = 0; part < s->n_parts; ++part) {
-        const uint32_t *eighths = f->part_keys + 256 * (size_t)(s->part + part) + 224;
-        const unsigned low = _mm512_cmpgt_epu32_mask(keys, _mm512_load_si512(eighths));
-        const unsigned high = _mm512_cmpgt_epu32_mask(keys, _mm512_load_si512(eighths + 16));
-        const uint32_t at = (uint32_t)_mm_popcnt_u32(low | high << 16);
-        const uint32_t *around = (const uint32_t *)f->rank_keys + s->keys + RI_PART * part + 8 * (int32_t)at;
-        const __m256i eight = _mm256_loadu_si256((const __m256i *)(const void *)around);
-        const uint32_t rank = 8 * at + (uint32_t)_mm_popcnt_u32(_mm256_cmpgt_epu32_mask(_mm512_castsi512_si256(keys), eight));
-        out[s->part + part] = (int8_t)((int32_t)(rank < RI_PART ? rank : RI_PART) - 128);
-    }
+/* How many of a part's thresholds are below the key: of every sixteenth, then of the sixteen around it. */
+INLINE uint32_t rank_in_part(const ri_forest *f, int32_t part, const uint32_t *keys, uint32_t key) {
+    const __m512i all = _mm512_set1_epi32((int)key);
+    const uint32_t at = 16 * (uint32_t)_mm_popcnt_u32(_mm512_cmpgt_epu32_mask(all, _mm512_load_si512(f->part_heads + 16 * (size_t)part)));
+    return at + (uint32_t)_mm_popcnt_u32(_mm512_cmpgt_epu32_mask(all, _mm512_loadu_si512(keys + at)));
 }
 #endif
+
+INLINE void rank_run(const ri_forest *f, const ri_columns *run, const void *row, int8_t *out, int wide, int single) {
+    const ri_scale *scale = f->scales + run->column;
+    for (int32_t i = 0; i < run->n; ++i, ++scale) {
+        if (wide) {
+            rank_parts(scale, rank_of(f, scale, read_64(bits_64(row, run->feature + i), ((const uint64_t *)f->fills)[run->column + i], run->zero_end)), out);
+            continue;
+        }
+        const uint32_t key = read_32(bits_32(row, run->feature + i), ((const uint32_t *)f->fills)[run->column + i], (uint32_t)run->zero_end);
+#if RI_LEVEL == 4
+        const uint32_t *keys = (const uint32_t *)f->rank_keys + scale->keys;
+        for (int32_t part = 0; part < (single ? 1 : scale->n_parts); ++part) {
+            const uint32_t rank = rank_in_part(f, scale->part + part, keys + RI_PART * part, key);
+            out[scale->part + part] = (int8_t)((int32_t)(single || rank < RI_PART ? rank : RI_PART) - 128);
+        }
+#else
+        (void)single;
+        rank_parts(scale, rank_of(f, scale, key), out);
+#endif
+    }
+}
 
 /* The parts of one row, and behind them its bits. words: room for the forest's words of bits. */
 INLINE void rank_row(const ri_forest *f, const void *row, uint64_t *words, int8_t *out) {
     for (int32_t r = 0; r < f->n_runs; ++r) {
-        const ri_columns *run = f->runs + r;
-        const uint64_t fill = run->fill, zero_end = run->zero_end;
-        const ri_scale *scale = f->scales + run->column;
         if (f->wide)
-            for (int32_t i = 0; i < run->n; ++i, ++scale)
-                rank_parts(scale, rank_of(f, scale, read_64(bits_64(row, run->feature + i), fill, zero_end)), out);
+            rank_run(f, f->runs + r, row, out, 1, 0);
+        else if (f->n_parts == f->n_columns)
+            rank_run(f, f->runs + r, row, out, 0, 1);
         else
-            for (int32_t i = 0; i < run->n; ++i, ++scale) {
-                const uint32_t key = read_32(bits_32(row, run->feature + i), (uint32_t)fill, (uint32_t)zero_end);
-#if RI_LEVEL == 4
-                rank_key(f, scale, key, out);
-#else
-                rank_parts(scale, rank_of(f, scale, key), out);
-#endif
-            }
+            rank_run(f, f->runs + r, row, out, 0, 0);
     }
     if (f->n_bits) {
         ri_forest_bits(f, row, words, 1);

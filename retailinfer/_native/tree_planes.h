@@ -65,15 +65,16 @@ INLINE void rank_column(const ri_forest *f, const ri_columns *run, int32_t c, co
         uint64_t keys[RI_BLOCK];
         for (int i = 0; i < n; ++i)
             keys[i] = bits_64(from + i * stride, 0);
+        const uint64_t fill = ((const uint64_t *)f->fills)[run->column + c];
         for (int i = 0; i < n; ++i)
-            keys[i] = read_64(keys[i], run->fill, run->zero_end);
+            keys[i] = read_64(keys[i], fill, run->zero_end);
         for (int i = 0; i < n; ++i)
             buckets[i] = bucket_64(&scale, keys[i]);
         for (int i = 0; i < n; ++i)
             ranks[i] = rank_64(f->starts + scale.starts, (const uint64_t *)f->rank_keys + scale.keys, keys[i], buckets[i], scale.steps);
     } else {
         const float *from = (const float *)rows + run->feature + c;
-        const uint32_t fill = (uint32_t)run->fill, zero_end = (uint32_t)run->zero_end;
+        const uint32_t fill = ((const uint32_t *)f->fills)[run->column + c], zero_end = (uint32_t)run->zero_end;
         uint32_t keys[RI_BLOCK];
         for (int i = 0; i < n; ++i)
             keys[i] = bits_32(from + i * stride, 0);
@@ -163,13 +164,14 @@ INLINE void rank_part(const uint32_t *keys, int n, const uint32_t *thresholds, i
 INLINE void rank_columns_16(const ri_forest *f, const ri_columns *run, int32_t c, const float *rows, int64_t stride, int n, int block, int8_t *planes) {
     _Alignas(64) uint32_t keys[16][RI_BLOCK];
     const int32_t many = run->n - c < 16 ? run->n - c : 16;
-    const __m512i fill = _mm512_set1_epi32((int)(uint32_t)run->fill), zero_end = _mm512_set1_epi32((int)(uint32_t)run->zero_end);
+    const uint32_t *fills = (const uint32_t *)f->fills + run->column + c;
+    const __m512i zero_end = _mm512_set1_epi32((int)(uint32_t)run->zero_end);
     for (int i = 0; i < n; i += 16) {
         __m512i columns[16];
         transpose_16(rows + i * stride + run->feature + c, stride, n - i, (__mmask16)((1u << many) - 1), columns);
 #pragma GCC unroll 16
         for (int k = 0; k < 16; ++k)
-            _mm512_store_si512(keys[k] + i, read_16(columns[k], fill, zero_end));
+            _mm512_store_si512(keys[k] + i, read_16(columns[k], _mm512_set1_epi32((int)fills[k]), zero_end));
     }
     for (int k = 0; k < many; ++k) {
         const ri_scale *scale = f->scales + run->column + c + k;

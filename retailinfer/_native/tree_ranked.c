@@ -13,23 +13,25 @@
 
 /* ---- vectors of rows ------------------------------------------------------------------------------------------------------ */
 
-#if RI_LEVEL == 4
-typedef __m512i bytes;
-#define RI_BYTES 64
-#elif RI_LEVEL == 3
-typedef int8_t bytes __attribute__((vector_size(32)));
+#if RI_LEVEL >= 3
+typedef __m256i bytes;
 #define RI_BYTES 32
 #else
-typedef int8_t bytes __attribute__((vector_size(16)));
+typedef int8_t bytes __attribute__((vector_size(16), may_alias));
 #define RI_BYTES 16
 #endif
 
-/* Rows that stand at the node's first leaf, and turn right, go on behind its left side. */
+/* Rows that stand at the node's first leaf, and turn right, go on behind its left side. In AVX-512 too with 32 bytes, in AVX2's own
+ * instructions: comparisons of 64 bytes go through mask registers, which takes longer. */
 INLINE bytes move_on(bytes leaf, const int8_t *ranks, const ri_masked_node *node) {
+#if RI_LEVEL >= 3
+    const __m256i mine = _mm256_cmpeq_epi8(leaf, _mm256_set1_epi8((char)node->first)), step = _mm256_set1_epi8((char)node->step);
+    const __m256i right = _mm256_cmpgt_epi8(_mm256_load_si256((const __m256i *)(const void *)ranks), _mm256_set1_epi8(node->rank));
 #if RI_LEVEL == 4
-    const __mmask64 mine = _mm512_cmpeq_epi8_mask(leaf, _mm512_set1_epi8((char)node->first));
-    const __mmask64 right = _mm512_mask_cmpgt_epi8_mask(mine, _mm512_load_si512(ranks), _mm512_set1_epi8(node->rank));
-    return _mm512_mask_add_epi8(leaf, right, leaf, _mm512_set1_epi8((char)node->step));
+    return _mm256_add_epi8(leaf, _mm256_ternarylogic_epi64(mine, right, step, 0x80));
+#else
+    return _mm256_add_epi8(leaf, _mm256_and_si256(_mm256_and_si256(mine, right), step));
+#endif
 #else
     const bytes first = (bytes){0} + (int8_t)node->first, rank = (bytes){0} + node->rank, step = (bytes){0} + (int8_t)node->step;
     return leaf + ((bytes)(leaf == first) & (bytes)(*(const bytes *)(const void *)ranks > rank) & step);
@@ -37,12 +39,6 @@ INLINE bytes move_on(bytes leaf, const int8_t *ranks, const ri_masked_node *node
 }
 
 #if RI_LEVEL == 4
-INLINE __m256i move_on_half(__m256i leaf, const int8_t *ranks, const ri_masked_node *node) {
-    const __mmask32 mine = _mm256_cmpeq_epi8_mask(leaf, _mm256_set1_epi8((char)node->first));
-    const __mmask32 right = _mm256_mask_cmpgt_epi8_mask(mine, _mm256_load_si256((const __m256i *)(const void *)ranks), _mm256_set1_epi8(node->rank));
-    return _mm256_mask_add_epi8(leaf, right, leaf, _mm256_set1_epi8((char)node->step));
-}
-
 /* 16 or 8 values by their numbers below `n`: from registers while there are few. */
 INLINE __m512 values_16(const float *values, int32_t n, __m512i index) {
     const __m512 low = _mm512_permutex2var_ps(_mm512_load_ps(values), index, _mm512_load_ps(values + (n > 16 ? 16 : 0)));
@@ -88,7 +84,7 @@ INLINE void add_leaves(const ri_forest *f, int32_t t, const uint8_t *leaf, int n
     }
 #else
     if (f->doubles) {
-        typedef double two __attribute__((vector_size(16)));
+        typedef double two __attribute__((vector_size(16), aligned(8), may_alias));
         const double *values = (const double *)f->leaf_values + f->leaf_first[t];
         for (int i = 0; i < n; i += 2)
             *(two *)(void *)((double *)sums + i) += (two){values[leaf[i]], values[leaf[i + 1]]};
@@ -110,58 +106,70 @@ INLINE void add_leaves(const ri_forest *f, int32_t t, const uint8_t *leaf, int n
         return;
     }
 #endif
-    typedef float four __attribute__((vector_size(16)));
+    typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
     for (int i = 0; i < n; i += 4)
         *(four *)(void *)((float *)sums + i) += (four){values[leaf[i]], values[leaf[i + 1]], values[leaf[i + 2]], values[leaf[i + 3]]};
 #endif
 }
 
-INLINE void name_leaves(const ri_forest *f, int32_t t, const uint8_t *leaf, int n, int32_t *leaves) {
-    const int32_t *numbers = f->leaf_numbers + f->leaf_first[t];
-    for (int i = 0; i < n; ++i)
-        leaves[(size_t)i * (size_t)f->n_trees + (size_t)t] = numbers[leaf[i]];
+enum { NAMED = 16 }; /* trees whose leaves are named together, so that a row's are written side by side */
+
+/* leaf: of tree t, the block's rows. known: (NAMED, block) of it and the trees before it. */
+INLINE void name_leaves(const ri_forest *f, int32_t t, const uint8_t *leaf, int block, int n, uint8_t *known, int32_t *leaves) {
+    memcpy(known + (size_t)(t % NAMED) * (size_t)block, leaf, (size_t)block);
+    if (t % NAMED < NAMED - 1 && t < f->n_trees - 1)
+        return;
+    const int32_t first = t - t % NAMED, many = t - first + 1, *offsets = f->leaf_first + first, *numbers = f->leaf_numbers;
+    leaves += first;
+    for (int i = 0; i < n; ++i, leaves += f->n_trees)
+        for (int32_t j = 0; j < many; ++j)
+            leaves[j] = numbers[offsets[j] + known[(size_t)j * (size_t)block + (size_t)i]];
 }
 
 /* ---- kernels -------------------------------------------------------------------------------------------------------------- */
 
-/* `TREES` trees side by side (1, 2 or 4), each against `VECTORS` vectors of `VECTOR`. */
-#define RANKED(NAME, VECTOR, MOVE_ON, VECTORS, TREES)                                                                               \
+/* `TREES` trees side by side (1, 2 or 4), each against `VECTORS` vectors. */
+#define RANKED(NAME, VECTORS, TREES)                                                                                                \
     void RI_NAME(NAME)(const ri_forest *f, const void *rows, int64_t stride, int n, void *scratch, void *sums, int32_t *leaves) {    \
-        enum { BLOCK = (VECTORS) * (int)sizeof(VECTOR) };                                                                           \
+        enum { BLOCK = (VECTORS) * RI_BYTES };                                                                                      \
         int8_t *planes = (int8_t *)scratch;                                                                                         \
+        uint8_t known[NAMED * BLOCK];                                                                                               \
         const size_t size = f->doubles ? 8 : 4;                                                                                     \
         rank_planes(f, rows, stride, n, BLOCK, planes);                                                                             \
         for (int32_t t = 0; t < f->n_trees; t += (TREES)) {                                                                         \
-            VECTOR leaf[TREES][VECTORS];                                                                                            \
+            bytes leaf[TREES][VECTORS];                                                                                             \
             const ri_masked_node *nodes[TREES];                                                                                     \
             int32_t count = 0;                                                                                                      \
             for (int j = 0; j < (TREES); ++j) {                                                                                     \
                 nodes[j] = f->masked + f->masked_first[t + j];                                                                      \
                 count = f->masked_count[t + j] > count ? f->masked_count[t + j] : count;                                            \
                 for (int v = 0; v < (VECTORS); ++v)                                                                                 \
-                    leaf[j][v] = (VECTOR){0};                                                                                       \
+                    leaf[j][v] = (bytes){0};                                                                                        \
             }                                                                                                                       \
             for (int32_t i = 0; i < count; ++i)                                                                                     \
                 for (int j = 0; j < (TREES); ++j) {                                                                                 \
                     const ri_masked_node *node = nodes[j] + i;                                                                      \
                     const int8_t *plane = planes + (size_t)node->part * BLOCK;                                                      \
                     for (int v = 0; v < (VECTORS); ++v)                                                                             \
-                        leaf[j][v] = MOVE_ON(leaf[j][v], plane + v * (int)sizeof(VECTOR), node);                                    \
+                        leaf[j][v] = move_on(leaf[j][v], plane + v * RI_BYTES, node);                                               \
                 }                                                                                                                   \
             for (int j = 0; j < (TREES) && t + j < f->n_trees; ++j) {                                                               \
                 add_leaves(f, t + j, (const uint8_t *)leaf[j], BLOCK, (char *)sums + (size_t)f->targets[t + j] * RI_BLOCK * size);   \
                 if (leaves)                                                                                                         \
-                    name_leaves(f, t + j, (const uint8_t *)leaf[j], n, leaves);                                                     \
+                    name_leaves(f, t + j, (const uint8_t *)leaf[j], BLOCK, n, known, leaves);                                       \
             }                                                                                                                       \
         }                                                                                                                           \
     }
 
-#if RI_LEVEL == 4
-RANKED(ri_ranked_32, __m256i, move_on_half, 1, 4)
+#if RI_LEVEL >= 3
+RANKED(ri_ranked_32, 1, 4)
+RANKED(ri_ranked_64, 2, 2)
+RANKED(ri_ranked_128, 4, RI_LEVEL == 4 ? 2 : 1)
+RANKED(ri_ranked_256, 8, 1)
 #else
-RANKED(ri_ranked_32, bytes, move_on, 32 / RI_BYTES, 64 / RI_BYTES)
+RANKED(ri_ranked_32, 2, 2)
+RANKED(ri_ranked_64, 4, 1)
+RANKED(ri_ranked_128, 8, 1)
+RANKED(ri_ranked_256, 16, 1)
 #endif
-RANKED(ri_ranked_64, bytes, move_on, 64 / RI_BYTES, RI_LEVEL == 4 ? 4 : RI_LEVEL == 3 ? 2 : 1)
-RANKED(ri_ranked_128, bytes, move_on, 128 / RI_BYTES, RI_LEVEL == 4 ? 2 : 1)
-RANKED(ri_ranked_256, bytes, move_on, 256 / RI_BYTES, 1)
 #endif

@@ -15,7 +15,8 @@
  * Forms of one forest, each made where it can hold it, and the kernels over them, one C file each:
  *   nodes     tree_walk.c, every forest: from node to node, 8 trees of one row or 8 rows of one tree at once. Small nodes of 8 bytes
  *             hold 32-bit keys, large ones of 16 bytes everything
- *   heaps     tree_heap.c, depth <= 6: the 63 comparisons of a tree in one instruction (AVX-512 VBMI), then 6 steps through its bits
+ *   tiles     tree_jump.c, up to 64 leaves a tree and 128 bytes of ranks: 64 nodes at once (AVX-512 VBMI), then a few doublings of
+ *             the way from each
  *   masked    tree_ranked.c, up to 256 leaves a tree: each row keeps its first leaf that is still possible; every node of a tree moves
  *             it on for those rows that turn right there. 32 to 256 rows at once
  * Methods: QuickScorer and its bit vectors (Lucchese et al. 2015, doi:10.1145/2766462.2767733) are where ranked scoring comes from.
@@ -95,9 +96,8 @@ typedef struct ri_trees { /* an ensemble as parsers bring it; all arrays belong 
     double post_scale;           /* factor of a sum before its sigmoid (LightGBM); 1 */
 } ri_trees;
 
-typedef struct ri_columns {          /* columns of consecutive features that treat missing values alike */
+typedef struct ri_columns {      /* neighbours, of consecutive features */
     int32_t column, feature, n;
-    uint64_t fill;               /* key of a missing value */
     uint64_t zero_end;           /* what has fewer bits without its sign is missing too; 0: nothing */
 } ri_columns;
 
@@ -121,7 +121,7 @@ typedef struct ri_scale {        /* finds ranks in one column: an even scale of 
 
 typedef struct ri_small_node {
     uint32_t key;                /* of a leaf: its number */
-    uint16_t column;             /* of a leaf: the one behind all, whose key is 0 */
+    uint16_t cell;               /* column times 4; of a leaf: the one behind all, whose key is 0 */
     uint16_t next;               /* nodes to the left child, behind which the right one stands; 0 of a leaf */
 } ri_small_node;
 
@@ -139,6 +139,11 @@ typedef struct ri_masked_node {  /* inner nodes of a tree in preorder */
     uint8_t pad[3];
 } ri_masked_node;
 
+typedef struct ri_tile_place {
+    int32_t first_leaf;          /* as in `leaf_first` */
+    int32_t root;                /* its place in its tile */
+} ri_tile_place;
+
 typedef struct ri_forest {
     int32_t n_features, n_outputs, n_trees, n_answers, width, base_first, doubles, wide, average, post, norm, max_depth, max_leaves;
     double post_scale;
@@ -151,33 +156,36 @@ typedef struct ri_forest {
     int32_t n_runs, n_questions, n_parts;
     int32_t walk_rows;           /* rows whose cells stay in the cache */
     ri_columns *runs;
+    void *fills;                 /* (n_columns) keys of missing values; uint32_t, or uint64_t where rows are wide */
     ri_questions *questions;
     double *equals;              /* storage of the questions, like the next two */
     uint64_t *tables;
     int32_t *asked;
     int64_t *set_ends;
     uint32_t *set_words;
-    double *values;              /* (n_leaves, width) */
-    float *values_f;
+    double *values;              /* (n_leaves + 1, width) of sums in double, the last one -0 */
+    float *values_f;             /* else */
     double *base;
     int32_t *targets;
-    int32_t *roots;              /* (n_trees up to a multiple of 8) first node of each tree */
-    int32_t *depths;             /* likewise */
+    int32_t *roots;              /* (n_trees up to a multiple of 8) first node of each tree; then of one that is a leaf of value -0 */
+    int32_t *depths;             /* (n_trees) */
+    int32_t *depths_8;           /* of each 8 trees, the deepest */
     ri_small_node *small;        /* one of these two */
     ri_large_node *large;
     ri_scale *scales;            /* (n_columns), or NULL: there are no ranks, so none of the forms below */
     uint16_t *starts;
     void *rank_keys;             /* thresholds of all columns, ascending in each; uint32_t, or uint64_t where rows are wide */
     uint32_t *part_keys;         /* (n_parts, 8, 32) of 32 bits, by vectors: threshold 8 i + k of a part is at k, i */
-    uint8_t *heap_parts;         /* (n_trees up to a multiple of 8, 64); NULL: there are no heaps */
-    int8_t *heap_ranks;
-    void *heap_values;           /* (.., 64) float or double */
-    int32_t *heap_leaves;        /* (.., 64) */
+    uint32_t *part_heads;        /* (n_parts, 16) of 32 bits: the last of each 16 thresholds */
+    int32_t n_tiles, doublings;  /* doublings of a step until the deepest tree is through */
+    uint8_t *tiles;              /* (n_tiles, 4, 64) part, rank, left, right of each node; NULL: there are none */
+    int32_t *tile_trees;         /* (n_tiles + 1) first tree of each */
+    ri_tile_place *tile_places;  /* (n_trees) */
     ri_masked_node *masked;      /* 4 trees have room for the same number of nodes; NULL: there are none */
     int32_t *masked_first;       /* (n_trees up to a multiple of 4, + 1) */
     int32_t *masked_count;
-    int32_t *leaf_first;         /* (n_trees + 1) into `leaf_values`; each tree begins at a multiple of 16 */
-    void *leaf_values;           /* in the order of leaves, float or double */
+    int32_t *leaf_first;         /* (n_trees + 1) into `leaf_values`; each tree begins at a multiple of 16; NULL: there are none */
+    void *leaf_values;           /* from left to right, float or double */
     int32_t *leaf_numbers;
 } ri_forest;
 
@@ -185,7 +193,7 @@ typedef struct ri_forest {
  * that are not there. leaves: NULL, or (n, n_trees). */
 typedef void ri_tree_kernel(const ri_forest *f, const void *rows, int64_t stride, int n, void *scratch, void *sums, int32_t *leaves);
 
-enum { RI_KERNEL_WALK_1 = 0, RI_KERNEL_WALK_8, RI_KERNEL_HEAP_1, RI_KERNEL_HEAP_8, RI_KERNEL_RANKED_32, RI_KERNEL_RANKED_64,
+enum { RI_KERNEL_WALK_1 = 0, RI_KERNEL_WALK_8, RI_KERNEL_JUMP_1, RI_KERNEL_JUMP_8, RI_KERNEL_RANKED_32, RI_KERNEL_RANKED_64,
        RI_KERNEL_RANKED_128, RI_KERNEL_RANKED_256, RI_N_KERNELS };
 
 typedef struct ri_kernel_set {   /* of one instruction set; NULL: not there */
