@@ -580,16 +580,16 @@ static int find_parts(builder *b) {
     if (!b->part || !b->rank)
         return -1;
     for (int32_t i = 0; i < n; ++i) {
-        const int32_t node = b->order[i], column = b->column[node];
+        const int32_t node = b->order[i], own = b->column[node];
         if (b->s->feature[node] < 0)
             continue;
-        if (column < 0) {
+        if (own < 0) {
             b->part[node] = (uint16_t)(f->n_parts + b->bit[node]);
             b->rank[node] = -128;
             continue;
         }
-        const uint32_t all = rank_of(f, f->scales + column, b->key[node]);
-        b->part[node] = (uint16_t)(f->scales[column].part + (int32_t)(all / RI_PART));
+        const uint32_t all = rank_of(f, f->scales + own, b->key[node]);
+        b->part[node] = (uint16_t)(f->scales[own].part + (int32_t)(all / RI_PART));
         b->rank[node] = (int8_t)((int32_t)(all % RI_PART) - 128);
     }
     return 0;
