@@ -14,6 +14,7 @@ import datetime as dt
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -601,10 +602,12 @@ class Pipeline:
         forest = cast("TreeSession", session) if session.backend == "trees" and not self.is_chain else None
         background = self.bundle.read("background", decode_background)
         occlusion = None if background is None else Occlusion.of(self.program, groups, background)
+        # Who explains belongs to us: a strong reference back would be a cycle, which is freed late.
+        owner = weakref.proxy(self)
         self.explainer = Explainer(
             groups,
             self.inputs,
-            lambda arrays: self.chain_scores(self.inputs, arrays),
+            lambda arrays: owner.chain_scores(owner.inputs, arrays),
             session=forest,
             occlusion=occlusion,
             tile=TILE_ROWS if self.row_independent else 1,
