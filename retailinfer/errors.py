@@ -21,6 +21,8 @@ RetailInferError
     ├── SessionError            the inference engine failed
     ├── ScoreError              the model gave a score that is NaN, infinite or out of its declared range
     ├── DeadlineExceededError   no time left
+    ├── OverloadedError         more calls at once than this process takes
+    ├── RemoteError             the remote model did not answer, or not as agreed
     └── Unavailable             no rung of the ladder could answer
 
 Rules:
@@ -45,6 +47,8 @@ __all__ = [
     "LimitError",
     "ManifestError",
     "ModelError",
+    "OverloadedError",
+    "RemoteError",
     "RequestError",
     "RetailInferError",
     "SchemaMismatchError",
@@ -158,9 +162,15 @@ class GoldenMismatchError(BundleError):
 
 
 class ServingError(RetailInferError):
-    """This call could not finish through no fault of the caller."""
+    """This call could not finish through no fault of the caller.
+
+    Attributes:
+        counted: the request was counted in its windows before the call failed, so that who answers in its place must not
+            count it again.
+    """
 
     http_status = 503
+    counted: bool = False
 
 
 class SessionError(ServingError):
@@ -175,6 +185,20 @@ class DeadlineExceededError(ServingError):
     """The time given to the call is used up."""
 
     http_status = 504
+
+
+class OverloadedError(ServingError):
+    """More calls are under way than this process takes; nothing was done. `retry_after_s`: when to come back, jittered."""
+
+    http_status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class RemoteError(ServingError):
+    """The remote model did not answer in time, or its reply is not what was agreed."""
 
 
 class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "retailinfer"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "deadline"), 0),
+    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "life"), 0),
     **dict.fromkeys(("contracts", "columns"), 1),
     "_native": 2,
     **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring", "policy"), 3),
@@ -40,7 +40,7 @@ OPEN_ROWS = {0, 5, 8}
 DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
     "msgspec": ("",),
-    "cachetools": ("store/", "runtime/", "ranker.py"),
+    "cachetools": ("store/", "runtime/", "ranker.py", "resilience/"),
     # demo/bare.py, cli/bare.py: the run that the demo and `retailinfer bench` compare us with
     "onnxruntime": ("runtime/fallback.py", "authoring/quantize.py", "demo/bare.py", "cli/bare.py"),
     "onnx": ("authoring/",),
@@ -50,7 +50,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "xgboost": ("authoring/convert/", "demo/"),
     "catboost": ("authoring/convert/",),
     "sklearn": ("authoring/convert/", "demo/"),
+    "urllib3": ("resilience/remote/http.py",),
+    "grpc": ("resilience/remote/grpc.py",),
+    "structlog": ("monitoring/logs.py",),
     "pyarrow": (
+        "monitoring/decision_files.py",
         "features/arrow.py",
         "store/arrow.py",
         "store/sources/arrow.py",

@@ -1,0 +1,1 @@
+"""What happened: events, and where they go."""
