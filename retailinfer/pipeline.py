@@ -41,16 +41,13 @@ from retailinfer.errors import (
     ServingError,
     clip,
 )
-from retailinfer.explain import Explainer, Named, Occlusion, check_reasons, forest_reasons, named_groups
 from retailinfer.features.arrow import Canonical, Columns
-from retailinfer.features.groups import groups_of
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.transform import fill
 from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
-from retailinfer.release.background import decode_background
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
 from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
 
@@ -61,6 +58,7 @@ if TYPE_CHECKING:
     from retailinfer._native.reasons import ForestReasons
     from retailinfer._native.resolve import Observer
     from retailinfer.contracts import Reason
+    from retailinfer.explain import Explainer, Named, Occlusion
     from retailinfer.release.manifest import InputSource, Manifest
     from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
@@ -85,7 +83,6 @@ class Pipeline:
         manifest, spec, policy, contract: of the release.
         sessions: model role -> session, in running order.
         engine: None for a release that takes arrays only.
-        explainer: None likewise, and for rankers.
         row_independent: as measured here; False makes every row run alone.
     """
 
@@ -133,7 +130,7 @@ class Pipeline:
         self.row_independent = self.manifest.row_independent
         self.engine: Engine | None = None
         self.program: Program | None = None
-        self.explainer: Explainer | None = None
+        self._explainer: Explainer | None = None
         self._named: Named | None = None  # None: decisions have no reasons
         self._reasons: ForestReasons | None = None
         self._occlusion: Occlusion | None = None
@@ -594,41 +591,62 @@ class Pipeline:
 
     # ---- reasons ---------------------------------------------------------------------------------------------------
 
-    def _prepare_reasons(self) -> None:
-        """What explains a score, and what decisions need of it. Raises: SchemaMismatchError, ModelError."""
+    @property
+    def explainer(self) -> Explainer:
+        """Who explains scores, made when first asked for: most servers never do. Not for rankers, nor releases of arrays."""
+        if self._explainer is None:
+            self._explainer = self._new_explainer()
+        return self._explainer
+
+    def _new_explainer(self) -> Explainer:
+        from retailinfer.explain import Explainer, Occlusion  # noqa: PLC0415 - 2 ms of every import, for those who explain
+        from retailinfer.features.groups import groups_of  # noqa: PLC0415 - likewise
+        from retailinfer.release.background import decode_background  # noqa: PLC0415 - likewise
+
         assert self.program is not None
         groups = groups_of(self.spec.body)
         session = next(iter(self.sessions.values()))
-        forest = cast("TreeSession", session) if session.backend == "trees" and not self.is_chain else None
         background = self.bundle.read("background", decode_background)
-        occlusion = None if background is None else Occlusion.of(self.program, groups, background)
         # Who explains belongs to us: a strong reference back would be a cycle, which is freed late.
         owner = weakref.proxy(self)
-        self.explainer = Explainer(
+        return Explainer(
             groups,
             self.inputs,
             lambda arrays: owner.chain_scores(owner.inputs, arrays),
-            session=forest,
-            occlusion=occlusion,
+            session=cast("TreeSession", session)
+            if session.backend == "trees" and not self.is_chain
+            else None,
+            occlusion=None if background is None else Occlusion.of(self.program, groups, background),
             tile=TILE_ROWS if self.row_independent else 1,
         )
-        if self.policy is None:
+
+    def _prepare_reasons(self) -> None:
+        """What decisions need of reasons. Raises: SchemaMismatchError, ModelError."""
+        asked = None if self.policy is None else self.policy.body
+        if asked is None or not (asked.reasons or asked.n_reasons):
+            if self.manifest.file_of("background") is not None:
+                _ = self.explainer  # so that a file that is no background fails here
             return
+        from retailinfer.explain import check_reasons, forest_reasons, named_groups  # noqa: PLC0415 - as above
+
+        assert self.policy is not None
+        explainer = self.explainer
         check_reasons(self.policy, self.spec.body)
-        most = self.policy.body.n_reasons
-        named = named_groups(groups, self.policy)
-        if most == 0 or not named.reasons:
+        named = named_groups(explainer.groups, self.policy)
+        if asked.n_reasons == 0 or not named.reasons:
             return
         self._named = named
-        if forest is not None:
-            self._reasons = forest_reasons(forest, groups, self.inputs, named, most)
-        elif occlusion is None:
+        if explainer.session is not None:
+            self._reasons = forest_reasons(
+                explainer.session, explainer.groups, self.inputs, named, asked.n_reasons
+            )
+        elif explainer.occlusion is None:
             raise SchemaMismatchError(
                 "the policy asks for reasons, and the release keeps no background for them",
                 hint="pack it again with this version",
             )
         else:
-            self._occlusion = occlusion.named(named)
+            self._occlusion = explainer.occlusion.named(named)
 
     def _engine_occlusion(self) -> EngineOcclusion | None:
         """Occlusion for requests, which the engine does in its own memory."""
@@ -662,7 +680,6 @@ class Pipeline:
             rows = np.ascontiguousarray(arrays[0].reshape(len(arrays[0]), -1))
             return self._reasons.top(rows)
         assert self._occlusion is not None
-        assert self.explainer is not None
         found = []
         for i in range(len(arrays[0])):
             one = [array[i : i + 1] for array in arrays]

@@ -308,9 +308,7 @@ class Scorer(Door):
         arrays = engine.vectorize(
             request, 0 if at is None else moment_ns(at), 0 if deadline_ms is None else budget_ns(deadline_ms)
         )
-        explainer = self._pipeline.explainer
-        assert explainer is not None  # a release with an engine has one, unless it was loaded to rank
-        return explainer.explain(arrays, method)
+        return self._pipeline.explainer.explain(arrays, method)
 
     def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         """Run the models on arrays that the caller made: input name -> array; all outputs by name.

@@ -16,14 +16,16 @@ import functools
 import platform
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from retailinfer.errors import GoldenMismatchError, ManifestError, clip
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "Golden",
@@ -45,7 +47,9 @@ __all__ = [
 MAX_ROWS = 64
 N_STATES = 5  # present, null, unknown, stale, unavailable
 # What `Program.fill_table` takes for one slot: values, valid, offsets, children.
-Canonical = tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64] | None, NDArray[np.int64] | None]
+Canonical: TypeAlias = (
+    "tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64] | None, NDArray[np.int64] | None]"
+)
 
 # kind -> dtype of `values`; "text" and "list[str]" hold UTF-8 (or raw bytes).
 _VALUES: dict[str, str] = {

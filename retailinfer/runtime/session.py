@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retailinfer._native import ort
 from retailinfer.errors import ConfigError, clip
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Backend", "IoEntry", "ModelSession", "onnxruntime_version", "open_session"]
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from retailinfer._native.trees import NORMS, POSTS, SIZES, TreeModel
 from retailinfer.errors import (
@@ -29,6 +28,9 @@ from retailinfer.errors import (
     clip,
 )
 from retailinfer.runtime.session import IoEntry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ARRAYS", "Forest", "TreeSession", "decode_forest", "encode_forest"]
 

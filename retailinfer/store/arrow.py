@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retailinfer.errors import (
     ConfigError,
@@ -24,6 +23,9 @@ from retailinfer.errors import (
     SpecError,
     clip,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ArrowColumns", "is_arrow", "narrow_columns", "read_batches", "read_columns", "whole_table"]
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from retailinfer._native.feature_table import (
     ROW_EXPIRED,
@@ -54,6 +53,8 @@ from retailinfer.store.arrow import (
 from retailinfer.store.table import Gathered, Outcome, plain_cell, single_keys, true_ns
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from retailinfer.store.readthrough import ReadThrough, ReadThroughStats
     from retailinfer.store.sources import FeatureSource
 

@@ -17,21 +17,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from msgspec import UNSET
-from numpy.typing import DTypeLike, NDArray
 
 from retailinfer._native.table import KEY_KINDS, SnapshotTable, compose_keys
 from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError, SpecError, clip
 from retailinfer.store.arrow import MAX_TIME_NS, read_columns
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
 __all__ = ["Gathered", "Outcome", "Snapshot", "plain_cell", "single_keys", "time_ns"]
 
 Key: TypeAlias = str | int | bytes | tuple[str | int | bytes, ...]
-Texts: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Texts: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.int64]]"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INT64 = np.iinfo(np.int64)
