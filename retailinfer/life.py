@@ -5,6 +5,7 @@ Rules:
   * Registering keeps nothing alive: what is dropped is forgotten.
   * A child begins before any other code of it runs. A raw fork, which tells nobody, is noticed by who compares process ids.
   * The end comes once, whether the process ends by itself, as a worker of multiprocessing, or is asked to by `end_all`.
+  * What one of them raises is reported as an exception that nobody can catch; the others have their turn nevertheless.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ import atexit
 import os
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["BeginsAgain", "Ends", "begin_again_in_children", "end_all", "end_with_process"]
+__all__ = [
+    "BeginsAgain",
+    "Ends",
+    "Pauses",
+    "begin_again_in_children",
+    "end_all",
+    "end_with_process",
+    "pause_for_forks",
+]
 
 
 class BeginsAgain(Protocol):
@@ -23,6 +33,18 @@ class BeginsAgain(Protocol):
 
     def begin_in_child(self) -> None:
         """Forget threads, connections and counts of the parent; take new locks. No other thread runs meanwhile."""
+        ...
+
+
+class Pauses(Protocol):
+    """Something in whose middle no fork may happen: work of its thread in libraries whose locks a child would inherit."""
+
+    def before_fork(self) -> None:
+        """Come to a place where a fork does no harm, within a bound of its own, and stay there."""
+        ...
+
+    def after_fork(self) -> None:
+        """Go on. Called in the parent alone; the child begins anew."""
         ...
 
 
@@ -39,16 +61,22 @@ class _Life:
 
     def __init__(self) -> None:
         self.begins: list[weakref.ref[BeginsAgain]] = []
+        self.pauses: list[weakref.ref[Pauses]] = []
         self.ends: list[weakref.ref[Ends]] = []
         self.hooked = False
         self.told_multiprocessing = False
+        self.finishes_in = 0  # process id of the worker of multiprocessing that will call `end_all`
 
     def hook(self) -> None:
         if self.hooked:
             return
         self.hooked = True
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.before_fork, after_in_child=self.in_child)
+            os.register_at_fork(
+                before=self.before_fork,
+                after_in_parent=self.in_parent,
+                after_in_child=self.in_child,
+            )
         atexit.register(end_all)
 
     def before_fork(self) -> None:
@@ -57,20 +85,55 @@ class _Life:
         if util is not None and not self.told_multiprocessing:
             self.told_multiprocessing = True
             util.register_after_fork(self, _finish_in_worker)
+        for pauses in reversed(self.pauses):
+            _let(pauses(), "before_fork")
+
+    def in_parent(self) -> None:
+        for pauses in list(self.pauses):
+            _let(pauses(), "after_fork")
 
     def in_child(self) -> None:
-        for ref in list(self.begins):
-            one = ref()
-            if one is not None:
-                one.begin_in_child()
+        for begins in list(self.begins):
+            _let(begins(), "begin_in_child")
+        self.finish_in_worker()  # one that a worker forked by itself leaves as the worker does
+
+    def finish_in_worker(self) -> None:
+        """In a worker of multiprocessing that came here by itself, as those of spawn and forkserver do: no fork told it."""
+        process: Any = sys.modules.get("multiprocessing.process")
+        if process is not None and self.finishes_in != os.getpid() and process.parent_process() is not None:
+            _finish_in_worker(self)
 
 
 _life = _Life()
 
 
-def _finish_in_worker(_: object) -> None:
-    util: Any = sys.modules["multiprocessing.util"]
-    util.Finalize(None, end_all, exitpriority=0)
+def _finish_in_worker(life: _Life) -> None:
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        life.finishes_in = os.getpid()
+        util.Finalize(None, end_all, exitpriority=0)
+
+
+def _let(one: object, method: str) -> None:
+    """One's turn, if it still lives."""
+    if one is None:
+        return
+    call: Callable[[], None] = getattr(one, method)
+    try:
+        call()
+    except Exception as exc:  # noqa: BLE001 - there is no caller that could do anything about it
+        sys.unraisablehook(_Unraisable(exc, one, method))
+
+
+class _Unraisable:
+    """What `sys.unraisablehook` takes."""
+
+    def __init__(self, exc: Exception, one: object, method: str) -> None:
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
+        self.err_msg = f"Exception ignored in {type(one).__name__}.{method}"
+        self.object = None
 
 
 def begin_again_in_children(one: BeginsAgain) -> None:
@@ -79,15 +142,20 @@ def begin_again_in_children(one: BeginsAgain) -> None:
     _life.begins.append(weakref.ref(one, _life.begins.remove))
 
 
+def pause_for_forks(one: Pauses) -> None:
+    """`one.before_fork()` and `one.after_fork()` are called around every fork, as long as `one` lives."""
+    _life.hook()
+    _life.pauses.append(weakref.ref(one, _life.pauses.remove))
+
+
 def end_with_process(one: Ends) -> None:
     """`one.end_with_process()` is called when the process ends, as long as `one` lives; last registered first."""
     _life.hook()
+    _life.finish_in_worker()
     _life.ends.append(weakref.ref(one, _life.ends.remove))
 
 
 def end_all() -> None:
     """Finish everything that is registered: for hosts that leave without Python's own end, such as `os._exit`."""
-    for ref in reversed(list(_life.ends)):
-        one = ref()
-        if one is not None:
-            one.end_with_process()
+    for ends in reversed(list(_life.ends)):
+        _let(ends(), "end_with_process")
