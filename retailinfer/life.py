@@ -15,6 +15,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Protocol
 
 __all__ = [
@@ -129,11 +130,11 @@ class _Unraisable:
     """What `sys.unraisablehook` takes."""
 
     def __init__(self, exc: Exception, one: object, method: str) -> None:
-        self.exc_type = type(exc)
-        self.exc_value = exc
-        self.exc_traceback = exc.__traceback__
-        self.err_msg = f"Exception ignored in {type(one).__name__}.{method}"
-        self.object = None
+        self.exc_type: type[BaseException] = type(exc)
+        self.exc_value: BaseException | None = exc
+        self.exc_traceback: TracebackType | None = exc.__traceback__
+        self.err_msg: str | None = f"Exception ignored in {type(one).__name__}.{method}"
+        self.object: object = None
 
 
 def begin_again_in_children(one: BeginsAgain) -> None:
