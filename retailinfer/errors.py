@@ -198,7 +198,24 @@ class OverloadedError(ServingError):
 
 
 class RemoteError(ServingError):
-    """The remote model did not answer in time, or its reply is not what was agreed."""
+    """The remote model did not answer in time, or its reply is not what was agreed.
+
+    Attributes:
+        kind: what went wrong, one of a fixed list (docs/remote.md), such as "connect", "timeout" or "malformed".
+        retry_after_s: when the other side wants to be asked again; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "failed",
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome
