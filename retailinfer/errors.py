@@ -15,6 +15,9 @@ RetailInferError
 │   ├── ManifestError           the manifest is not one, or names what it must not
 │   ├── IntegrityError          bytes differ from what the manifest says
 │   ├── ModelError              the model cannot be read, or uses what is refused
+│   ├── SignatureError          nobody signed it who may, or what was signed was changed
+│   ├── TrustError              signed, and not for here or now: name, environment, expired, revoked
+│   ├── RollbackError           older than what this host has accepted already
 │   ├── SchemaMismatchError     model, spec and policy do not fit each other
 │   └── GoldenMismatchError     the golden rows gave other scores than recorded
 └── ServingError                this call could not finish: degrade, retry elsewhere, alert
@@ -51,12 +54,15 @@ __all__ = [
     "RemoteError",
     "RequestError",
     "RetailInferError",
+    "RollbackError",
     "SchemaMismatchError",
     "ScoreError",
     "ServingError",
     "SessionError",
     "ShapeError",
+    "SignatureError",
     "SpecError",
+    "TrustError",
     "Unavailable",
     "clip",
 ]
@@ -147,6 +153,18 @@ class ManifestError(BundleError):
 
 class IntegrityError(BundleError):
     """Bytes on disk differ from what the manifest records."""
+
+
+class SignatureError(BundleError):
+    """Nobody signed this who may, or too few did, or what was signed is not what came."""
+
+
+class TrustError(BundleError):
+    """Well signed, and not for here or now: another name or environment, not yet valid, expired, revoked, not approved."""
+
+
+class RollbackError(BundleError):
+    """Well signed, and older than what this host has accepted already."""
 
 
 class ModelError(BundleError):

@@ -50,6 +50,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "xgboost": ("authoring/convert/", "demo/"),
     "catboost": ("authoring/convert/",),
     "sklearn": ("authoring/convert/", "demo/"),
+    "cryptography": ("release/signature.py",),
     "urllib3": ("resilience/remote/http.py",),
     "grpc": ("resilience/remote/grpc.py",),
     "structlog": ("monitoring/logs.py",),
