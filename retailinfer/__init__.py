@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from retailinfer.features.spec import Entity, FeatureSpec, Stream, Tensor, Timestamp, Vocabulary
     from retailinfer.policy import Policy
+    from retailinfer.preload import preload
     from retailinfer.ranker import Ranker
     from retailinfer.scorer import Scorer
     from retailinfer.store.feature_table import FeatureTable
@@ -107,6 +108,7 @@ __all__ = [
     "Windows",
     "columns",
     "pack",
+    "preload",
     "replay",
 ]
 
@@ -124,6 +126,7 @@ _HOMES = {
     ),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
     "retailinfer.policy": ("Policy",),
+    "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),

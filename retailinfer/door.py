@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from retailinfer.contracts import Freshness
+from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import budget_ns
 from retailinfer.errors import ConfigError
 from retailinfer.pipeline import moment_ns
@@ -33,6 +34,7 @@ __all__ = ["INLINE_BELOW_US", "Door", "EventId", "Refusal"]
 
 EventId: TypeAlias = str | bytes | int
 
+MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer than they run without it
 WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 ARRAYS_ONLY = "this release brings no features: it takes arrays"
@@ -61,6 +63,11 @@ class Door:
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: every other use is a ConfigError then."""
+        return self._closed
 
     @property
     def manifest(self) -> Manifest:
@@ -151,8 +158,8 @@ class Door:
         if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
             from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
 
-            # Two threads use two cores; threads that wait for a source or a round trip use none, so there may be more.
-            workers = WAITING if self._engine.waits else 2
+            # A thread a CPU; threads that wait for a source or a round trip use none, so there may be more.
+            workers = max(WAITING if self._engine.waits else 1, min(usable_cpus(), MOST_THREADS))
             self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
             self._executor_pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

@@ -64,6 +64,7 @@ PUBLIC = [
     "Windows",
     "columns",
     "pack",
+    "preload",
     "replay",
 ]
 

@@ -50,6 +50,12 @@ def in_flight() -> int:
 def is_poisoned() -> bool:
     """Was this process forked while a thread was inside? Then no session works here."""
 
+def keep_for_ever(thing: object) -> None:
+    """Take a reference that nobody gives back: `thing` is not ended in this process, not even by its exit."""
+
+def trim_heap() -> bool:
+    """Give unused pages of the C heap back to the system, without the GIL; False where that cannot be done, or none were."""
+
 def _fail_call(n: int) -> bool:
     """For tests, in the debug build only (else False): let the n-th call of the C API from now on fail.
 

@@ -36,6 +36,7 @@ from retailinfer.errors import (
 cimport cython
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
@@ -84,6 +85,7 @@ cdef extern from "ort_run.h" nogil:
     int ri_is_poisoned()
     size_t ri_log_text(char* text, size_t size)
     int ri_fail_call(int64_t n)
+    int ri_trim_heap()
 
 
 STRING = 8
@@ -191,6 +193,17 @@ def drain():
     with nogil:
         n_freed = ri_drain()
     return n_freed
+
+
+def keep_for_ever(thing):
+    Py_INCREF(thing)
+
+
+def trim_heap():
+    cdef int given
+    with nogil:
+        given = ri_trim_heap()
+    return bool(given)
 
 
 def _fail_call(n):

@@ -26,6 +26,9 @@
 #else
 #include <alloca.h>
 #include <dlfcn.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #define ri_alloca alloca
 #define RI_THREAD_PAUSE()                                         \
@@ -113,6 +116,14 @@ int64_t ri_close(int64_t timeout_ns) {
 }
 
 int ri_is_poisoned(void) { return atomic_load(&poisoned); }
+
+int ri_trim_heap(void) {
+#if defined(__GLIBC__)
+    return malloc_trim(0);
+#else
+    return 0;
+#endif
+}
 
 static atomic_flag log_lock = ATOMIC_FLAG_INIT;
 

@@ -102,6 +102,9 @@ void ri_after_fork_in_parent(void);
 int64_t ri_close(int64_t timeout_ns);
 int ri_is_poisoned(void);
 
+/* Give the heap's unused pages back to the system, where the C library can. Returns whether it gave any. */
+int ri_trim_heap(void);
+
 /* Debug build only, else it does nothing and returns 0: have the n-th call of the C API from now on fail (n >= 0; returns
  * 1), or stop that (n < 0; returns whether it has happened). */
 int ri_fail_call(int64_t n);

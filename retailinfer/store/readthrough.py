@@ -17,12 +17,10 @@ The table is feature_table.py; what a source is, sources/__init__.py; when to tr
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import queue
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -31,6 +29,7 @@ import msgspec
 
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError
+from retailinfer.life import begin_again_in_children, end_with_process
 from retailinfer.store.backoff import Backoff, State
 from retailinfer.store.plain import Rubbish, plain_row
 from retailinfer.store.sources import FeatureSource, Key
@@ -40,6 +39,8 @@ __all__ = ["Fills", "ReadThrough", "ReadThroughStats"]
 _LONGEST_WAIT_S = 3_600.0
 _EXIT_WAIT_S = 0.1
 _FORGOTTEN_NS = 60_000_000_000
+
+_exit_by_ns = 0  # until when all that end with the process may wait together; 0: nobody began to
 
 
 class Fills(Protocol):
@@ -180,7 +181,8 @@ class ReadThrough:
         self._closed = False
         self._life = 0
         self._begin()
-        _remember(self)
+        begin_again_in_children(self)
+        end_with_process(self)
 
     def _begin(self) -> None:
         """Without flights, threads or anything that another process may have half done."""
@@ -200,9 +202,22 @@ class ReadThrough:
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def begin_in_child(self) -> None:
-        """What the hook at fork does; a raw fork is noticed at the next fetch."""
+        """At the start of a forked child (life.py); a raw fork is noticed at the next fetch."""
         self._begin()
         self._backoff.reset()
+
+    def end_with_process(self) -> None:
+        """Let calls under way end, for a moment: a thread inside a client's C code is better not cut off."""
+        global _exit_by_ns  # noqa: PLW0603 - one moment for all of a process
+        clock = SystemClock()  # a manual one would stand still
+        if not _exit_by_ns:
+            _exit_by_ns = clock.monotonic_ns() + int(_EXIT_WAIT_S * 1e9)
+        with self.lock:
+            self._closed = True
+            flights = [flight for call in self._running for flight in call.flights]
+            self._drop_pending()
+        for flight in flights:
+            flight.done.wait(max(0, _exit_by_ns - clock.monotonic_ns()) * 1e-9)
 
     @property
     def lock(self) -> threading.RLock:
@@ -637,37 +652,3 @@ class ReadThrough:
 def _batches(keys: Iterator[Key], size: int) -> Iterator[list[Key]]:
     while batch := list(itertools.islice(keys, size)):
         yield batch
-
-
-# ---- processes --------------------------------------------------------------------------------------------------
-
-_all: weakref.WeakSet[ReadThrough] = weakref.WeakSet()
-_hooked = False
-
-
-def _remember(through: ReadThrough) -> None:
-    global _hooked  # noqa: PLW0603 - hooks of a process are set once
-    _all.add(through)
-    if not _hooked:
-        _hooked = True
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_begin_in_child)
-        atexit.register(_end_with_process)
-
-
-def _begin_in_child() -> None:
-    for through in list(_all):
-        through.begin_in_child()
-
-
-def _end_with_process() -> None:
-    """Let calls under way end, for a moment: a thread inside a client's C code is better not cut off."""
-    clock = SystemClock()
-    until_ns = clock.monotonic_ns() + int(_EXIT_WAIT_S * 1e9)
-    for through in list(_all):
-        with through.lock:
-            through._closed = True
-            flights = [flight for call in through._running for flight in call.flights]
-            through._drop_pending()
-        for flight in flights:
-            flight.done.wait(max(0, until_ns - clock.monotonic_ns()) * 1e-9)
