@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from retailinfer import columns
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
-    from retailinfer.contracts import Contract, Decision, Explanation, Freshness, Ranking, Reason, Rung
+    from retailinfer.contracts import (
+        Contract,
+        Decision,
+        Explanation,
+        Freshness,
+        Health,
+        Ranking,
+        Reason,
+        Rung,
+        RungHealth,
+    )
     from retailinfer.errors import (
         BundleError,
         CallerError,
@@ -50,6 +60,7 @@ if TYPE_CHECKING:
     from retailinfer.policy import Policy
     from retailinfer.preload import preload
     from retailinfer.ranker import Ranker
+    from retailinfer.release.fallback import Fallback
     from retailinfer.scorer import Scorer
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
@@ -67,6 +78,7 @@ __all__ = [
     "Decision",
     "Entity",
     "Explanation",
+    "Fallback",
     "FeatureError",
     "FeatureMissingError",
     "FeatureRangeError",
@@ -75,6 +87,7 @@ __all__ = [
     "FeatureTypeError",
     "Freshness",
     "GoldenMismatchError",
+    "Health",
     "IntegrityError",
     "LimitError",
     "ManifestError",
@@ -89,6 +102,7 @@ __all__ = [
     "RetailInferError",
     "RollbackError",
     "Rung",
+    "RungHealth",
     "SchemaMismatchError",
     "ScoreError",
     "Scorer",
@@ -120,14 +134,17 @@ _HOMES = {
         "Decision",
         "Explanation",
         "Freshness",
+        "Health",
         "Ranking",
         "Reason",
         "Rung",
+        "RungHealth",
     ),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
     "retailinfer.policy": ("Policy",),
     "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),
+    "retailinfer.release.fallback": ("Fallback",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),

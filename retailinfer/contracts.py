@@ -13,26 +13,62 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Contract", "Decision", "Explanation", "Freshness", "Ranking", "Reason", "Rung"]
+__all__ = [
+    "RUNGS",
+    "Contract",
+    "Decision",
+    "Explanation",
+    "Freshness",
+    "Health",
+    "Ranking",
+    "Reason",
+    "Rung",
+    "RungHealth",
+]
 
 PositiveFloat = Annotated[float, Meta(gt=0)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 
 
+# The kinds of rungs by the number that answers carry; 0 is the release itself, which no ladder lists.
+RUNGS = ("release", "previous", "remote", "last_score", "static")
+
+
 class Rung(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One step of the fallback ladder: who answers, for how long at most, and what it may decide."""
+    """One step of the fallback ladder: who answers, for how long at most, and what it may decide.
+
+    Args:
+        kind: "previous" = a release loaded before, kept in memory; "remote" = a model server; "last_score" = what the entity
+            got last; "static" = what the release itself brings for bad days (`ri.Fallback`).
+        max_ms: what a call gives it at most; also what must be left of the deadline while nothing is known of its speed.
+        max_concurrency: calls at the same time, 10 where nothing is said; one more goes to the next rung.
+        decisions: actions that it may decide; another one becomes the policy's review action where that is among them, else
+            the next rung answers. Empty: all of the policy's; for the last two rungs of the use case "fraud" the review
+            action alone.
+        entity: of last_score: whose scores are remembered; may be left out where the spec has one entity.
+        max_age_s: of last_score: how long a score is remembered, 15 minutes where nothing is said.
+        max_entities: of last_score: how many are remembered, 10,000 where nothing is said.
+        scale: of last_score: a name for what scores mean. Releases that say the same one share remembered scores; where
+            nothing is said, a score is used by the release with the very same model only.
+    """
 
     kind: Literal["release", "previous", "remote", "last_score", "static"]
     max_ms: PositiveFloat | None = None
     max_concurrency: PositiveInt | None = None
-    decisions: tuple[str, ...] = ()  # empty: all of the policy's
+    decisions: tuple[str, ...] = ()
+    entity: str | None = None
+    max_age_s: PositiveFloat | None = None
+    max_entities: PositiveInt | None = None
+    scale: str | None = None
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a use case promises and needs; part of the release.
 
     Args:
-        deadline_ms: after so long an answer is worth nothing; waiting for sources and shared windows ends before it.
+        use_case: "fraud", "recommendation" or "demand": rules that go with it. Fraud degrades to manual review only: what its
+            last_score and static rungs decide is the policy's review action.
+        deadline_ms: after so long an answer is worth nothing: it is dropped, and the call ends in a DeadlineExceededError.
         p50_ms, p95_ms, p99_ms: latency objectives of the whole call.
         stages_ms: budget per stage (decode, resolve, fill, run, decide, encode).
         availability: share of requests that get an answer, such as 0.9995.
@@ -41,10 +77,11 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         max_rows: largest batch or candidate list; more is a LimitError before any work.
         batch_sizes: what production sends; `quantize="auto"` is measured on these.
         ladder: the rungs below the release itself, best first.
-    Enforced now: `max_rows`, and `deadline_ms` by whoever waits. `retailinfer bench --fail-if contract` compares the
-    latencies; the rest is recorded for later.
+    Enforced by every call: `deadline_ms`, `max_rows`, `ladder`. `retailinfer bench --fail-if contract` compares the latencies,
+    the deadline and the stages with what is measured; the rest is a promise that monitoring holds against what happens.
     """
 
+    use_case: Literal["fraud", "recommendation", "demand"] | None = None
     deadline_ms: PositiveFloat | None = None
     p50_ms: PositiveFloat | None = None
     p95_ms: PositiveFloat | None = None
@@ -157,3 +194,60 @@ class Freshness(msgspec.Struct, frozen=True):
     def share(self) -> float:
         """`fresh` of `answers`; 1.0 before the first answer."""
         return self.fresh / self.answers if self.answers else 1.0
+
+
+class RungHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How one rung of the ladder is, in this process.
+
+    Attributes:
+        kind, rung: of it, and the number that its answers carry.
+        state: "untried" since the start; "ready"; "failing" = its last try or drill failed; "cold" = nothing and nobody has
+            exercised it for a day; "absent" = the contract names it, and `load` was not given it.
+        answers, failures: calls that it answered, or could not. refused: it was full, or too slow for what was left.
+        drills, failed_drills: copies of calls that it answered in the shadow, to see whether it still can.
+        exercised_s: seconds since it last answered a call or a drill; None before the first.
+        p99_ms: of its recent answers; 0 before the first.
+    """
+
+    kind: str
+    rung: int
+    state: str
+    answers: int = 0
+    failures: int = 0
+    refused: int = 0
+    drills: int = 0
+    failed_drills: int = 0
+    exercised_s: float | None = None
+    p99_ms: float = 0.0
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How a scorer or a ranker is, in this process: for a readiness probe and for people.
+
+    Attributes:
+        ready: it answers. release: name and version.
+        rungs: of the ladder, best first. degraded: answers that a rung below the release gave.
+        unanswered: calls that ended in a ServingError, or in the caller's `otherwise`.
+        in_flight, limit: calls that hold a permit, and how many may; 0 = no limit.
+        rejected: calls that were refused a permit, by priority.
+        late: answers that came after their deadline and were dropped.
+        refused_time: calls that were not begun because too little was left of their deadline.
+        p99_ms: of recent calls, by stage of the release: "whole", and what it is made of.
+        breakers: of the remote: endpoint -> state.
+        hook_failures: what hooks raised. dropped_drills: drills that found no place in the queue.
+    """
+
+    ready: bool
+    release: str
+    rungs: tuple[RungHealth, ...] = ()
+    degraded: int = 0
+    unanswered: int = 0
+    in_flight: int = 0
+    limit: int = 0
+    rejected: dict[str, int] = {}
+    late: int = 0
+    refused_time: int = 0
+    p99_ms: dict[str, float] = {}
+    breakers: dict[str, str] = {}
+    hook_failures: int = 0
+    dropped_drills: int = 0

@@ -185,10 +185,12 @@ class ServingError(RetailInferError):
     Attributes:
         counted: the request was counted in its windows before the call failed, so that who answers in its place must not
             count it again.
+        began_ns: of the monotonic clock, where the call read it: when it began. 0 = it did not.
     """
 
     http_status = 503
     counted: bool = False
+    began_ns: int = 0
 
 
 class SessionError(ServingError):
@@ -200,9 +202,10 @@ class ScoreError(ServingError):
 
 
 class DeadlineExceededError(ServingError):
-    """The time given to the call is used up."""
+    """The time given to the call is used up. `late`: an answer was there, too late, and was dropped."""
 
     http_status = 504
+    late: bool = False
 
 
 class OverloadedError(ServingError):

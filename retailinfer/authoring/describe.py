@@ -23,6 +23,7 @@ from retailinfer.features.streams import accumulator_of, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.background import Background, encode_background
 from retailinfer.release.bundle import write_bundle
+from retailinfer.release.fallback import Fallback
 from retailinfer.release.golden import Golden, cpu_class, encode_golden, libm_version
 from retailinfer.release.manifest import (
     Info,
@@ -67,6 +68,7 @@ def write_release(
     task: Task | None,
     policy: Policy | None,
     contract: Contract,
+    fallback: Fallback | None,
     tolerance: Tolerance,
     info: Info,
     redacted: tuple[str, ...],
@@ -79,6 +81,8 @@ def write_release(
     }
     if policy is not None:
         files["policy.json"] = ("policy", policy.to_json())
+    if fallback is not None:
+        files["fallback.json"] = ("fallback", fallback.to_json())
     if spec.baseline is not None:
         files["baseline.json"] = ("baseline", msgspec.json.encode(spec.baseline, order="deterministic"))
     if found.background is not None:

@@ -66,8 +66,10 @@ from retailinfer.features.arrow import read_table
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.policy import Policy
+from retailinfer.release.fallback import Fallback
 from retailinfer.release.golden import MAX_ROWS, Golden, by_slot
 from retailinfer.release.manifest import Info, Manifest, QuantizationReport, ScoreRef, Tolerance, check_name
+from retailinfer.rungs import check_ladder
 from retailinfer.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def pack(
     task: Task | None = None,
     policy: Policy | None = None,
     contract: Contract | None = None,
+    fallback: Fallback | None = None,
     golden: Any = None,
     calibration: Any = None,
     redact: Sequence[str] = (),
@@ -115,6 +118,7 @@ def pack(
             a golden table, `FeatureSpec.from_sklearn(model, sample=golden)`, and the pipeline's last step is the model.
         score: "auto", "output", "output[class or column]", "role.output[...]". With more than two classes it must be said.
         task: taken from the model where it is None.
+        contract: what the use case promises, and its fallback ladder. fallback: what the ladder's static rung answers.
         golden: table (anything with the Arrow stream interface) with the request's fields, stored columns and windows; at most
             64 rows of it are kept. None: rows are drawn from what the spec knows. For arrays: {input: array}.
         calibration: table whose rows fix the ranges of int8; None: rows of `golden`, others than those compared.
@@ -129,7 +133,8 @@ def pack(
         progress: called with a line of text before each step that takes a while.
     Returns: the manifest, which says what was found, chosen and measured.
     Raises: ModelError, SchemaMismatchError (what does not fit, and how to mend it), FeatureError (a golden row),
-        ConfigError (an argument), BundleError (`out` holds another release).
+        ConfigError (an argument), SpecError (a ladder or a fallback
+        that contradicts the policy), BundleError (`out` holds another release).
     """
     model, features = taken_apart(model, features, golden)
     return _Packing(
@@ -137,6 +142,7 @@ def pack(
         spec=features,
         policy=policy,
         contract=contract or Contract(),
+        fallback=fallback,
         redact=tuple(redact),
         tolerance=_tolerance(tolerance),
         info=_info(info),
@@ -152,6 +158,7 @@ class _Packing:
     spec: FeatureSpec | None
     policy: Policy | None
     contract: Contract
+    fallback: Fallback | None
     redact: tuple[str, ...]
     tolerance: Tolerance
     info: Info
@@ -184,6 +191,7 @@ class _Packing:
             task=task,
             policy=self.policy,
             contract=self.contract,
+            fallback=self.fallback,
             tolerance=self.tolerance,
             info=self.info,
             redacted=self.redact,
@@ -207,16 +215,21 @@ class _Packing:
                 check_name(label, value)
             except ManifestError as exc:
                 raise ConfigError(str(exc)) from exc
+        if self.fallback is not None and not isinstance(self.fallback, Fallback):
+            raise ConfigError(f"Expected fallback= as ri.Fallback, got `{type(self.fallback).__name__}`")
         if self.spec is None:
             self._refuse_reasons()
+            check_ladder(self.contract, self.policy, None, self.fallback)
             return
         if not isinstance(self.spec, FeatureSpec):
             raise ConfigError(f"Expected a FeatureSpec as features, got `{type(self.spec).__name__}`")
         if self.spec.arrays:
             self.spec = None  # from_model: arrays it is
             self._refuse_reasons()
+            check_ladder(self.contract, self.policy, None, self.fallback)
             return
         self._check_policy(self.spec)
+        check_ladder(self.contract, self.policy, self.spec, self.fallback)
         # As it will be loaded: the order of mappings is that of the file.
         self.spec = FeatureSpec.from_body(
             FeatureSpec.from_json(self.spec.to_json()).body, baseline=self.spec.baseline

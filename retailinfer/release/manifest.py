@@ -64,7 +64,8 @@ Moment = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A file of the release.
 
-    `role`: "features", "policy", "contract", "baseline", "background", "golden", or "model:<role>".
+    `role`: "features", "policy", "contract", "baseline", "background", "fallback", "golden", or
+    "model:<role>".
     """
 
     role: Short

@@ -1,0 +1,134 @@
+"""Drills: every rung of a ladder answers a copy of every n-th call in the shadow, so that none is cold when it is needed.
+
+Rules:
+  * The call itself only leaves its request here; a thread of this process's own does the rest. Where the queue is full the
+    drill is dropped and counted: drills never cost a caller anything else.
+  * A drill counts nothing in windows, and its answer goes to nobody.
+  * The thread starts with the first drill, a forked child starts its own; it ends with the process, and keeps nobody alive.
+What a drill is judged by is `Ladder.drill`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from retailinfer.life import begin_again_in_children, end_with_process
+from retailinfer.resilience.ladder import Call, Ladder
+
+__all__ = ["QUEUE", "Drills"]
+
+QUEUE = 16
+TIME_NS = 10**9  # of a rung that says nothing of its own
+JOIN_S = 0.5
+
+
+class Drills:
+    """The thread that drills a ladder.
+
+    Args:
+        call_of: (request, answer) of a call that was answered -> the copy that the rungs get, without its times.
+        may: asked before each drill; False while there is no room for work that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        call_of: Callable[[Any, Any], Call],
+        may: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._ladder = ladder
+        self._call_of = call_of
+        self._may = may
+        self.dropped = 0
+        self._begin()
+        begin_again_in_children(self)
+        end_with_process(self)
+
+    def _begin(self) -> None:
+        self._queue: deque[tuple[Any, Any]] = deque()
+        self._wake = threading.Semaphore(0)
+        self._guard = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def begin_in_child(self) -> None:
+        """A forked child has neither the thread nor what waits for it."""
+        self.dropped = 0
+        self._begin()
+
+    def __del__(self) -> None:
+        self._wake.release()  # the thread looks up, and finds nobody
+
+    def end_with_process(self) -> None:
+        """Finish the drill under way; those that wait are dropped. Waits half a second at most."""
+        self._ended = True
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake.release()
+            thread.join(JOIN_S)
+
+    def offer(self, request: Any, answer: Any) -> None:
+        """Drill a call that was just answered. Returns at once, and never raises for want of room."""
+        if self._ended or len(self._queue) >= QUEUE:
+            self.dropped += 1
+            return
+        self._queue.append((request, answer))
+        if self._thread is None:
+            self._start()
+        self._wake.release()
+
+    def _start(self) -> None:
+        if not self._guard.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self._wake), name="retailinfer-drills", daemon=True
+                )
+                thread.start()
+                self._thread = thread
+        except RuntimeError:  # no thread can be started any more: the process is ending
+            self._ended = True
+        finally:
+            self._guard.release()
+
+    def run_waiting(self) -> None:
+        """Drill what waits, here and now; the thread does nothing else."""
+        while not self._ended:
+            try:
+                request, answer = self._queue.popleft()
+            except IndexError:
+                return
+            if self._may():
+                self.drill(request, answer)
+            else:
+                self.dropped += 1
+
+    def drill(self, request: Any, answer: Any) -> None:
+        """All rungs, one after the other, with a copy of one call."""
+        ladder = self._ladder
+        for step in ladder.steps:
+            if self._ended:
+                return
+            call = self._call_of(request, answer)
+            call.shadow = True
+            call.observe = False
+            call.priority = "shadow"
+            call.began_ns = ladder.clock.monotonic_ns()
+            call.end_ns = call.began_ns + (step.max_ns or TIME_NS)
+            ladder.drill(step, call)
+        ladder.look()
+
+
+def _run(owner: weakref.ref[Drills], wake: threading.Semaphore) -> None:
+    while True:
+        wake.acquire()
+        drills = owner()
+        if drills is None or drills._ended:
+            return
+        drills.run_waiting()
+        del drills  # not kept while there is nothing to do

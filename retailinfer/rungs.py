@@ -1,0 +1,202 @@
+"""The rungs of one release: what its contract declares, checked and built from what `load` was given.
+
+Rules:
+  * A ladder is declared with the release, or laid over it by configuration; both are held to the same rules, here.
+  * Fraud degrades to manual review: its last_score and static rungs may decide the policy's review action and nothing else.
+  * A rung that is declared and not given is absent: it is passed over, and `health()` says so.
+How a call walks down is resilience/ladder.py. Who calls are made by: scorer.py and ranker.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from retailinfer.contracts import RUNGS, Contract, Rung
+from retailinfer.errors import SpecError, clip
+
+if TYPE_CHECKING:
+    from retailinfer.features.spec import FeatureSpec, Field
+    from retailinfer.policy import Policy
+    from retailinfer.release.fallback import Fallback
+
+__all__ = ["check_ladder", "decisions_of", "key_of", "reads_field"]
+
+NEEDS_A_PERSON = RUNGS.index("last_score")  # from this rung on, fraud is a person's to decide
+_LITERALS = {"float": (int, float), "int": (int, float), "str": (str,), "bool": (bool,)}
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def check_ladder(
+    contract: Contract, policy: Policy | None, spec: FeatureSpec | None, fallback: Fallback | None
+) -> None:
+    """Whether a ladder can mean anything for a release. `spec` None: the release takes arrays.
+
+    Raises: SpecError, which names the rung and says what to do.
+    """
+    kinds = [rung.kind for rung in contract.ladder]
+    order = [RUNGS.index(kind) for kind in kinds]
+    if 0 in order:
+        raise SpecError("the ladder lists `release`", hint="list the rungs below it only")
+    if any(a >= b for a, b in pairwise(order)):
+        raise SpecError(
+            f"Expected the rungs {', '.join(RUNGS[1:])} in this order, each at most once, got {', '.join(kinds)}"
+        )
+    if kinds and (spec is None or spec.arrays):
+        raise SpecError(
+            "the contract has a ladder, and the release takes arrays: nothing else could make an answer of them",
+            hint="pack with features=, or without a ladder",
+        )
+    if contract.use_case == "fraud" and spec is not None and spec.body.candidate is not None:
+        raise SpecError('the contract says use_case="fraud", and the release ranks candidates')
+    if fallback is not None and spec is not None:
+        _check_fallback(fallback, policy, spec)
+    if spec is None:
+        return
+    for rung in contract.ladder:
+        _check_rung(rung, contract, policy, spec, fallback)
+
+
+def _check_rung(
+    rung: Rung, contract: Contract, policy: Policy | None, spec: FeatureSpec, fallback: Fallback | None
+) -> None:
+    where = f" - at rung `{rung.kind}`"
+    ranks = spec.body.candidate is not None
+    if ranks and rung.kind in ("remote", "last_score"):
+        raise SpecError(
+            f"this release ranks candidates, which this rung cannot{where}", hint="take previous and static"
+        )
+    _check_decisions(rung, contract, policy, where)
+    of_last = {"entity", "max_age_s", "max_entities", "scale"}
+    extra = [name for name in sorted(of_last) if getattr(rung, name) is not None]
+    if rung.kind != "last_score" and extra:
+        raise SpecError(f"`{extra[0]}` belongs to last_score{where}")
+    if rung.kind == "last_score":
+        entity_of(rung, spec)
+    if rung.kind == "static":
+        if fallback is None:
+            raise SpecError(
+                f"the release brings nothing to answer with{where}", hint="fallback=ri.Fallback(...)"
+            )
+        if ranks and not fallback.body.popular:
+            raise SpecError(
+                f"the release ranks candidates, and its fallback has no popular list{where}",
+                hint="ri.Fallback(popular=[ids, best first])",
+            )
+        if not ranks and fallback.body.score is None and fallback.body.action is None:
+            raise SpecError(
+                f"the fallback has neither a score nor an action{where}",
+                hint="ri.Fallback(score=0.02), or action=; rules alone leave requests without an answer",
+            )
+
+
+def _check_decisions(rung: Rung, contract: Contract, policy: Policy | None, where: str) -> None:
+    actions = () if policy is None else policy.actions
+    unknown = [one for one in rung.decisions if one not in actions]
+    if unknown:
+        raise SpecError(
+            f"decisions={clip(unknown[0])} is no action of the policy{where}",
+            hint=f"its actions are {', '.join(actions) or 'none'}",
+        )
+    if contract.use_case != "fraud" or RUNGS.index(rung.kind) < NEEDS_A_PERSON:
+        return
+    review = None if policy is None else policy.body.review
+    if review is None:
+        raise SpecError(
+            f"fraud degrades to manual review, and the policy has no review action{where}",
+            hint='ri.Policy([...], review="action") names it',
+        )
+    if any(one != review for one in rung.decisions):
+        raise SpecError(
+            f"fraud degrades to manual review: this rung may decide `{review}` only, got "
+            f"{clip(', '.join(rung.decisions), 80)}{where}"
+        )
+
+
+def _check_fallback(fallback: Fallback, policy: Policy | None, spec: FeatureSpec) -> None:
+    """What the fallback names is there."""
+    actions = () if policy is None else policy.actions
+    unknown = [one for one in fallback.actions if one not in actions]
+    if unknown:
+        raise SpecError(
+            f"action {clip(unknown[0])} is none of the policy's - at the fallback",
+            hint=f"its actions are {', '.join(actions) or 'none'}",
+        )
+    score = fallback.body.score
+    if score is not None and policy is not None and fallback.body.action is None:
+        lowest = float(policy.thresholds()[1][0])
+        if score < lowest:
+            raise SpecError(
+                f"Expected a score from {lowest} on, got {score}: the policy has no action for it - at the fallback"
+            )
+    types = {f.name: f.type for f in spec.fields}
+    for rule in fallback.body.rules:
+        for term in rule.where:
+            kind = types.get(term.field)
+            if kind not in _LITERALS:
+                raise SpecError(
+                    f"Expected request fields of type float, int, str or bool, got {clip(term.field)}"
+                    f"{'' if kind is None else f' of type {kind}'} - at the rules of the fallback"
+                )
+            if not isinstance(term.value, _LITERALS[kind]) or (
+                isinstance(term.value, bool) != (kind == "bool")
+            ):
+                raise SpecError(
+                    f"`{term.field}` is of type {kind}, and is compared with {clip(term.value)} - at the rules of the "
+                    "fallback"
+                )
+    candidate = spec.body.candidate
+    popular = fallback.body.popular
+    if popular:
+        if candidate is None:
+            raise SpecError("the fallback has a popular list, and the release ranks nothing")
+        kind = types[spec.body.entities[candidate].key[0]]
+        if (kind == "str") != isinstance(popular[0], str):
+            raise SpecError(
+                f"candidates are ids of type {kind}, got {clip(popular[0])} - at the popular list of the fallback"
+            )
+
+
+def decisions_of(rung: Rung, contract: Contract, policy: Policy | None) -> tuple[str, ...] | None:
+    """What a rung may decide; None: the release decides nothing."""
+    if policy is None:
+        return None
+    if rung.decisions:
+        return rung.decisions
+    if contract.use_case == "fraud" and RUNGS.index(rung.kind) >= NEEDS_A_PERSON:
+        return () if policy.body.review is None else (policy.body.review,)
+    return policy.actions
+
+
+def entity_of(rung: Rung, spec: FeatureSpec) -> str:
+    """Whose last score it is. Raises: SpecError."""
+    entities = list(spec.body.entities)
+    if rung.entity is None and len(entities) == 1:
+        return entities[0]
+    if rung.entity not in entities:
+        raise SpecError(
+            f"Expected entity= as one of the spec's entities ({', '.join(entities) or 'none'}), got {clip(rung.entity)} "
+            "- at rung `last_score`",
+            hint=None if entities else "declare entities= in the spec",
+        )
+    return rung.entity
+
+
+# ---- reading requests --------------------------------------------------------------------------------------------------
+
+
+def reads_field(request: Any, field: Field) -> Any:
+    """A field of a request of any kind; None where it is null or absent. What is wrong with it is said by who scores."""
+    if isinstance(request, Mapping):
+        value = request.get(field.name)
+        return request.get(field.wire) if value is None and field.wire else value
+    return getattr(request, field.name, None)
+
+
+def key_of(request: Any, fields: tuple[Field, ...]) -> tuple[Any, ...] | None:
+    """The key of an entity in a request; None where a part of it is null."""
+    key = tuple(reads_field(request, field) for field in fields)
+    return None if any(part is None for part in key) else key
