@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from retailinfer.features.spec import Entity, FeatureSpec, Stream, Tensor, Timestamp, Vocabulary
+    from retailinfer.monitoring.logs import LogHook
     from retailinfer.policy import Policy
     from retailinfer.preload import preload
     from retailinfer.ranker import Ranker
@@ -90,6 +91,7 @@ __all__ = [
     "Health",
     "IntegrityError",
     "LimitError",
+    "LogHook",
     "ManifestError",
     "ModelError",
     "OverloadedError",
@@ -141,6 +143,7 @@ _HOMES = {
         "RungHealth",
     ),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
+    "retailinfer.monitoring.logs": ("LogHook",),
     "retailinfer.policy": ("Policy",),
     "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),

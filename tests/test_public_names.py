@@ -35,6 +35,7 @@ PUBLIC = [
     "Health",
     "IntegrityError",
     "LimitError",
+    "LogHook",
     "ManifestError",
     "ModelError",
     "OverloadedError",

@@ -10,8 +10,9 @@ Who makes them: `_native/engine.pyx` for answers of the release, `resilience/lad
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -86,39 +87,68 @@ class Hook(Protocol):
 
 
 class Hooks:
-    """Several hooks as one. What one of them raises is counted in `failures`, and the others still hear of the event."""
+    """Several hooks as one. What one of them raises is counted, and the others still hear of the event.
+
+    Attributes:
+        failures: how often one of them raised.
+        failures_by_hook: the same by the hook's class, `Name` or `Name#2` where several have that name.
+    """
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
-        self._calls = tuple(_call_of(hook) for hook in hooks)
-        self.failures = 0
-        self._warned = False
+        """Raises: ConfigError for what has no method `on_event(event)`."""
+        try:
+            given = tuple(hooks)
+        except TypeError:
+            raise _not_hooks(hooks) from None
+        self._calls = tuple((_call_of(hook), name) for hook, name in zip(given, _names(given), strict=True))
+        self.failures_by_hook = {name: 0 for _, name in self._calls}
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
+    @property
+    def failures(self) -> int:
+        """How often one of them raised."""
+        return sum(self.failures_by_hook.values())
+
     def on_event(self, event: Event) -> None:
-        for call in self._calls:
+        """Tell all of them. Raises nothing, also where warnings are errors."""
+        for call, name in self._calls:
             try:
                 call(event)
             except Exception as exc:  # noqa: BLE001 - an observer must not cost anybody an answer
-                self.failures += 1
-                self._warn(exc)
+                self._failed(name, exc)
 
-    def _warn(self, exc: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"a hook raised {type(exc).__name__}; answers go on, further failures are counted only",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+    def _failed(self, name: str, exc: Exception) -> None:
+        self.failures_by_hook[name] += 1
+        if self.failures_by_hook[name] == 1:
+            with contextlib.suppress(Exception):  # a warning that is an error, or a broken way to show one
+                warnings.warn(
+                    f"the hook {name} raised {type(exc).__name__}; answers go on, further failures are counted only",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
 
 def _call_of(hook: Hook) -> Any:
     call = getattr(hook, "on_event", None)
-    if not callable(call):
-        raise ConfigError(
-            f"Expected hooks with a method on_event(event), got `{type(hook).__name__}`",
-            hint="see retailinfer.monitoring.events.Hook",
-        )
+    if not callable(call) or isinstance(hook, type):
+        raise _not_hooks(hook)
     return call
+
+
+def _names(hooks: Sequence[Hook]) -> list[str]:
+    names: list[str] = []
+    for hook in hooks:
+        name = type(hook).__name__
+        same = sum(one.partition("#")[0] == name for one in names)
+        names.append(f"{name}#{same + 1}" if same else name)
+    return names
+
+
+def _not_hooks(got: object) -> ConfigError:
+    what = f"the class `{got.__name__}`" if isinstance(got, type) else f"`{type(got).__name__}`"
+    return ConfigError(
+        f"Expected a list of hooks, objects with a method on_event(event), got {what}",
+        hint="see retailinfer.monitoring.events.Hook",
+    )
