@@ -12,11 +12,13 @@
 #     the source tree off the import path, and tests/conftest.py checks it.
 #   * Versions come from requirements/ci.txt. `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
 #   * Feast needs older packages than the rest: it has an environment of its own, with requirements/feast.txt.
+#   * MLServer, which the remote rung is tested with, has one too, without retailinfer: requirements/mlserver.txt.
 #   * Stamps in the environments say what is done; an environment is made again when its inputs change.
 
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/ci.txt
 FEAST_CONSTRAINTS ?= $(if $(CONSTRAINTS),requirements/feast.txt)
+MLSERVER_CONSTRAINTS ?= $(if $(CONSTRAINTS),requirements/mlserver.txt)
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -43,6 +45,7 @@ BUILD_VENV := .venv-build
 TEST_VENV := .venv-test
 DEMO_VENV := .venv-demo
 FEAST_VENV := .venv-feast
+MLSERVER_VENV := .venv-mlserver
 # The installed retailinfer, and beside it what is not part of the wheel.
 BESIDE := build/beside
 RUN := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(BESIDE))
@@ -102,6 +105,13 @@ $(eval $(call environment,$(TEST_VENV),dev,$(CONSTRAINTS)))
 $(eval $(call environment,$(DEMO_VENV),demo,$(CONSTRAINTS)))
 $(eval $(call environment,$(FEAST_VENV),feast-test,$(FEAST_CONSTRAINTS)))
 
+# Tests start it as a program of its own: tests/mlservers.py.
+$(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS)
+	$(call say,making $(MLSERVER_VENV): the first time this downloads its packages)
+	@rm -rf $(MLSERVER_VENV) && $(PYTHON) -m venv $(MLSERVER_VENV)
+	@PIP_CONSTRAINT=$(abspath $(MLSERVER_CONSTRAINTS)) $(MLSERVER_VENV)/bin/python $(PIP) install "mlserver>=1.6"
+	@touch $@
+
 $(BESIDE)/stamp: Makefile
 	@rm -rf $(BESIDE) && mkdir -p $(BESIDE)
 	@for folder in benchmarks examples; do ln -s "$(abspath .)/$$folder" $(BESIDE)/$$folder; done
@@ -135,7 +145,7 @@ check: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,warnings of the C compiler)
 	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)
 
-unit: $(TEST_VENV)/stamp $(BESIDE)/stamp
+unit: $(TEST_VENV)/stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests against the installed wheel)
 	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
@@ -144,7 +154,7 @@ feast: $(FEAST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests with Feast)
 	@$(RUN) $(FEAST_VENV)/bin/python -m pytest -p no:cacheprovider -W ignore $(PYTEST_ARGS) tests/feast
 
-debug: build/debug.stamp $(TEST_VENV)/stamp $(BESIDE)/stamp
+debug: build/debug.stamp $(TEST_VENV)/stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests again with every check on: bounds; null; division; C assertions)
 	@$(RUN_DEBUG) RETAILINFER_DIST=$(abspath $(DIST)) RETAILINFER_DEBUG=1 HYPOTHESIS_PROFILE=debug \
 		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_ARGS)
@@ -161,5 +171,5 @@ soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	@$(RUN):$(abspath tests) $(TEST_VENV)/bin/python tests/soak.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED) --report build/soak/report.json
 
 clean:
-	rm -rf build dist .venv-build .venv-test .venv-demo .venv-feast *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf build dist .venv-build .venv-test .venv-demo .venv-feast .venv-mlserver *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find retailinfer tests benchmarks examples \( -name '*.so' -o -name '*.pyd' -o -name '__pycache__' \) -prune -exec rm -rf {} +

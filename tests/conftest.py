@@ -16,9 +16,12 @@ from typing import Any
 
 import hypothesis
 import pytest
+from mlservers import mlserver, own_mlserver
 from services import own_postgres, own_redis, postgres_server, redis_server
 
 __all__ = [
+    "mlserver",
+    "own_mlserver",
     "own_postgres",
     "own_redis",
     "postgres_server",

@@ -9,7 +9,7 @@ Rules:
     closed meanwhile is noticed before it is used.
   * An error that the server answers with is a value (`ErrorReply`): the caller knows what it asked. Anything else that goes
     wrong is a LinkError. No message holds a password, a key or a value.
-  * Nothing is opened when a link is made. Names are looked up on a thread, since a resolver knows no limits.
+  * Nothing is opened when a link is made. Names are looked up on a thread (names.py), since a resolver knows no limits.
 Rows over it: sources/redis.py; shared windows: windows_redis.py. It needs no package: RESP2 is forty lines, and a client that
 retries, re-reads and pings by itself cannot keep a limit of milliseconds.
 """
@@ -22,13 +22,13 @@ import re
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, clip
+from retailinfer.names import Names
 
 __all__ = ["ErrorReply", "LinkError", "LinkTimeout", "RedisLink", "Reply", "encode", "key_slot"]
 
@@ -40,7 +40,6 @@ _MAX_ITEMS = 1 << 20  # that one array may announce
 _MAX_DEPTH = 8
 _MAX_LINE = 1 << 16
 _MAX_IDLE = 64  # connections kept per node
-_NAME_S = 30.0  # how long a looked-up name is believed
 _SENTINEL_SHARE = 0.5  # of what is left, for each sentinel that is asked: the first may hang
 _POLL = getattr(select, "poll", None)
 
@@ -218,49 +217,6 @@ def _tls(options: dict[str, str], wrong: Callable[[str], ConfigError]) -> ssl.SS
     return context
 
 
-class _Names:
-    """Addresses of host names. A look-up may take minutes: it runs on a thread, and who cannot wait goes without."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
-        self._running: dict[tuple[str, int], threading.Event] = {}
-        self._lock = threading.Lock()
-
-    def find(self, host: str, port: int, end_s: float) -> list[Any]:
-        where = (host, port)
-        for family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):  # an address needs no look-up
-                socket.inet_pton(family, host)
-                return [(family, where)]
-        known = self._known.get(where)
-        if known is not None and known[0] > _now_s():
-            return known[1]
-        with self._lock:
-            done = self._running.get(where)
-            if done is None:
-                done = self._running[where] = threading.Event()
-                threading.Thread(target=self._look_up, args=(where, done), daemon=True).start()
-        done.wait(max(0.0, end_s - _now_s()))
-        known = self._known.get(where)  # or what was known before: better than nothing
-        if known is None:
-            raise LinkTimeout("looking up a host of Redis took too long, or found nothing")
-        return known[1]
-
-    def _look_up(self, where: tuple[str, int], done: threading.Event) -> None:
-        try:
-            found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
-            self._known[where] = (
-                _now_s() + _NAME_S,
-                [(family, address) for family, _, _, _, address in found],
-            )
-        except (OSError, UnicodeError):
-            pass
-        finally:
-            with self._lock:
-                self._running.pop(where, None)
-            done.set()
-
-
 class _Wire:
     """One connection, and what has been received on it and not yet been read."""
 
@@ -408,7 +364,7 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         self._settings = _parse(url)
-        self._names = _Names()
+        self._names = Names()
         self._idle: dict[Address, list[_Wire]] = {}
         self._pid = os.getpid()
         self._master: Address | None = None  # as a sentinel said
@@ -560,7 +516,10 @@ class RedisLink:
         if isinstance(address, str):
             return self._open_one(socket.AF_UNIX, address, address, end_s)
         failure: LinkError = LinkError("a host of Redis has no address")
-        candidates = self._names.find(*address, end_s)
+        try:
+            candidates = self._names.find(*address, end_s)
+        except (TimeoutError, LookupError) as exc:
+            raise LinkTimeout("looking up a host of Redis took too long, or found nothing") from exc
         for i, (family, where) in enumerate(candidates):
             now_s = _now_s()
             share_s = now_s + (end_s - now_s) / (len(candidates) - i)  # the first may be a black hole
@@ -604,7 +563,7 @@ class RedisLink:
     def _forget(self) -> None:
         """After a fork: the parent's connections are the parent's."""
         self._pid = os.getpid()
-        self._names = _Names()
+        self._names = Names()
         self._drop_idle()
 
     def distrust(self) -> None:
