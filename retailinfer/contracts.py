@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PositiveFloat = Annotated[float, Meta(gt=0)]
-PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveInt = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]  # what native code counts rows in
 
 
 # The kinds of rungs by the number that answers carry; 0 is the release itself, which no ladder lists.

@@ -39,6 +39,7 @@ from retailinfer.errors import (
     SchemaMismatchError,
     ScoreError,
     ServingError,
+    SpecError,
     clip,
 )
 from retailinfer.features.arrow import Canonical, Columns
@@ -145,7 +146,12 @@ class Pipeline:
             self._check_array_inputs()
             self._replay(self._replay_arrays)
             return
-        self.program = compile_program(spec.body, allow_nan=self.manifest.nan_inputs)
+        try:
+            self.program = compile_program(spec.body, allow_nan=self.manifest.nan_inputs)
+        except SpecError as exc:
+            raise ManifestError(
+                f"features.json cannot be used: {exc}", hint="pack the release again"
+            ) from exc
         inputs = self.inputs = self._inputs()
         if self._takes_one_row(ranks=ranks):
             self.row_independent = False  # so that rows run alone
@@ -844,4 +850,6 @@ def _decode_contract(data: bytes) -> Contract:
     try:
         return msgspec.json.decode(data, type=Contract)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ManifestError(f"contract.json is not a contract: {exc}", hint="pack the release again") from exc
+        raise ManifestError(
+            f"contract.json is not a contract: {clip(str(exc), 300)}", hint="pack the release again"
+        ) from exc

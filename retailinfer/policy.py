@@ -72,15 +72,15 @@ class Policy:
             raise SpecError("`segments` and `segment_by` go together")
         made = _bands(bands, "bands")
         actions = {band.action for band in made}
-        by_segment = {value: _bands(some, f"segments[{value!r}]") for value, some in (segments or {}).items()}
+        by_segment = {value: _bands(some, f"segments[{clip(value)}]") for value, some in (segments or {}).items()}
         for value, some in by_segment.items():
             unknown = {band.action for band in some} - actions
             if unknown:
                 raise SpecError(
-                    f"segment `{clip(value)}` has actions that the policy lacks: {', '.join(sorted(unknown))}"
+                    f"segment `{clip(value)}` has actions that the policy lacks: {clip(sorted(unknown), 200)}"
                 )
         if review is not None and review not in actions:
-            raise SpecError(f"review=`{clip(review)}` is none of the actions {sorted(actions)}")
+            raise SpecError(f"review=`{clip(review)}` is none of the actions {clip(sorted(actions), 200)}")
         self.body = PolicyBody(
             bands=made,
             segment_by=segment_by,
@@ -96,7 +96,7 @@ class Policy:
         try:
             body = msgspec.json.decode(data, type=PolicyBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise SpecError(f"policy.json is not a policy: {exc}") from exc
+            raise SpecError(f"policy.json is not a policy: {clip(str(exc), 300)}") from exc
         return cls(
             [(b.action, _low(b)) for b in body.bands],
             segment_by=body.segment_by,
@@ -169,6 +169,6 @@ def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
         raise SpecError(f"Expected at least one (action, lowest score) pair with a name - at {where}")
     if np.isnan(lows).any() or np.isposinf(lows).any() or bool((lows[1:] <= lows[:-1]).any()):
         raise SpecError(
-            f"Expected ascending scores that differ as float32, got {[_low(b) for b in made]} - at {where}"
+            f"Expected ascending scores that differ as float32, got {clip([_low(b) for b in made], 200)} - at {where}"
         )
     return made

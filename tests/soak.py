@@ -1,4 +1,4 @@
-"""Hours instead of seconds: kernels under sanitisers and a fuzzer, compilers against each other, parsers by coverage.
+"""Hours instead of seconds: kernels under sanitisers and a fuzzer, compilers against each other, every entry by coverage.
 
     python tests/soak.py --seconds 3600 --seed 7 --report build/soak/report.json        every part gets its share of the time
     python tests/soak.py --seconds 600 --only xgboost --only forest-fuzzed
@@ -7,7 +7,7 @@ Rules:
   * A seed gives the same cases; what a fuzzer makes of them also depends on what it found before, which is kept in build/soak.
   * A part that fails leaves the case behind, and the report says where; the others go on. One failure fails the whole.
   * A tool that is missing is a part that did not run, and is reported as that.
-`make soak` runs it behind the property tests. What the parts do: native_programs.py, fuzz_models.py.
+`make soak` runs it behind the property tests. What the parts do: native_programs.py, fuzzing.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fuzz_models
+import fuzz_releases
+import fuzz_requests
+import fuzz_state
 import pytest
-from fuzz_models import TARGETS
 from native_programs import (
     ARM64,
     FOREST_FUZZ,
@@ -102,12 +105,12 @@ def _same_bits(seconds: float, seed: int) -> tuple[bool, str]:
     return True, f"{rounds} corpora of 400 forests; of arm64 the last: {said}"
 
 
-def _guided(name: str, seconds: float, seed: int) -> tuple[bool, str]:
+def _guided(file: str, name: str, seconds: float, seed: int) -> tuple[bool, str]:
     pytest.importorskip("atheris", reason="`atheris` is not installed")
     folder = FOLDER / name
     command = [
         sys.executable,
-        ROOT / "tests/fuzz_models.py",
+        ROOT / "tests" / file,
         name,
         "--seconds",
         seconds,
@@ -127,7 +130,11 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     ),
     "forest-fuzzed": _forest_fuzzed,
     "forest-same-bits": _same_bits,
-    **{name: functools.partial(_guided, name) for name in TARGETS},
+    **{
+        name: functools.partial(_guided, f"{module.__name__}.py", name)
+        for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_state)
+        for name in module.TARGETS
+    },
 }
 
 

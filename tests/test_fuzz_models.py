@@ -1,6 +1,7 @@
 """Thousands of hostile model files of every kind: refused in words, or run; never another end, nor much time or memory.
 
-The same mutants every time; `make soak` looks for others, by coverage and for hours. What they are: fuzz_models.py.
+The same mutants every time; `make soak` looks for others, by coverage and for hours.
+What they are: fuzz_models.py, fuzzing.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_models import TARGETS, mutants, settle
+from fuzz_models import TARGETS
+from fuzzing import mutants, settle
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="platform: memory is bounded by what Linux says of a process"
@@ -116,14 +118,13 @@ def test_a_parser_that_fails_in_another_way_is_found(tmp_path):
     """An exception out of a parser, and memory without bound, end a run with what happened and the file that did it."""
     for line, what in (("raise KeyError('x')", "KeyError"), ("np.ones(1 << 29)", "MemoryError")):
         code = (
-            "import sys, numpy as np, fuzz_models as f\n"
-            "target = f.TARGETS['trees']\n"
-            f"def door(data, dtype, known=set(target.seeds()), door=target.door):\n    if data not in known: {line}\n"
-            "    return door(data, dtype)\n"
+            "import sys, numpy as np, fuzzing as f, fuzz_models\n"
+            "target = fuzz_models.TARGETS['trees']\n"
+            f"def door(data, known=set(target.seeds()), door=target.door):\n    if data not in known: {line}\n"
+            "    return door(data)\n"
             "f.LEFT = f.Path(sys.argv[1])\n"
-            "f.TARGETS['trees'] = f.replace(target, door=door)\n"
             "sys.argv = ['fuzz_models.py', 'trees', '--mutants', '3']\n"
-            "sys.exit(f.main())\n"
+            "sys.exit(f.main({'trees': f.replace(target, door=door)}))\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path],

@@ -343,7 +343,7 @@ class FeatureSpec:
         try:
             body = msgspec.json.decode(data, type=Body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise SpecError(f"features.json is not a feature spec: {exc}") from exc
+            raise SpecError(f"features.json is not a feature spec: {clip(str(exc), 300)}") from exc
         if body.format != FORMAT:
             raise SpecError(f"Expected features.json of format {FORMAT}, got {body.format}")
         if not body.arrays:

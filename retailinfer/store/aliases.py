@@ -213,7 +213,7 @@ def _read(data: bytes) -> _Saved:
         raise IntegrityError("the saved aliases are not what was written: their checksum differs")
     try:
         saved = msgspec.msgpack.decode(data[head:], type=_Saved)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise IntegrityError(f"the saved aliases cannot be read: {exc}") from exc
     total = sum(saved.counts)
     sizes = {len(saved.from_ns), len(saved.targets)}

@@ -633,7 +633,7 @@ class FeatureTable:
         end = start + int.from_bytes(body[len(MAGIC) : start], "little")
         try:
             schema = msgspec.json.decode(body[start:end], type=dict[str, Any])["schema"]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as exc:
             raise IntegrityError(f"Expected the header of a dump of table `{self.name}`, got none") from exc
         if schema != self.schema_digest:
             raise SchemaMismatchError(

@@ -707,11 +707,15 @@ def _registry(reply: Reply) -> _Registry:
     if not isinstance(reply, list) or len(reply) % 2:
         raise LinkError(_wrong(reply))
     moments = {}
-    fields = dict(zip(reply[::2], reply[1::2], strict=True))
+    # A server that sends lists for names sends no registry, and a list is no key.
+    fields = {
+        field: moment
+        for field, moment in zip(reply[::2], reply[1::2], strict=True)
+        if isinstance(field, bytes)
+    }
     for field, moment in fields.items():
         if (
-            isinstance(field, bytes)
-            and isinstance(moment, bytes)
+            isinstance(moment, bytes)
             and (found := re.fullmatch(rb"([^:]+):([0-9a-f]{64}):(\d{1,4})", field))
             and re.fullmatch(rb"-?\d{1,19}", moment)
             and 1 <= int(found[3]) <= MAX_KEEP

@@ -108,6 +108,8 @@ class RedisSource:
             if self._rows == "hash":
                 if not isinstance(reply, list) or all(cell is None for cell in reply):
                     return None
+                if not all(cell is None or isinstance(cell, bytes) for cell in reply):
+                    return "cells"
                 return {
                     name: None if cell is None else _cell(cell, kind)
                     for (name, kind), cell in zip(self._columns.items(), reply, strict=True)
@@ -117,7 +119,7 @@ class RedisSource:
                 for name in self._vectors:
                     if isinstance(row.get(name), bytes):
                         row[name] = _vector(row[name])
-        except (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        except (msgspec.MsgspecError, ValueError, OverflowError, KeyError, TypeError, RecursionError) as exc:
             return type(exc).__name__
         return row
 
@@ -197,5 +199,8 @@ def _cell(cell: bytes, kind: str) -> Any:
     if kind == "str":
         return cell.decode()
     if kind == "vec":
-        return np.asarray(json.loads(cell), np.float32) if cell[:1] == b"[" else _vector(cell)
+        if cell[:1] != b"[":
+            return _vector(cell)
+        with np.errstate(over="ignore"):  # the table refuses infinities in words
+            return np.asarray(json.loads(cell), np.float32)
     return cell
