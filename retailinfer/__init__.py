@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retailinfer import columns
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
+    from retailinfer.authoring.signing import sign
     from retailinfer.contracts import (
         Contract,
         Decision,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from retailinfer.preload import preload
     from retailinfer.ranker import Ranker
     from retailinfer.release.fallback import Fallback
+    from retailinfer.release.trust_files import Trust
     from retailinfer.scorer import Scorer
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
@@ -118,6 +120,7 @@ __all__ = [
     "Stream",
     "Tensor",
     "Timestamp",
+    "Trust",
     "TrustError",
     "Unavailable",
     "Vocabulary",
@@ -126,6 +129,7 @@ __all__ = [
     "pack",
     "preload",
     "replay",
+    "sign",
 ]
 
 _HOMES = {
@@ -148,6 +152,8 @@ _HOMES = {
     "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),
     "retailinfer.release.fallback": ("Fallback",),
+    "retailinfer.authoring.signing": ("sign",),
+    "retailinfer.release.trust_files": ("Trust",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),

@@ -30,6 +30,7 @@ from retailinfer.clock import Clock, SystemClock
 from retailinfer.contracts import Contract, Decision, Ranking
 from retailinfer.deadline import budget_ns
 from retailinfer.errors import (
+    BundleError,
     ConfigError,
     FeatureError,
     FeatureRangeError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Reason
     from retailinfer.explain import Explainer, Named, Occlusion
     from retailinfer.release.manifest import InputSource, Manifest
+    from retailinfer.release.trust_files import Trust
     from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
 
@@ -178,17 +180,24 @@ class Pipeline:
         cls,
         source: str | os.PathLike[str] | Mapping[str, bytes],
         *,
-        trust: str | None,
+        trust: str | os.PathLike[str] | Trust | None,
         strict_paths: bool = False,
         **options: Any,
     ) -> Pipeline:
-        """Read, verify and build. Raises: BundleError, ConfigError."""
-        resolve_trust(trust)
+        """Read, verify and build; what was accepted is remembered last. Raises: BundleError, ConfigError."""
+        believed = resolve_trust(trust)
         if not isinstance(source, (str, os.PathLike, Mapping)):
             raise ConfigError(
                 f"Expected a release's directory, or its files by name, got `{type(source).__name__}`"
             )
-        return cls(read_bundle(source, strict_paths=strict_paths), **options)
+        pipeline = cls(read_bundle(source, strict_paths=strict_paths, trust=believed), **options)
+        if believed is not None:
+            try:
+                believed.remember(pipeline.manifest.name, pipeline.manifest.digest)
+            except BundleError:
+                pipeline.close()
+                raise
+        return pipeline
 
     def close(self) -> None:
         """Stop following tables. Answers under way finish."""

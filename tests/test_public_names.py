@@ -62,6 +62,7 @@ PUBLIC = [
     "Stream",
     "Tensor",
     "Timestamp",
+    "Trust",
     "TrustError",
     "Unavailable",
     "Vocabulary",
@@ -70,6 +71,7 @@ PUBLIC = [
     "pack",
     "preload",
     "replay",
+    "sign",
 ]
 
 COLUMNS = [

@@ -304,9 +304,9 @@ def test_trust_must_be_said(monkeypatch):
     monkeypatch.delenv("RETAILINFER_TRUST", raising=False)
     with pytest.raises(ConfigError, match="unsigned"):
         resolve_trust(None)
-    assert resolve_trust("unsigned") == "unsigned"
+    assert resolve_trust("unsigned") is None
     monkeypatch.setenv("RETAILINFER_TRUST", "unsigned")
-    assert resolve_trust(None) == "unsigned"
+    assert resolve_trust(None) is None
     monkeypatch.setenv("RETAILINFER_TRUST", "keys.json")
     with pytest.raises(ConfigError, match="RETAILINFER_TRUST"):
         resolve_trust(None)

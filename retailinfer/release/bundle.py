@@ -6,7 +6,8 @@ Rules:
   * What the manifest does not list is refused, and so is what is not a regular file: folders, pipes, devices. A pipe
     does not block. Links are followed unless `strict_paths` (Kubernetes mounts and installers use them).
   * Writing goes to a folder beside, is flushed to disk, and appears under its name by one rename.
-  * A parser of release bytes is reached through `parse` only, which counts: so a test can show what ran before what.
+  * Of a release that must be signed, the signature holds before anything is parsed, and the manifest's bytes are those that
+    were signed. `manifest.sig`, `approval-*.sig` and `model.sig` are beside the release: no manifest lists them.
 What the files mean is decided by those who own the formats: features.spec, policy, contracts, runtime, golden.py.
 """
 
@@ -15,14 +16,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from retailinfer.errors import BundleError, ConfigError, IntegrityError, ManifestError, SpecError, clip
+from retailinfer.errors import BundleError, ConfigError, IntegrityError, ManifestError, clip
 from retailinfer.release.manifest import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -36,38 +37,28 @@ from retailinfer.release.manifest import (
     seal,
     sha256_hex,
 )
+from retailinfer.release.parsing import parse, parser_calls
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Bundle", "parse", "parser_calls", "read_bundle", "resolve_trust", "write_bundle"]
+    from retailinfer.release.trust import ReleaseVerdict
+    from retailinfer.release.trust_files import Trust
+
+__all__ = ["SIGNATURE", "Bundle", "parse", "parser_calls", "read_bundle", "resolve_trust", "write_bundle"]
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 TRUST_VARIABLE = "RETAILINFER_TRUST"
+STATE_VARIABLE = "RETAILINFER_TRUST_STATE"
+SIGNATURE = "manifest.sig"
+MODEL_SIGNING = "model.sig"  # the OpenSSF's format, which `retailinfer verify` reads
+MAX_APPROVALS = 32
+MAX_SIGNATURE_BYTES = 1 << 16
+_DETACHED = re.compile(r"manifest\.sig|model\.sig|approval-[a-z0-9][a-z0-9_-]{0,47}\.sig")
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-
-
-# ---- the seam ------------------------------------------------------------------------------------------------------
-
-# File -> how often bytes of a release entered a parser, in this process.
-parser_calls: Counter[str] = Counter()
-
-
-def parse(file: str, parser: Callable[[bytes], T], data: bytes) -> T:
-    """Let a parser see bytes of a release. Every parser of release bytes is called through here.
-
-    Raises: BundleError; a SpecError of the parser becomes a ManifestError that names the file.
-    """
-    parser_calls[file] += 1
-    try:
-        return parser(data)
-    except SpecError as exc:  # in a release it is not the caller's mistake
-        raise ManifestError(
-            f"{file} of the release cannot be used: {exc}", hint="pack the release again"
-        ) from exc
 
 
 # ---- what is handed on ---------------------------------------------------------------------------------------------
@@ -80,14 +71,27 @@ class Bundle:
         manifest: what the release says of itself.
         files: name -> bytes, without the manifest.
         origin: where it was read, for messages.
+        verdict: by whom it was signed and approved; None for a release that was read as unsigned.
     """
 
-    __slots__ = ("files", "manifest", "origin")
+    __slots__ = ("files", "manifest", "origin", "verdict")
 
-    def __init__(self, manifest: Manifest, files: dict[str, bytes], origin: str) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        files: dict[str, bytes],
+        origin: str,
+        verdict: ReleaseVerdict | None = None,
+    ) -> None:
         self.manifest = manifest
         self.files = files
         self.origin = origin
+        self.verdict = verdict
+
+    @property
+    def signed_by(self) -> tuple[str, ...]:
+        """Names of the keys whose signatures were verified, as the trust file has them; empty = unsigned."""
+        return () if self.verdict is None else self.verdict.signed_by
 
     def read(self, role: str, parser: Callable[[bytes], T]) -> T | None:
         """Parse the file with a role; None when the release has none. Raises: what the parser does, see `parse`."""
@@ -98,40 +102,63 @@ class Bundle:
         return f"<Bundle {self.manifest.release} {self.manifest.digest[:12]} from {self.origin}>"
 
 
-def resolve_trust(trust: str | None, environ: Mapping[str, str] | None = None) -> str:
-    """What `trust=` means: None reads the setting RETAILINFER_TRUST. Raises: ConfigError.
+def resolve_trust(
+    trust: str | os.PathLike[str] | Trust | None, environ: Mapping[str, str] | None = None
+) -> Trust | None:
+    """What `trust=` means: whom to believe, or None for "unsigned".
 
-    Until releases can be signed there is one way to load one: saying that it is not.
+    None reads the setting RETAILINFER_TRUST. A path is that of a trust file; RETAILINFER_TRUST_STATE then names the file
+    that remembers what was accepted. Raises: ConfigError.
     """
+    environ = os.environ if environ is None else environ
     source = "trust="
     if trust is None:
-        trust = (os.environ if environ is None else environ).get(TRUST_VARIABLE)
         source = TRUST_VARIABLE
-    if trust == "unsigned":
+        trust = environ.get(TRUST_VARIABLE)
+        if not trust:
+            raise ConfigError(
+                "Expected trust=, got nothing",
+                hint=f'give the path of a trust file; for a release that is not signed say trust="unsigned", or set '
+                f"{TRUST_VARIABLE}",
+            )
+    if isinstance(trust, str) and trust == "unsigned":
+        return None
+    from retailinfer.release.trust_files import Trust  # noqa: PLC0415 - unsigned releases need none of it
+
+    if isinstance(trust, Trust):
         return trust
-    if trust is None:
+    if not isinstance(trust, (str, os.PathLike)):
         raise ConfigError(
-            "Expected trust=, got nothing",
-            hint=f'this release is not signed: say trust="unsigned", or set {TRUST_VARIABLE}=unsigned',
+            f'Expected trust="unsigned", the path of a trust file or a Trust, got `{type(trust).__name__}`'
         )
-    raise ConfigError(
-        f'Expected {source} "unsigned", got {clip(trust)}', hint="this version cannot check signatures"
-    )
+    try:
+        return Trust(trust, state=environ.get(STATE_VARIABLE) or None)
+    except ConfigError as exc:
+        raise ConfigError(f"{source} cannot be used: {exc}") from exc
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_bundle(source: PathLike | Mapping[str, bytes], *, strict_paths: bool = False) -> Bundle:
+def read_bundle(
+    source: PathLike | Mapping[str, bytes],
+    *,
+    strict_paths: bool = False,
+    trust: Trust | None = None,
+    expected: str | None = None,
+) -> Bundle:
     """Read and verify a release.
 
     Args:
         source: its directory, or its files by name.
         strict_paths: also refuse links, files with a second name, files that others own or may write.
-    Raises: ManifestError, IntegrityError, BundleError when there is no such directory. Only the manifest is parsed.
+        trust: whom to believe; None reads the release as unsigned, whatever is beside it.
+        expected: the digest that a pointer named, for a release that must be that one.
+    Raises: SignatureError, TrustError, RollbackError, ManifestError, IntegrityError, BundleError when there is no such
+        directory. Only the signed statement and the manifest are parsed, after the signature held.
     """
     if isinstance(source, Mapping):
-        return _from_memory(source)
+        return _from_memory(source, trust, expected)
     origin = os.fspath(source)
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0) | (_NO_LINK if strict_paths else 0)
     try:
@@ -142,47 +169,78 @@ def read_bundle(source: PathLike | Mapping[str, bytes], *, strict_paths: bool = 
             hint="expected a directory with a manifest.json",
         ) from exc
     try:
-        return _from_folder(folder, origin, strict_paths=strict_paths)
+        return _from_folder(folder, origin, trust, expected, strict_paths=strict_paths)
     finally:
         os.close(folder)
 
 
-def _from_folder(folder: int, origin: str, *, strict_paths: bool) -> Bundle:
+def _from_folder(
+    folder: int, origin: str, trust: Trust | None, expected: str | None, *, strict_paths: bool
+) -> Bundle:
     names = _list(folder, origin, strict_paths=strict_paths)
     if MANIFEST not in names:
         raise ManifestError(
             f"{clip(origin, 200)} has no {MANIFEST}", hint="is it the directory of a release?"
         )
-    manifest = parse(
-        MANIFEST,
-        decode_manifest,
-        _read_file(folder, MANIFEST, None, MAX_MANIFEST_BYTES, strict_paths=strict_paths),
-    )
-    _compare_names({entry.file for entry in manifest.files}, names - {MANIFEST})
-    files = {}
-    for entry in manifest.files:
-        data = _read_file(folder, entry.file, entry.size, MAX_FILE_BYTES, strict_paths=strict_paths)
-        _verify(entry, data)
-        files[entry.file] = data
-    return Bundle(manifest, files, origin)
+
+    def read(name: str, size: int | None, cap: int) -> bytes:
+        return _read_file(folder, name, size, cap, strict_paths=strict_paths)
+
+    return _assemble(names, read, origin, trust, expected)
 
 
-def _from_memory(source: Mapping[str, bytes]) -> Bundle:
-    if len(source) > MAX_FILES + 1:
-        raise ManifestError(f"Expected at most {MAX_FILES} files in a release, got {len(source)}")
+def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str | None) -> Bundle:
     if not all(isinstance(name, str) for name in source):
         raise ManifestError("Expected names of type str in a release in memory")
+    _count(source, "memory")
     if MANIFEST not in source:
         raise ManifestError(f"the release in memory has no {MANIFEST}")
     # A copy: the caller may still hold a writable view of what was verified.
     held = {name: _as_bytes(name, value) for name, value in source.items()}
-    manifest = parse(MANIFEST, decode_manifest, held.pop(MANIFEST))
-    _compare_names({entry.file for entry in manifest.files}, set(held))
+
+    def read(name: str, size: int | None, cap: int) -> bytes:
+        data = held[name]
+        if len(data) > cap:
+            raise IntegrityError(f"Expected at most {cap} bytes, got {len(data)} - at file {clip(name)}")
+        if size is not None and len(data) != size:
+            raise _wrong_size(name, size, str(len(data)))
+        return data
+
+    return _assemble(set(held), read, "memory", trust, expected)
+
+
+def _assemble(
+    names: set[str],
+    read: Callable[[str, int | None, int], bytes],
+    origin: str,
+    trust: Trust | None,
+    expected: str | None,
+) -> Bundle:
+    """The rest is the same for every source. The order is the point: signature, manifest, names, files."""
+    detached = {name for name in names if _DETACHED.fullmatch(name)}
+    data = read(MANIFEST, None, MAX_MANIFEST_BYTES)
+    verdict = None
+    if trust is not None:
+        signature = read(SIGNATURE, None, MAX_SIGNATURE_BYTES) if SIGNATURE in detached else None
+        approvals = []
+        if trust.file.approval is not None:
+            approving = sorted(detached - {SIGNATURE, MODEL_SIGNING})
+            approvals = [(name, read(name, None, MAX_SIGNATURE_BYTES)) for name in approving]
+        verdict = trust.check_release(signature, data, approvals=approvals, expected=expected)
+    manifest = parse(MANIFEST, decode_manifest, data)
+    if verdict is not None:
+        from retailinfer.release.trust import check_manifest  # noqa: PLC0415 - for signed releases
+
+        check_manifest(verdict.statement, manifest)
+    elif expected is not None and manifest.digest != expected:
+        raise IntegrityError(f"Expected the release `{expected[:12]}...`, got `{manifest.digest[:12]}...`")
+    _compare_names({entry.file for entry in manifest.files}, names - detached - {MANIFEST})
+    files = {}
     for entry in manifest.files:
-        if len(held[entry.file]) != entry.size:
-            raise _wrong_size(entry.file, entry.size, str(len(held[entry.file])))
-        _verify(entry, held[entry.file])
-    return Bundle(manifest, held, "memory")
+        found = read(entry.file, entry.size, MAX_FILE_BYTES)
+        _verify(entry, found)
+        files[entry.file] = found
+    return Bundle(manifest, files, origin, verdict)
 
 
 def _as_bytes(name: str, value: object) -> bytes:
@@ -204,10 +262,19 @@ def _list(folder: int, origin: str, *, strict_paths: bool) -> set[str]:
                 continue
             names.add(entry.name)
             if len(names) > MAX_FILES + 1:
-                raise ManifestError(
-                    f"Expected at most {MAX_FILES} files in a release - at {clip(origin, 200)}"
-                )
+                _count(names, origin)
     return names
+
+
+def _count(names: Collection[str], origin: str) -> None:
+    """Raises: ManifestError for more files, or more signatures beside them, than a release has."""
+    n_detached = sum(_DETACHED.fullmatch(name) is not None for name in names)
+    if len(names) - n_detached > MAX_FILES + 1:
+        raise ManifestError(f"Expected at most {MAX_FILES} files in a release - at {clip(origin, 200)}")
+    if n_detached > MAX_APPROVALS + 2:
+        raise ManifestError(
+            f"Expected at most {MAX_APPROVALS} approvals beside a release - at {clip(origin, 200)}"
+        )
 
 
 def _compare_names(listed: set[str], found: set[str]) -> None:

@@ -391,6 +391,9 @@ def _check_names(manifest: Manifest) -> None:
     check_name("name", manifest.name)
     check_name("version", manifest.version)
     check_file_names([MANIFEST, *(entry.file for entry in manifest.files)])
+    for entry in manifest.files:
+        if entry.file.endswith(".sig"):  # signatures are beside a release, never in it
+            raise ManifestError(f"Expected no file `*.sig` in {MANIFEST}, got {clip(entry.file)}")
     roles = [entry.role for entry in manifest.files]
     if len(set(roles)) != len(roles):
         raise ManifestError("two files of the release have the same role")

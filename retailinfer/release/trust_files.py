@@ -1,0 +1,229 @@
+"""`ri.Trust`: the trust file of a host with its files, its clock and its memory of what was accepted.
+
+Rules:
+  * Everything is read when the object is made; a trust file that is exchanged counts for the next process, or for the next
+    `Trust`.
+  * What was accepted is remembered by `remember`, which loading calls last.
+The rules themselves are trust.py.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from retailinfer.clock import Clock, SystemClock
+from retailinfer.errors import ConfigError, RollbackError, SignatureError, clip
+from retailinfer.release.envelope import MAX_ENVELOPE_BYTES
+from retailinfer.release.highwater import raise_marks, read_state
+from retailinfer.release.trust import (
+    MAX_TRUST_BYTES,
+    Mark,
+    PointerVerdict,
+    ReleaseVerdict,
+    Rules,
+    decode_trust,
+)
+
+if TYPE_CHECKING:
+    from retailinfer.release.trust import TrustFile
+
+__all__ = ["REVOCATIONS", "Trust"]
+
+REVOCATIONS = "revocations.sig"  # beside the trust file, where no other place is given
+PathLike = str | os.PathLike[str]
+
+
+class Trust:
+    """Whom this host believes; the argument `trust=` of `Scorer.load` and `Ranker.load`.
+
+    Args:
+        source: path of the trust file, or its bytes.
+        state: path of a file that remembers what was accepted, so that nothing older comes back after a restart. It is made
+            when a release was loaded; its folder must be writable. None: nothing is remembered.
+        revocations: the signed list of what was revoked, as a path or bytes; by default `revocations.sig` beside the trust
+            file, when that names who may revoke.
+        clock: for tests.
+    Raises: ConfigError for a trust file that cannot be used; SignatureError, TrustError, RollbackError for a list of
+        revocations that does not count.
+    """
+
+    def __init__(
+        self,
+        source: PathLike | bytes,
+        *,
+        state: PathLike | None = None,
+        revocations: PathLike | bytes | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._state = None if state is None else os.fspath(state)
+        self._revoked_mark: Mark | None = None
+        if isinstance(source, bytes):
+            self.origin, data = "memory", source
+        else:
+            self.origin = os.fspath(source)
+            found = _read(self.origin, MAX_TRUST_BYTES)
+            if found is None:
+                raise ConfigError(
+                    f"there is no trust file {clip(self.origin, 200)}",
+                    hint='give the path of one, or trust="unsigned"; see docs/releases.md',
+                )
+            data = found
+        self._rules = Rules(decode_trust(data))
+        if revocations is None and self._rules.file.revocation is not None and self.origin != "memory":
+            revocations = _read(
+                os.path.join(os.path.dirname(self.origin), REVOCATIONS),  # noqa: PTH118, PTH120 - one string
+                MAX_ENVELOPE_BYTES,
+            )
+        if revocations is not None:
+            self.update(revocations)
+
+    @property
+    def file(self) -> TrustFile:
+        """What the trust file says."""
+        return self._rules.file
+
+    @property
+    def rules(self) -> Rules:
+        """The rules with the newest list of revocations."""
+        return self._rules
+
+    def now_s(self) -> float:
+        """Seconds since 1970, by the clock of this host."""
+        return self._clock.wall_ns() / 1e9
+
+    def mark_of(self, name: str) -> Mark | None:
+        """What was accepted before of a name; None = nothing, or nothing is remembered. Raises: BundleError."""
+        return None if self._state is None else read_state(self._state).names.get(name)
+
+    def update(self, revocations: PathLike | bytes) -> None:
+        """Take a newer list of revocations, from a path or bytes.
+
+        Raises: SignatureError, TrustError, RollbackError when it is older than the one before; the old one then counts on.
+        """
+        data = (
+            revocations
+            if isinstance(revocations, bytes)
+            else _read(os.fspath(revocations), MAX_ENVELOPE_BYTES)
+        )
+        if data is None:
+            raise ConfigError(f"there is no list of revocations {clip(revocations, 200)}")
+        seen = None if self._state is None else read_state(self._state).revocations
+        before = max((m for m in (seen, self._revoked_mark) if m is not None), key=_order, default=None)
+        self._rules, self._revoked_mark = self._rules.revocations(data, now_s=self.now_s(), mark=before)
+
+    def check_release(
+        self,
+        signature: bytes | None,
+        manifest: bytes,
+        *,
+        approvals: Sequence[tuple[str, bytes]] = (),
+        expected: str | None = None,
+        name: str | None = None,
+    ) -> ReleaseVerdict:
+        """Whether a release may be loaded, by bytes that nothing has parsed yet; arguments as `Rules.release`.
+
+        Args:
+            name: of the release, where the caller asks for one.
+        Raises: SignatureError, also when there is no signature, TrustError, RollbackError, IntegrityError, ManifestError.
+        """
+        if signature is None:
+            raise SignatureError(
+                "the release is not signed: it has no manifest.sig",
+                hint='sign it with `retailinfer sign`, or load it with trust="unsigned" where that is right',
+            )
+        state = None if self._state is None else read_state(self._state)
+        if state is not None:
+            self._not_withheld(state.revocations)
+        # The name is known after the signature held only; the marks of all names are at hand.
+        verdict = self._rules.release(
+            signature,
+            manifest,
+            now_s=self.now_s(),
+            approvals=approvals,
+            expected=expected,
+            marks=None if state is None else state.names,
+            version_of=_version_of,
+        )
+        if name is not None and verdict.statement.name != name:
+            raise SignatureError(
+                f"Expected a release of {clip(name)}, got one of {clip(verdict.statement.name)}"
+            )
+        return verdict
+
+    def check_pointer(self, data: bytes, name: str) -> PointerVerdict:
+        """Whether a pointer of a name may be followed. Raises: SignatureError, TrustError, RollbackError, ManifestError."""
+        state = None if self._state is None else read_state(self._state)
+        if state is not None:
+            self._not_withheld(state.revocations)
+        mark = None if state is None else state.names.get(name)
+        return self._rules.pointer(data, name, now_s=self.now_s(), mark=mark)
+
+    def remember(self, name: str, digest: str, pointer: PointerVerdict | None = None) -> None:
+        """Write down that a release was loaded, and the pointer that named it. To be called when everything has succeeded.
+
+        Raises: BundleError when the state cannot be written.
+        """
+        if self._state is None:
+            return
+        mark = Mark(epoch=self.file.epoch, loaded=digest)
+        if pointer is not None:
+            mark = msgspec.structs.replace(pointer.mark, loaded=digest)
+        raise_marks(self._state, {name: mark}, self._revoked_mark)
+
+    def _not_withheld(self, seen: Mark | None) -> None:
+        if self.file.revocation is None or seen is None:
+            return
+        if self._revoked_mark is None or _order(self._revoked_mark) < _order(seen):
+            raise RollbackError(
+                f"this host has accepted the list of revocations number {seen.seq}, and was given an older one or none",
+                hint="give the newest one",
+            )
+
+    def __repr__(self) -> str:
+        file = self.file
+        return (
+            f"<Trust for {file.environment}, epoch {file.epoch}, {len(file.keys)} keys, from {self.origin}>"
+        )
+
+
+def _order(mark: Mark) -> tuple[int, int]:
+    return mark.epoch, mark.seq
+
+
+def _version_of(distribution: str) -> str | None:
+    """Version of what is installed here; None when it is not."""
+    from importlib import metadata  # noqa: PLC0415 - for releases that ask
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str, cap: int) -> bytes | None:
+    """A regular file of at most `cap` bytes; None when there is none. Raises: ConfigError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ConfigError(f"Expected a regular file: {clip(path, 200)}")
+            parts: list[bytes] = []
+            size = 0
+            while size <= cap and (part := file.read(cap + 1 - size)):
+                parts.append(part)
+                size += len(part)
+            data = b"".join(parts)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        raise ConfigError(f"cannot read {clip(path, 200)}: {reason}") from exc
+    if len(data) > cap:
+        raise ConfigError(f"Expected at most {cap} bytes, got more - at {clip(path, 200)}")
+    return data
