@@ -135,6 +135,7 @@ __all__ = [
 _HOMES = {
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.authoring.replay": ("replay",),
+    "retailinfer.authoring.signing": ("sign",),
     "retailinfer.contracts": (
         "Contract",
         "Decision",
@@ -152,7 +153,6 @@ _HOMES = {
     "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),
     "retailinfer.release.fallback": ("Fallback",),
-    "retailinfer.authoring.signing": ("sign",),
     "retailinfer.release.trust_files": ("Trust",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),
