@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from retailinfer._native.admission import Permits
     from retailinfer.contracts import Contract
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.pipeline import Pipeline
@@ -106,6 +107,11 @@ class Door:
         """How many answers were made without a stale and without an unavailable value, since the release was loaded."""
         engine = self._pipeline.need_engine()
         return Freshness(answers=engine.n_answers, fresh=engine.n_fresh)
+
+    @property
+    def permits(self) -> Permits:
+        """How many calls may be under way; `permits.check(priority)` refuses a request before its body is read."""
+        return self._pipeline.permits
 
     def observe(
         self,

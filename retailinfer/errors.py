@@ -202,7 +202,11 @@ class ScoreError(ServingError):
 
 
 class DeadlineExceededError(ServingError):
-    """The time given to the call is used up. `late`: an answer was there, too late, and was dropped."""
+    """The time given to the call is used up, or what is left of it has lately not been enough.
+
+    Attributes:
+        late: the answer was there, after the deadline, and was dropped.
+    """
 
     http_status = 504
     late: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
+import random
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import msgspec
 import numpy as np
 
+from retailinfer._native.admission import Permits
 from retailinfer._native.engine import Engine
 from retailinfer._native.engine import Occlusion as EngineOcclusion
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import RequestReader
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.contracts import Contract, Decision, Ranking
+from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import budget_ns
 from retailinfer.errors import (
     BundleError,
@@ -47,7 +50,9 @@ from retailinfer.features.arrow import Canonical, Columns
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.transform import fill
+from retailinfer.life import begin_again_in_children
 from retailinfer.lookups import compile_lookups, compile_observer
+from retailinfer.monitoring.events import Answered
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
@@ -70,6 +75,7 @@ __all__ = ["Pipeline", "moment_ns"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_WAITING = 64  # calls that wait for sources and shared windows at the same time
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
 MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
@@ -86,6 +92,7 @@ class Pipeline:
         manifest, spec, policy, contract: of the release.
         sessions: model role -> session, in running order.
         engine: None for a release that takes arrays only.
+        permits: how many calls may be under way in this process.
         row_independent: as measured here; False makes every row run alone.
     """
 
@@ -99,6 +106,8 @@ class Pipeline:
         max_bytes: int = MAX_BYTES,
         max_depth: int = MAX_DEPTH,
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
+        max_in_flight: int | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         _check_settings(store, max_bytes, max_depth, hold_gil_below_us)
         self.bundle = bundle
@@ -140,6 +149,7 @@ class Pipeline:
         self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
         self._store = store
         self.clock: Clock = SystemClock() if store is None else store.clock
+        self.permits = _permits(max_in_flight, max_waiting, self.clock)
         self.budget_ns = budget_ns(self.contract.deadline_ms)
         self._observers: dict[str, Observer] = {}
         if spec.arrays:
@@ -591,6 +601,9 @@ class Pipeline:
             encode=encode,
             decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[Int64]).decode,
             clock=self.clock,
+            is_system_clock=type(self.clock) is SystemClock,
+            permits=self.permits,
+            event_type=Answered,
             max_bytes=max_bytes,
             max_depth=max_depth,
             max_rows=self.contract.max_rows,
@@ -790,6 +803,20 @@ def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gi
             raise ConfigError(f"Expected {name} from 1 to {most}, got {clip(value)}")
     if not isinstance(hold_gil_below_us, (int, float)) or math.isnan(hold_gil_below_us):
         raise ConfigError(f"Expected a number for hold_gil_below_us, got {clip(hold_gil_below_us)}")
+
+
+def _permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Permits:
+    """Permits of one door; twice as many calls as there are processors, unless it was said otherwise. Raises: ConfigError."""
+    if max_in_flight is None:
+        max_in_flight = 2 * usable_cpus()
+    for name, value in (("max_in_flight", max_in_flight), ("max_waiting", max_waiting)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"Expected an integer for {name}, got {clip(value)}")
+    made = Permits(
+        cast("int", max_in_flight), max_waiting=cast("int", max_waiting), clock=clock, random=random.random
+    )
+    begin_again_in_children(made)
+    return made
 
 
 def moment_ns(at: dt.datetime | float | None) -> int:

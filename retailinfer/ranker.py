@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from retailinfer._native.resolve import WouldWait
 from retailinfer.deadline import budget_ns
 from retailinfer.door import INLINE_BELOW_US, Door
-from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, parse_available
+from retailinfer.pipeline import (
+    HOLD_GIL_BELOW_US,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_WAITING,
+    Pipeline,
+    moment_ns,
+    parse_available,
+)
 
 if TYPE_CHECKING:
     import os
@@ -48,6 +56,8 @@ class Ranker(Door):
         max_bytes: int = MAX_BYTES,
         max_depth: int = MAX_DEPTH,
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
+        max_in_flight: int | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> Ranker:
         """As `Scorer.load`, for a release whose spec names a `candidate`; the items of its table are encoded here."""
         return cls(
@@ -61,6 +71,8 @@ class Ranker(Door):
                 max_bytes=max_bytes,
                 max_depth=max_depth,
                 hold_gil_below_us=hold_gil_below_us,
+                max_in_flight=max_in_flight,
+                max_waiting=max_waiting,
             )
         )
 
@@ -86,6 +98,7 @@ class Ranker(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> Ranking:
         """Rank candidates for a context.
 
@@ -96,8 +109,8 @@ class Ranker(Door):
             available: comparisons of the candidates' table with numbers, such as "item.stock > 0 and item.age < 90";
                 a candidate for which one does not hold, or is null, is left out.
             exclude: ids to leave out, such as what is in the cart.
-            deadline_ms, request_id, at, observe, event_id: as in `Scorer.score`; what is counted is the context.
-        Raises: FeatureError, LimitError; SessionError, ScoreError.
+            deadline_ms, request_id, at, observe, event_id, priority: as in `Scorer.score`; what is counted is the context.
+        Raises: FeatureError, LimitError; SessionError, ScoreError, DeadlineExceededError, OverloadedError.
         """
         ranking: Ranking = self._engine.rank(
             context,
@@ -110,6 +123,8 @@ class Ranker(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_id,
+            True,
+            priority,
         )
         return ranking
 
@@ -123,6 +138,7 @@ class Ranker(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> bytes:
         """JSON {"context": {...}, "candidates": [...], "k": 20, "exclude": [...], "request_id": ...} -> JSON ranking.
 
@@ -136,6 +152,7 @@ class Ranker(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_id,
+            priority,
         )
         return answer
 
@@ -152,6 +169,7 @@ class Ranker(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> Ranking:
         """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
         for, else in a thread.
@@ -174,12 +192,12 @@ class Ranker(Door):
         # what would have to wait after it has counted the context is never tried here
         if engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US and not (observe and engine.waits):
             try:
-                inline: Ranking = engine.rank(*args, False)
+                inline: Ranking = engine.rank(*args, False, priority)
             except WouldWait:
                 pass
             else:
                 return inline
-        answer: Ranking = await self._off_loop(engine.rank, *args)
+        answer: Ranking = await self._off_loop(engine.rank, *args, True, priority)
         return answer
 
     def _rule(self, text: str) -> Any:

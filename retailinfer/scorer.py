@@ -29,7 +29,15 @@ from retailinfer.errors import (
 )
 from retailinfer.features.arrow import batches, read_table, require_pyarrow
 from retailinfer.features.transform import fill
-from retailinfer.pipeline import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, Pipeline, moment_ns, texts_of
+from retailinfer.pipeline import (
+    HOLD_GIL_BELOW_US,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_WAITING,
+    Pipeline,
+    moment_ns,
+    texts_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +67,8 @@ class Scorer(Door):
         max_bytes: int = MAX_BYTES,
         max_depth: int = MAX_DEPTH,
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
+        max_in_flight: int | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> Scorer:
         """Load a release: verify every byte, compile the features, open the models, replay the golden rows, warm up.
 
@@ -70,6 +80,10 @@ class Scorer(Door):
             backend: "c" = ONNX Runtime's C API, "python" = its Python API, "auto" = the first that is there.
             max_bytes, max_depth: of an encoded request.
             hold_gil_below_us: native work predicted to be shorter keeps the GIL.
+            max_in_flight: calls that may use the processor at once, in this process; twice its processors by default. More
+                are refused at once with an OverloadedError, those of lower priority earlier.
+            max_waiting: of these, how many may wait for sources and shared windows meanwhile; for others, what is not in
+                memory is `unavailable`.
         Raises: BundleError (nothing is loaded then), ConfigError.
         """
         return cls(
@@ -82,6 +96,8 @@ class Scorer(Door):
                 max_bytes=max_bytes,
                 max_depth=max_depth,
                 hold_gil_below_us=hold_gil_below_us,
+                max_in_flight=max_in_flight,
+                max_waiting=max_waiting,
             )
         )
 
@@ -102,19 +118,23 @@ class Scorer(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> Decision:
         """Score one request.
 
         Args:
             request: dict, msgspec Struct or dataclass with the spec's fields.
             deadline_ms: waiting for sources and shared windows ends before it; what is not there then is `unavailable`. The
-                contract's by default. No time left at all is a DeadlineExceededError.
+                contract's by default. Less time than such calls lately needed is a DeadlineExceededError before any work, and
+                an answer that comes later is dropped for one.
             request_id: becomes the decision's id.
             at: the moment against which ages are measured, and of the event where it has no time of its own; now by default.
             observe: count the request in the windows, in the same step in which they are read. It is counted once its
                 fields are read, also if a column then refuses a value or the model fails: it happened.
             event_id: of the event; one that its entity saw lately (among its last 8) is not counted again.
-        Raises: FeatureError for the request, ConfigError for observing what nothing counts; SessionError, ScoreError.
+            priority: "critical" calls may use all permits of the process, "sheddable" 80 %, "batch" and "shadow" 60 % of them.
+        Raises: FeatureError for the request, ConfigError for observing what nothing counts; SessionError, ScoreError,
+            DeadlineExceededError; OverloadedError where as many calls are under way as may be.
         """
         decision: Decision = self._engine.score(
             request,
@@ -123,6 +143,8 @@ class Scorer(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_id,
+            True,
+            priority,
         )
         return decision
 
@@ -135,6 +157,7 @@ class Scorer(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> bytes:
         """JSON request -> JSON decision. Of a key that comes twice the last one counts.
 
@@ -147,6 +170,8 @@ class Scorer(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_id,
+            True,
+            priority,
         )
         return answer
 
@@ -159,6 +184,7 @@ class Scorer(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> bytes:
         """MessagePack request -> MessagePack decision. Raises: as `score_json`."""
         answer: bytes = self._engine.score_msgpack(
@@ -170,6 +196,8 @@ class Scorer(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_id,
+            True,
+            priority,
         )
         return answer
 
@@ -182,6 +210,7 @@ class Scorer(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_ids: Iterable[EventId | None] | None = None,
+        priority: str = "critical",
     ) -> list[Decision | RetailInferError]:
         """Score many requests at once; same bits as one by one.
 
@@ -190,6 +219,7 @@ class Scorer(Door):
             deadline_ms: of the whole batch.
             observe: count each request after the ones before it. With errors="raise" none is counted unless all can be.
             event_ids: one a request.
+            priority: as in `score`; the batch is one call.
         Raises: LimitError beyond the contract's `max_rows`; with errors="raise" as `score`, naming `$[i]`.
         """
         if errors not in ("raise", "row"):
@@ -203,6 +233,7 @@ class Scorer(Door):
             0 if deadline_ms is None else budget_ns(deadline_ms),
             observe,
             event_ids,
+            priority,
         )
         return answers
 
@@ -340,6 +371,7 @@ class Scorer(Door):
         at: dt.datetime | float | None = None,
         observe: bool = False,
         event_id: EventId | None = None,
+        priority: str = "critical",
     ) -> Decision:
         """`score` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
         for, else in a thread.
@@ -355,12 +387,12 @@ class Scorer(Door):
         )
         if engine.one_us < INLINE_BELOW_US:
             try:
-                decision: Decision = engine.score(*args, False)
+                decision: Decision = engine.score(*args, False, priority)
             except WouldWait:
                 pass
             else:
                 return decision
-        answer: Decision = await self._off_loop(engine.score, *args)
+        answer: Decision = await self._off_loop(engine.score, *args, True, priority)
         return answer
 
 

@@ -1,6 +1,7 @@
 """Types of the engine: who owns which memory for how long. What it does: engine.pyx; what Python sees: engine.pyi."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
+from retailinfer._native.admission cimport Call, Permits, StageClock, ri_stage
 from retailinfer._native.ort cimport OrtModel, RiLane
 from retailinfer._native.program cimport Program, RequestReader, RowState, ri_slot, ri_state
 from retailinfer._native.reasons cimport ForestReasons
@@ -141,6 +142,8 @@ cdef class Workspace:
         CallOptions options           # of this call; only where there is a resolver
         Lease lease                   # None without a resolver
         const ri_slot* live_cross     # (candidates, cells): what mutable tables hold for context and candidate
+        Call* call                    # whose memory this is, on its caller's stack; NULL: a tool's
+        bint fresh                    # no value of the answer was stale or unavailable
 
     cdef int reserve(self, int64_t n) except -1
     cdef int reserve_set(self, int64_t size) except -1
@@ -187,6 +190,17 @@ cdef class Engine:
         int n_live_cross              # cells of them, and their slots
         const int* live_slots
         int64_t budget_ns             # of a call that brings no deadline of its own
+        bint is_system_clock          # `clock` is the machine's, which is read without Python
+        readonly Permits permits      # None: as many calls as there are
+        readonly StageClock run_clock     # single calls without their waiting: what admission compares with
+        readonly StageClock wait_clock    # waiting of calls that had to
+        readonly StageClock whole_clock   # these calls as a whole
+        list sized_clocks             # batches and rankings, without their waiting, by octave of their rows
+        readonly int64_t n_short      # calls for which time seemed too short
+        readonly int64_t n_refused_time   # of these, those that were refused
+        readonly int64_t n_late       # answers that came after the deadline and were dropped
+        readonly object hook          # told of answers; None: nobody
+        object event_type
         readonly int64_t n_answers    # decisions and rankings
         readonly int64_t n_fresh      # of these, made without a stale and without an unavailable value
         list pool
@@ -239,6 +253,23 @@ cdef class Engine:
 
     cdef Workspace pop(self)
     cdef void push(self, Workspace ws) noexcept
+    cdef int64_t monotonic_ns(self) except? -1
+    cdef int64_t wall_ns(self) except? -1
+    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage) except -1
+    cdef int admit(self, Call* call, int64_t n) except -1
+    cdef StageClock sized(self, int64_t n)
+    cdef int short_of_time(self, Call* call, ri_stage* stage, int64_t left_ns) except -1
+    cdef void untimed(self, Call* call) noexcept
+    cdef void leave(self, Call* call) noexcept
+    cdef object finish(self, Call* call, object answer, object request, object priority)
+    cdef int refuse_late(self, int64_t late_ns) except -1
+    cdef int begin_wait(self, Workspace ws) except -1
+    cdef void stop_wait(self, Workspace ws) noexcept
+    cdef int end_wait(self, Workspace ws) except -1
+    cdef int64_t wait_until(self, Call* call) noexcept
+    cdef int fetch_many(self, Workspace ws, dict missing) except -1
+    cdef int mark_counted(self, Workspace ws) except -1
+    cdef object no_time_for(self, Call* call, int64_t n)
     cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil
     cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil
     cdef int look_up(self, Lookup* plan, Workspace ws) noexcept nogil
@@ -271,15 +302,19 @@ cdef class Engine:
     cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil
     cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1
     cdef object decode_body(self, object body, bint json, object decode)
-    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t budget_ns, bint observe,
-                             object event_id, bint may_wait, int64_t* marks)
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, Call* call, bint observe,
+                             object event_id, bint may_wait, object priority, int64_t* marks)
+    cdef list batch_core(self, object requests, bint row_errors, int64_t now_ns, object request_ids, int64_t first_row, Call* call,
+                         bint observe, object event_ids, object priority)
+    cdef object rank_list(self, object context, object candidates, int64_t k, object available, object exclude, object request_id,
+                          int64_t now_ns, Call* call, bint observe, object event_id, bint may_wait, object priority)
     cdef object _segment_bands(self, Workspace ws)
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
-                            object trace, tuple reasons)
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, object trace,
+                            tuple reasons)
     cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
     cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
-                         int64_t now_ns, int64_t budget_ns, bint observe, object event_id, int64_t* marks)
+                         int64_t now_ns, Call* call, bint observe, object event_id, object priority, int64_t* marks)
     cdef int rank_context(self, object context, Workspace ws, int64_t now_ns) except -1
     cdef void note_flags(self, Workspace ws) noexcept nogil
     cdef int64_t rank_filter(self, list ids, int64_t n, Workspace ws, Available available, object exclude,

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from retailinfer._native.admission import Permits, StageClock
 from retailinfer._native.ort import OrtModel
 from retailinfer._native.program import Program, RequestReader
 from retailinfer._native.reasons import ForestReasons
@@ -104,7 +105,13 @@ class Engine:
         reasons: of the forest; occlusion: of any other model. Without either, decisions have none and nothing is worked out.
             Occlusion runs one row more for each group; where the call's budget has less time left than that, the answer has
             no reasons.
-    `budget_ns` of a call, 0 = that one; observe: count the request as an event, `event_id` its id (ConfigError where nothing
+        is_system_clock: `clock` is the machine's clock, which is then read without Python.
+        permits: how many calls may be under way; None: any number. event_type: of events about answers, for `set_hook`.
+    `budget_ns` of a call, 0 = that one: less than what 99 of 100 such calls took lately, waiting apart, is a
+    DeadlineExceededError before any work (but for every 32nd such call), and an answer after it is one with `late` set.
+    priority: of the call, for its permit, which is given back while it waits. Where it may not wait, what is missing is
+    unavailable. Raises: OverloadedError. An error after the request was counted in its windows has `counted` set.
+    observe: count the request as an event, `event_id` its id (ConfigError where nothing
     counts it); may_wait: False raises WouldWait, before anything is counted, instead of waiting.
     """
 
@@ -128,6 +135,14 @@ class Engine:
     resolver: Resolver | None
     n_answers: int
     n_fresh: int
+    permits: Permits | None
+    run_clock: StageClock
+    wait_clock: StageClock
+    whole_clock: StageClock
+    n_short: int
+    n_refused_time: int
+    n_late: int
+    hook: Callable[[Any], object] | None
     def __init__(
         self,
         *,
@@ -168,6 +183,9 @@ class Engine:
         budget_ns: int = ...,
         reasons: ForestReasons | None = None,
         occlusion: Occlusion | None = None,
+        is_system_clock: bool = False,
+        permits: Permits | None = None,
+        event_type: type | None = None,
     ) -> None: ...
     @property
     def one_us(self) -> float:
@@ -179,6 +197,14 @@ class Engine:
     @property
     def has_item_table(self) -> bool:
         """Candidates have a table of their own."""
+
+    @property
+    def stages(self) -> dict[str, StageClock]:
+        """How long calls take: "run" of single ones and "run/64" of rankings and batches of 64 to 127 rows, waiting apart;
+        "wait" and "whole" of those that had to wait. Only calls with a deadline or a hook are timed.
+        """
+    def set_hook(self, hook: Callable[[Any], object] | None) -> None:
+        """Call `hook` with an event after each answer, before the caller has it; None: nobody. Raises: ConfigError."""
 
     def outside_counts(self) -> dict[str, int]:
         """Column -> how many values lay outside its training range since the engine was made; only those above zero."""
@@ -192,6 +218,7 @@ class Engine:
         observe: bool = False,
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
+        priority: str = "critical",
     ) -> Any:
         """One request -> Decision. Holds the GIL unless one row takes longer than `hold_below_us`.
 
@@ -207,6 +234,7 @@ class Engine:
         observe: bool = False,
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
+        priority: str = "critical",
     ) -> bytes:
         """JSON -> JSON. Raises also LimitError, RequestError."""
 
@@ -221,6 +249,7 @@ class Engine:
         observe: bool = False,
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
+        priority: str = "critical",
     ) -> bytes:
         """MessagePack -> MessagePack. Raises also LimitError, RequestError."""
 
@@ -241,6 +270,7 @@ class Engine:
         budget_ns: int = 0,
         observe: bool = False,
         event_ids: Iterable[str | bytes | int | None] | None = None,
+        priority: str = "critical",
     ) -> list[Any]:
         """Decisions in order; with `row_errors` an error stands where its decision would, be it the request's or its score's.
 
@@ -266,6 +296,7 @@ class Engine:
         observe: bool = False,
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
+        priority: str = "critical",
     ) -> Any:
         """Context and ids -> Ranking. Gives up the GIL at most once, and where it waits for a source.
 
@@ -281,6 +312,7 @@ class Engine:
         budget_ns: int = 0,
         observe: bool = False,
         event_id: str | bytes | int | None = None,
+        priority: str = "critical",
     ) -> bytes:
         """JSON with context, candidates, k, exclude, request_id -> JSON."""
 

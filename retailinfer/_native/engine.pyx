@@ -9,6 +9,8 @@ Rules:
   * Rankings copy item cells that were computed when the row entered the table; only cross columns are computed per pair.
   * Reasons of a decision are worked out with its score where the policy asks for them; else nobody pays for them.
   * A release that reads mutable tables, windows or aliases has a `Resolver`; one that does not pays one branch for that.
+  * A call holds a permit from its beginning to its end, but not while it waits; it is refused before work for which the time
+    that is left has lately not been enough, and an answer that came too late is not given out.
 Filling slots is program.pyx, running models ort.pyx, snapshots table.pyx, all other look-ups resolve.pyx. What loads a release
 and builds this: pipeline.py.
 """
@@ -25,6 +27,10 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from retailinfer._native.admission cimport (
+    Call, Permits, PRIORITY_CRITICAL, StageClock, permit_enter, permit_leave, permit_start_waiting, permit_stop_waiting, priority_code,
+    ri_monotonic_ns, ri_stage, ri_stage_ease, ri_stage_note, ri_stage_predict, ri_wall_ns,
+)
 from retailinfer._native.ort cimport OrtModel, RiLane, raise_run_error
 from retailinfer._native.program cimport (
     Program, RequestReader, RI_FLOAT32, RI_NULL, RI_PRESENT, RI_SLOT_F64, RI_SLOT_I64, RI_SLOT_TEXT, RI_SLOT_VECTOR, RI_STALE,
@@ -41,14 +47,15 @@ from retailinfer._native.tensor_ref cimport RunError, StrRef, TensorRef
 from retailinfer._native.trees cimport TreeModel, free_scratch
 
 import os
+import sys
 from itertools import islice
 
 import msgspec
 import numpy as np
 
 from retailinfer.errors import (
-    ConfigError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
-    SchemaMismatchError, ScoreError, SessionError, clip,
+    ConfigError, DeadlineExceededError, FeatureRangeError, FeatureTypeError, LimitError, RequestError, RetailInferError,
+    SchemaMismatchError, ScoreError, ServingError, SessionError, clip,
 )
 
 cdef extern from "aligned.h" nogil:
@@ -537,6 +544,10 @@ SEEN_AS[:] = [1, 1, 1, 2, 1 | 4]
 _OBSERVE_HINT = 'declare a stream of requests, streams={"payment": None}, and windows over it'
 
 cdef int64_t FOREVER = <int64_t>1 << 62  # as in deadline.py
+cdef object CRITICAL = "critical"  # interned, as the literal of whoever calls
+cdef enum:
+    PROBE_EVERY = 32            # of the calls that time seems too short for, one is let through: it may have become faster
+    LEAST_SLACK_NS = 1_000_000  # waking up after a wait takes some time too
 
 
 cdef void load_record(Lookup* plan, ri_state* st, int64_t row) noexcept nogil:
@@ -611,7 +622,8 @@ cdef class Engine:
                  int candidate_slot, bint candidate_is_text, str release, str block_name, decision_type not None, ranking_type not None,
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
                  double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0,
-                 Resolver resolver=None, int64_t budget_ns=FOREVER, ForestReasons reasons=None, Occlusion occlusion=None):
+                 Resolver resolver=None, int64_t budget_ns=FOREVER, ForestReasons reasons=None, Occlusion occlusion=None,
+                 bint is_system_clock=False, Permits permits=None, event_type=None):
         cdef int i, t
         cdef int64_t before
         self.program = program
@@ -639,6 +651,13 @@ cdef class Engine:
         self.has_clock = has_clock
         self.resolver = resolver
         self.budget_ns = budget_ns
+        self.is_system_clock = is_system_clock
+        self.permits = permits
+        self.event_type = event_type
+        self.run_clock = StageClock("run")
+        self.wait_clock = StageClock("wait")
+        self.whole_clock = StageClock("whole")
+        self.sized_clocks = [None] * 64
         if resolver is not None:
             self.n_live_cross = resolver.n_cross_cells
             self.live_slots = resolver.cross_slots
@@ -764,6 +783,7 @@ cdef class Engine:
 
     cdef void push(self, Workspace ws) noexcept:
         cdef int i
+        ws.call = NULL
         ws.state.release()
         ws.items = None  # a table that was replaced is freed now, not when this memory is used again
         ws.item_lookup = NULL
@@ -872,6 +892,172 @@ cdef class Engine:
                 for i in range(count):
                     (<int64_t*>ws.wide_masks[t])[i] = ws.masks[t][i]
 
+    # ---- admission: time and permits -------------------------------------------------------------------------------------
+
+    cdef inline int64_t monotonic_ns(self) except? -1:
+        return ri_monotonic_ns() if self.is_system_clock else <int64_t>self.clock.monotonic_ns()
+
+    cdef inline int64_t wall_ns(self) except? -1:
+        return ri_wall_ns() if self.is_system_clock else <int64_t>self.clock.wall_ns()
+
+    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage) except -1:
+        """A call begins: its clock, its question for time (later by `admit` where `stage` is not known yet), its permit.
+
+        Whoever calls this calls `leave` in a `finally`. Nothing is held when it raises.
+        """
+        call.code = PRIORITY_CRITICAL if priority is CRITICAL else priority_code(priority)
+        call.permit = call.waiting = call.waited_ns = 0
+        call.timed = call.is_probe = False
+        call.stage = NULL
+        call.end_ns = FOREVER
+        if budget_ns == 0:
+            budget_ns = self.budget_ns
+        if budget_ns < FOREVER:
+            call.timed = True
+            call.start_ns = self.monotonic_ns()
+            call.end_ns = call.start_ns + budget_ns
+            if stage is not None and budget_ns < stage.c.p99_ns:
+                self.short_of_time(call, &stage.c, budget_ns)
+        elif self.hook is not None:
+            call.timed = True
+            call.start_ns = self.monotonic_ns()
+        if stage is not None:
+            call.stage = &stage.c
+        if self.permits is not None:
+            call.permit = permit_enter(self.permits, call.code)
+        return 0
+
+    cdef int admit(self, Call* call, int64_t n) except -1:
+        """The question for time of a call over n rows or candidates, once they are counted."""
+        cdef StageClock stage
+        cdef int64_t left
+        if not call.timed:
+            return 0
+        stage = self.sized(n)
+        call.stage = &stage.c
+        if call.end_ns < FOREVER:
+            left = call.end_ns - self.monotonic_ns()
+            if left < stage.c.p99_ns:
+                self.short_of_time(call, &stage.c, left)
+        return 0
+
+    cdef StageClock sized(self, int64_t n):
+        """The clock of calls of about n rows: one an octave."""
+        cdef int octave = 0
+        cdef StageClock stage
+        while n >> octave > 1:
+            octave += 1
+        found = self.sized_clocks[octave]
+        if found is None:
+            stage = StageClock(f"run/{1 << octave}", <int64_t>(1000.0 * (self.fixed_us + (1 << octave) * self.row_us)))
+            found = self.sized_clocks[octave] = stage
+        return <StageClock>found
+
+    cdef int short_of_time(self, Call* call, ri_stage* stage, int64_t left_ns) except -1:
+        """Refuse the work; but every 32nd time it is tried all the same."""
+        self.n_short += 1
+        if self.n_short % PROBE_EVERY == 0 and left_ns > 0:
+            call.is_probe = True
+            return 0
+        self.n_refused_time += 1
+        raise DeadlineExceededError(
+            f"{left_ns / 1e6:.3g} ms are left of the deadline, and 99 of 100 such calls took up to {stage.p99_ns / 1e6:.3g} ms lately",
+            hint="nothing was computed; give the call more time, or a lighter model",
+        )
+
+    cdef void untimed(self, Call* call) noexcept:
+        """A call of a tool: no permit, no deadline, nobody is told."""
+        memset(call, 0, sizeof(Call))
+        call.end_ns = FOREVER
+
+    cdef void leave(self, Call* call) noexcept:
+        if call.permit:
+            permit_leave(self.permits, call.permit)
+            call.permit = 0
+
+    cdef object finish(self, Call* call, object answer, object request, object priority):
+        """The answer is there: in time or not, how long it took, who is told."""
+        cdef int64_t now, took
+        if call.timed:
+            now = self.monotonic_ns()
+            took = now - call.start_ns
+            if call.stage != NULL:
+                ri_stage_note(call.stage, took - call.waited_ns)
+            if call.waited_ns:
+                ri_stage_note(&self.wait_clock.c, call.waited_ns)
+                ri_stage_note(&self.whole_clock.c, took)
+            if now > call.end_ns:
+                self.refuse_late(now - call.end_ns)
+            if call.is_probe and call.stage != NULL:
+                ri_stage_ease(call.stage)
+        return answer
+
+    cdef int refuse_late(self, int64_t late_ns) except -1:
+        self.n_late += 1
+        error = DeadlineExceededError(f"the answer came {late_ns / 1e6:.3g} ms after the deadline, and was dropped")
+        error.late = True
+        raise error
+
+    cdef int begin_wait(self, Workspace ws) except -1:
+        """Before a call waits: its permit goes back. Where too many wait already, it does not wait."""
+        cdef Call* call = ws.call
+        cdef int64_t waiting
+        ws.options.may_ask = True
+        if call == NULL:
+            return 0
+        if call.timed:
+            call.wait_start_ns = self.monotonic_ns()
+        if call.permit:
+            waiting = permit_start_waiting(self.permits, call.permit)
+            if waiting == 0:
+                ws.options.may_ask = False
+                return 0
+            call.permit, call.waiting = 0, waiting
+        return 0
+
+    cdef void stop_wait(self, Workspace ws) noexcept:
+        """Whatever became of it."""
+        cdef Call* call = ws.call
+        if call != NULL and call.waiting:
+            call.permit = permit_stop_waiting(self.permits, call.waiting)
+            call.waiting = 0
+
+    cdef int end_wait(self, Workspace ws) except -1:
+        """After the wait, and `stop_wait`: is there still time for what is left to do?"""
+        cdef Call* call = ws.call
+        cdef int64_t now
+        if call == NULL or not call.timed:
+            return 0
+        now = self.monotonic_ns()
+        call.waited_ns += now - call.wait_start_ns
+        if call.end_ns < FOREVER and not call.is_probe and call.stage != NULL and call.end_ns - now < call.stage.p99_ns:
+            self.short_of_time(call, call.stage, call.end_ns - now)
+        return 0
+
+    cdef int mark_counted(self, Workspace ws) except -1:
+        """In a `finally`: the error under way tells that the request was counted in its windows."""
+        error = sys.exc_info()[1]
+        if ws.options.counted and isinstance(error, ServingError):
+            error.counted = True
+        return 0
+
+    @property
+    def stages(self) -> dict:
+        """Stage -> StageClock."""
+        cdef dict found = {"run": self.run_clock}
+        if self.waits:
+            found["wait"] = self.wait_clock
+            found["whole"] = self.whole_clock
+        for stage in self.sized_clocks:
+            if stage is not None:
+                found[stage.name] = stage
+        return found
+
+    def set_hook(self, hook):
+        if hook is not None and self.event_type is None:
+            raise ConfigError("this engine was made without a type of events")
+        self.hook = hook
+
     # ---- resolve: keys -> stored columns ------------------------------------------------------------------------------
 
     cdef int look_up(self, Lookup* plan, Workspace ws) noexcept nogil:
@@ -926,7 +1112,7 @@ cdef class Engine:
         ws.state.st.n_flags = 0
         ws.state.st.review = 0
         if self.has_clock:
-            ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
+            ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
         for plan in self.all_plans:  # all of them first: what allocates may run a collection, and that anything
             plan.current()
         for plan in self.all_plans:
@@ -946,17 +1132,25 @@ cdef class Engine:
             if event_id is not None:
                 raise ConfigError("Expected no event_id: these features count no events", hint=_OBSERVE_HINT)
             return 0
+        ws.options.counted = False
         self.resolver.check_event(&ws.options, observe, event_id)
-        ws.options.now_ns = now_ns if now_ns else self.clock.wall_ns()
+        ws.options.now_ns = now_ns if now_ns else self.wall_ns()
         ws.options.is_told = now_ns != 0
         ws.options.end_ns = FOREVER
         ws.options.may_wait = may_wait
-        if budget_ns == 0:
-            budget_ns = self.budget_ns
-        if self.resolver.waits and budget_ns < FOREVER:
-            ws.options.end_ns = <int64_t>self.clock.monotonic_ns() + budget_ns
+        ws.options.may_ask = True
+        if self.resolver.waits:
+            if ws.call == NULL:
+                ws.options.end_ns = self.end_of(budget_ns)
+            elif ws.call.end_ns < FOREVER:
+                ws.options.end_ns = self.wait_until(ws.call)
         ws.lease.begin(copy or self.has_text)
         return 0
+
+    cdef int64_t wait_until(self, Call* call) noexcept:
+        """So that what is left to do after waiting still fits; a tenth of the budget, at most 1 ms, is for waking up."""
+        cdef int64_t budget = call.end_ns - call.start_ns, slack = min(<int64_t>LEAST_SLACK_NS, budget // 10)
+        return call.end_ns - slack - (0 if call.stage == NULL else min(call.stage.p99_ns, budget))
 
     cdef inline int64_t moment(self, Workspace ws) noexcept:
         """When the request happened: its event time, else the moment of the call."""
@@ -991,7 +1185,13 @@ cdef class Engine:
             start = self.clock.monotonic_ns()
         if resolver.shared:
             resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
-            resolver.use_shared(lease, st, &ws.options)
+            self.begin_wait(ws)
+            try:
+                resolver.use_shared(lease, st, &ws.options)
+                ws.options.counted = ws.options.observe and ws.options.may_ask
+            finally:
+                self.stop_wait(ws)
+            self.end_wait(ws)
             if lease.timed:
                 lease.windows_ns = <int64_t>self.clock.monotonic_ns() - start
                 start += lease.windows_ns
@@ -1006,7 +1206,12 @@ cdef class Engine:
                 raise MemoryError()
             if wanted == 0:
                 break
-            resolver.fetch_row(lease, st, live, &ws.options)
+            self.begin_wait(ws)
+            try:
+                resolver.fetch_row(lease, st, live, &ws.options)
+            finally:
+                self.stop_wait(ws)
+            self.end_wait(ws)
         for plan in snapshots:
             bound = plan.bound
             if lease.copy:  # other code will run before the slots are read
@@ -1020,6 +1225,7 @@ cdef class Engine:
             if lease.timed:  # the clock was read: other code ran
                 resolver.prepare_windows(lease, st, at_ns, &ws.options, row)
             resolver.use_windows(lease, st, ws.options.observe)
+            ws.options.counted = ws.options.observe
             if lease.timed:
                 lease.windows_ns = <int64_t>self.clock.monotonic_ns() - start
         return 0
@@ -1048,8 +1254,18 @@ cdef class Engine:
                     resolver.note_missing(lease, st, resolver.plans, missing)
                 except RetailInferError:
                     continue
-            resolver.fetch(lease, missing, &ws.options, True)
+            self.fetch_many(ws, missing)
         return 0
+
+    cdef int fetch_many(self, Workspace ws, dict missing) except -1:
+        if not missing:
+            return self.resolver.fetch(ws.lease, missing, &ws.options, True)
+        self.begin_wait(ws)
+        try:
+            self.resolver.fetch(ws.lease, missing, &ws.options, True)
+        finally:
+            self.stop_wait(ws)
+        return self.end_wait(ws)
 
     cdef int fill_row(self, Workspace ws, int64_t at, int64_t row) except -1:
         """Slots -> row `at` of the tensors. `row` is what an error names (-1: the one request)."""
@@ -1125,13 +1341,13 @@ cdef class Engine:
         """When a call has to answer, on the monotonic clock: its own budget, else the engine's."""
         if budget_ns == 0:
             budget_ns = self.budget_ns
-        return FOREVER if budget_ns >= FOREVER else <int64_t>self.clock.monotonic_ns() + budget_ns
+        return FOREVER if budget_ns >= FOREVER else self.monotonic_ns() + budget_ns
 
     cdef int run_row(self, Workspace ws, int64_t end_ns) except -1:
         """The model for the one row of the tile; without reasons where occlusion would take longer than there is time."""
         if self.occlusion is None:
             return self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
-        if end_ns < FOREVER and self.clock.monotonic_ns() + self.one_us * 1000.0 > end_ns:
+        if end_ns < FOREVER and self.monotonic_ns() + self.one_us * 1000.0 > end_ns:
             ws.n_picked[0] = 0
             return self.run_model(ws, 1, self.fixed_us + self.row_us >= self.hold_below_us)
         return self.run_occluded(ws)
@@ -1295,8 +1511,7 @@ cdef class Engine:
         if action is None and self.n_bands:
             action = self.review_action if ws.state.st.review and self.review_action is not None else self.band_action(score, ws)
         request_id = self.next_id() if request_id is None else own_id(request_id)
-        self.n_answers += 1
-        self.n_fresh += fresh
+        ws.fresh = fresh
         if ws.lease is None or ws.lease.trace is None:
             return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
                                       missing)
@@ -1354,15 +1569,14 @@ cdef class Engine:
 
     # ---- single scores -------------------------------------------------------------------------------------------------
 
-    cdef object score_object(self, object request, object request_id, int64_t now_ns, int64_t budget_ns, bint observe,
-                             object event_id, bint may_wait, int64_t* marks):
+    cdef object score_object(self, object request, object request_id, int64_t now_ns, Call* call, bint observe,
+                             object event_id, bint may_wait, object priority, int64_t* marks):
         cdef Workspace ws = self.pop()
-        cdef int64_t end_ns = FOREVER
+        cdef bint failed = True
+        ws.call = call
         try:
-            if self.occlusion is not None:
-                end_ns = self.end_of(budget_ns)
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, marks != NULL)
+                self.begin(ws, now_ns, 0, observe, event_id, may_wait, marks != NULL)
                 if ws.lease is not None:
                     ws.lease.timed = marks != NULL
             self.resolve_row(request, ws, now_ns, -1)
@@ -1373,33 +1587,55 @@ cdef class Engine:
             self.fill_row(ws, 0, -1)
             if marks != NULL:
                 marks[1] = self.clock.monotonic_ns()
-            self.run_row(ws, end_ns)
+            self.run_row(ws, call.end_ns)
             if marks != NULL:
                 marks[2] = self.clock.monotonic_ns()
                 if ws.lease is not None:
                     marks[3], marks[4] = ws.lease.tables_ns, ws.lease.windows_ns
-            return self.decide(ws, ws.scores[0], request_id, None)
+            answer = self.finish(call, self.decide(ws, ws.scores[0], request_id, None), request, priority)
+            self.n_answers += 1
+            self.n_fresh += ws.fresh
+            failed = False
+            return answer
         finally:
-            if ws.lease is not None and ws.lease.n_refresh:
-                self.resolver.refresh(ws.lease)
+            if ws.lease is not None:
+                if failed:
+                    self.mark_counted(ws)
+                if ws.lease.n_refresh:
+                    self.resolver.refresh(ws.lease)
             self.push(ws)
 
     def score(self, request, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None,
-              bint may_wait=True):
+              bint may_wait=True, priority=CRITICAL):
         """One request object -> decision."""
-        return self.score_object(request, request_id, now_ns, budget_ns, observe, event_id, may_wait, NULL)
+        cdef Call call
+        self.enter(&call, priority, budget_ns, self.run_clock)
+        try:
+            return self.score_object(request, request_id, now_ns, &call, observe, event_id, may_wait, priority, NULL)
+        finally:
+            self.leave(&call)
 
     def score_json(self, body, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None,
-                   bint may_wait=True):
+                   bint may_wait=True, priority=CRITICAL):
         """JSON bytes -> JSON bytes."""
-        return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, budget_ns, observe,
-                                             event_id, may_wait, NULL))
+        cdef Call call
+        self.enter(&call, priority, budget_ns, self.run_clock)
+        try:
+            return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, &call, observe,
+                                                 event_id, may_wait, priority, NULL))
+        finally:
+            self.leave(&call)
 
     def score_msgpack(self, body, decode, encode, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False,
-                      event_id=None, bint may_wait=True):
+                      event_id=None, bint may_wait=True, priority=CRITICAL):
         """MessagePack bytes -> MessagePack bytes."""
-        return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, budget_ns, observe, event_id,
-                                        may_wait, NULL))
+        cdef Call call
+        self.enter(&call, priority, budget_ns, self.run_clock)
+        try:
+            return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, &call, observe, event_id,
+                                            may_wait, priority, NULL))
+        finally:
+            self.leave(&call)
 
     def score_json_staged(self, body, bint observe=False, bint inner=False):
         """As `score_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode.
@@ -1409,10 +1645,12 @@ cdef class Engine:
         cdef int64_t marks[5]
         cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
         cdef tuple stages
+        cdef Call call
         marks[3] = marks[4] = 0
+        self.untimed(&call)
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
-        decision = self.score_object(request, None, 0, 0, observe, None, True, marks)
+        decision = self.score_object(request, None, 0, &call, observe, None, True, CRITICAL, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(decision)
         end = self.clock.monotonic_ns()
@@ -1423,17 +1661,28 @@ cdef class Engine:
     # ---- batches -------------------------------------------------------------------------------------------------------
 
     def score_batch(self, requests, bint row_errors=False, int64_t now_ns=0, request_ids=None, int64_t first_row=0,
-                    int64_t budget_ns=0, bint observe=False, event_ids=None):
+                    int64_t budget_ns=0, bint observe=False, event_ids=None, priority=CRITICAL):
         """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would.
 
         Observed rows are read and added one after the other, so each sees those before it; without `row_errors` none is
         added unless all of them can be.
         """
+        cdef Call call
+        self.enter(&call, priority, budget_ns, None)
+        try:
+            return self.batch_core(requests, row_errors, now_ns, request_ids, first_row, &call, observe, event_ids, priority)
+        finally:
+            self.leave(&call)
+
+    cdef list batch_core(self, object requests, bint row_errors, int64_t now_ns, object request_ids, int64_t first_row, Call* call,
+                         bint observe, object event_ids, object priority):
         cdef Workspace ws
         # occlusion fills the tile with one request's rows
-        cdef int64_t n, start, i, filled, tile = self.tile if self.occlusion is None else 1, ready = 0, end_ns = FOREVER
+        cdef int64_t n, start, i, filled, tile = self.tile if self.occlusion is None else 1, ready = 0, answers = 0, n_fresh = 0
+        cdef bint ended = False
         cdef list items, out, meta, failed, ids = None, alone = None
         cdef bint rich = self.resolver is not None
+        stopped = None  # the error of the rows for which there was no time
         self.count_rows(requests, "requests")
         items = plain_list(requests, "$", "requests", self.max_rows)
         n = len(items)
@@ -1442,22 +1691,30 @@ cdef class Engine:
             ids = plain_list(event_ids, "$.event_ids", "ids", self.max_rows)
             if len(ids) != n:
                 raise FeatureTypeError(f"Expected {n} event_ids, one a request, got {len(ids)}", path="$.event_ids")
+        self.admit(call, n)
         out = [None] * n
         ws = self.pop()
+        ws.call = call
         try:
-            if self.occlusion is not None:
-                end_ns = self.end_of(budget_ns)
             if rich or observe or ids is not None:
-                self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, False)
+                self.begin(ws, now_ns, 0, observe, ids[0] if ids else None, True, False)
             if observe and not row_errors:
                 self.check_events(items, ids, first_row, ws)
             for start in range(0, n, tile):
                 meta = []
                 filled = 0
+                if start and call.end_ns < FOREVER:
+                    stopped = self.no_time_for(call, min(tile, n - start))
+                    if stopped is not None:
+                        break
                 for i in range(start, min(start + tile, n)):
                     if rich and i == ready:
                         ready = min(i + self.resolver.at_once(TILE), (i // TILE + 1) * TILE, n)
-                        self.prefetch(items, i, ready, first_row, ws)
+                        try:
+                            self.prefetch(items, i, ready, first_row, ws)
+                        except DeadlineExceededError as exc:
+                            stopped = exc
+                            break
                     try:
                         if ids is not None:
                             self.resolver.check_event(&ws.options, observe, ids[i])
@@ -1478,7 +1735,7 @@ cdef class Engine:
                     failed = None
                     try:
                         if self.occlusion is not None:
-                            self.run_row(ws, end_ns)
+                            self.run_row(ws, call.end_ns)
                         else:
                             self.run_model(ws, filled, self.fixed_us + filled * self.row_us >= self.hold_below_us)
                     except (ScoreError, SessionError):
@@ -1489,20 +1746,45 @@ cdef class Engine:
                             if failed is not None and failed[at] is not None:
                                 raise failed[at]
                             out[i] = self._decide_row(ws.scores[at], flags, action, segment,
-                                                      None if request_ids is None else request_ids[i], fresh, trace,
+                                                      None if request_ids is None else request_ids[i], trace,
                                                       self.reasons_of(ws, at) if failed is None else alone[at])
+                            answers += 1
+                            n_fresh += fresh
                         except (ScoreError, SessionError) as exc:
                             exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
                                 raise exc
+                            exc.counted = rich and observe
                             out[i] = exc
                 if rich:
                     self.resolver.settle(ws.lease)
                     if ws.lease.n_refresh:
                         self.resolver.refresh(ws.lease)
+                if stopped is not None:
+                    break
+            if stopped is not None:
+                if not row_errors:
+                    raise stopped
+                for i in range(n):
+                    if out[i] is None:
+                        out[i] = stopped
+            out = self.finish(call, out, None, priority)
+            self.n_answers += answers
+            self.n_fresh += n_fresh
+            ended = True
         finally:
+            if rich and not ended:
+                self.mark_counted(ws)
             self.push(ws)
         return out
+
+    cdef object no_time_for(self, Call* call, int64_t n):
+        """The error of rows that cannot be scored any more, or None."""
+        cdef int64_t left = call.end_ns - self.monotonic_ns(), needed = <int64_t>(1000.0 * (self.fixed_us + n * self.row_us))
+        if left >= needed:
+            return None
+        self.n_refused_time += 1
+        return DeadlineExceededError(f"{left / 1e6:.3g} ms are left of the batch's deadline, and {n} more rows take {needed / 1e6:.3g} ms")
 
     def check_events(self, list items, list ids, int64_t first_row, Workspace ws not None):
         """Read every request, and check it as an event, before any of them is counted."""
@@ -1557,8 +1839,8 @@ cdef class Engine:
         cdef ri_slot* s = ws.state.st.slots + self.segment_slot
         return self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL)) if s.state == RI_PRESENT else None
 
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, bint fresh,
-                            object trace, tuple reasons):
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, object trace,
+                            tuple reasons):
         cdef int first = 0, n = self.n_common_bands, i
         if segment is not None:
             first, n = segment
@@ -1571,8 +1853,6 @@ cdef class Engine:
                 raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
         stale, missing = ((), ()) if flags is None else flags
         request_id = self.next_id() if request_id is None else own_id(request_id)
-        self.n_answers += 1
-        self.n_fresh += fresh
         return self.decision_type(request_id, <double>score, action, reasons, self.release, self.arm, 0, stale, missing,
                                   () if trace is None else trace)
 
@@ -1646,6 +1926,7 @@ cdef class Engine:
                     many = min(many, <int64_t>self.clock.monotonic_ns() - start)
                 self.row_us = max(0.0, (many - one) / 63.0 / 1000.0)
             self.fixed_us = max(0.0, one / 1000.0 - self.row_us)
+            ri_stage_predict(&self.run_clock.c, one)
         finally:
             self.push(ws)
         return self.fixed_us, self.row_us
@@ -1734,11 +2015,21 @@ cdef class Engine:
         return Available(self.item_plan, text, terms)
 
     def rank(self, context, candidates, k, available=None, exclude=None, request_id=None, int64_t now_ns=0, int64_t budget_ns=0,
-             bint observe=False, event_id=None, bint may_wait=True):
+             bint observe=False, event_id=None, bint may_wait=True, priority=CRITICAL):
         """Context and ids -> ranking."""
+        cdef Call call
+        self.enter(&call, priority, budget_ns, None)
+        try:
+            return self.rank_list(context, candidates, how_many(k), available, exclude, request_id, now_ns, &call, observe, event_id,
+                                  may_wait, priority)
+        finally:
+            self.leave(&call)
+
+    cdef object rank_list(self, object context, object candidates, int64_t k, object available, object exclude, object request_id,
+                          int64_t now_ns, Call* call, bint observe, object event_id, bint may_wait, object priority):
         cdef list ids
         cdef Workspace ws
-        cdef int64_t most = how_many(k)
+        cdef bint failed = True
         # Its texts are pointed into, so nobody may change the list until the end: while the GIL is held nobody can, but for
         # foreign code that reading the context or a garbage collection runs; `rank_filter` looks again after both, and
         # allocates nothing that could start a collection from then on. Where the GIL is given up, a copy keeps them alive;
@@ -1752,15 +2043,25 @@ cdef class Engine:
             self.count_rows(ids, "candidates")
         else:
             ids = self.id_list(candidates)
+        self.admit(call, len(ids))
         ws = self.pop()
+        ws.call = call
         try:
             ws.reserve(len(ids))
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, budget_ns, observe, event_id, may_wait, True)
-            return self.rank_core(context, ids, len(ids), ws, most, available, exclude, request_id, now_ns, NULL)
+                self.begin(ws, now_ns, 0, observe, event_id, may_wait, True)
+            ranking = self.rank_core(context, ids, len(ids), ws, k, available, exclude, request_id, now_ns, NULL)
+            ranking = self.finish(call, ranking, context, priority)
+            self.n_answers += 1
+            self.n_fresh += ws.fresh
+            failed = False
+            return ranking
         finally:
-            if ws.lease is not None and ws.lease.n_refresh:
-                self.resolver.refresh(ws.lease)
+            if ws.lease is not None:
+                if failed:
+                    self.mark_counted(ws)
+                if ws.lease.n_refresh:
+                    self.resolver.refresh(ws.lease)
             self.push(ws)
 
     def id_list(self, candidates):
@@ -1772,12 +2073,14 @@ cdef class Engine:
         return ids
 
     cdef object rank_raw(self, object context, object raw, int64_t k, object available, object exclude, object request_id,
-                         int64_t now_ns, int64_t budget_ns, bint observe, object event_id, int64_t* marks):
+                         int64_t now_ns, Call* call, bint observe, object event_id, object priority, int64_t* marks):
         """The ids straight from the JSON array: no text object is made but for what is returned."""
         cdef Workspace ws = self.pop()
         cdef Py_buffer view
         cdef int64_t n, cap
         cdef list ids = None
+        cdef bint failed = True
+        ws.call = call
         PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
         try:
             cap = view.len // 2 + 1
@@ -1796,32 +2099,48 @@ cdef class Engine:
                                      hint="see max_rows of the contract")
                 n = len(ids)
                 ws.reserve(n)
+            self.admit(call, n)
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, budget_ns, observe, event_id, True, True)
-            return self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
+                self.begin(ws, now_ns, 0, observe, event_id, True, True)
+            ranking = self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
+            ranking = self.finish(call, ranking, context, priority)
+            self.n_answers += 1
+            self.n_fresh += ws.fresh
+            failed = False
+            return ranking
         finally:
             PyBuffer_Release(&view)
-            if ws.lease is not None and ws.lease.n_refresh:
-                self.resolver.refresh(ws.lease)
+            if ws.lease is not None:
+                if failed:
+                    self.mark_counted(ws)
+                if ws.lease.n_refresh:
+                    self.resolver.refresh(ws.lease)
             self.push(ws)
 
     def rank_json(self, body, available=None, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False,
-                  event_id=None):
+                  event_id=None, priority=CRITICAL):
         """JSON bytes with context, candidates, k, exclude -> JSON bytes."""
-        request = self.decode_body(body, True, self.decode)
-        return self.encode(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
-                                         request.request_id if request_id is None else request_id, now_ns, budget_ns, observe,
-                                         event_id, NULL))
+        cdef Call call
+        self.enter(&call, priority, budget_ns, None)
+        try:
+            request = self.decode_body(body, True, self.decode)
+            return self.encode(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
+                                             request.request_id if request_id is None else request_id, now_ns, &call, observe,
+                                             event_id, priority, NULL))
+        finally:
+            self.leave(&call)
 
     def rank_json_staged(self, body, available=None):
         """As `rank_json`, and the nanoseconds of decode, resolve, fill, run, decide and encode."""
         cdef int64_t marks[3]
         cdef int64_t start = self.clock.monotonic_ns(), decoded, decided
+        cdef Call call
         marks[1] = marks[2] = 0
+        self.untimed(&call)
         request = self.decode_body(body, True, self.decode)
         decoded = self.clock.monotonic_ns()
-        ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0, 0,
-                                False, None, marks)
+        ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0,
+                                &call, False, None, CRITICAL, marks)
         decided = self.clock.monotonic_ns()
         encoded = self.encode(ranking)
         end = self.clock.monotonic_ns()
@@ -1867,7 +2186,7 @@ cdef class Engine:
             self.look_up_all(ws, self.context_plans, self.resolver.context, -1)
         else:
             if self.has_clock:
-                ws.state.st.now_ns = now_ns if now_ns else self.clock.wall_ns()
+                ws.state.st.now_ns = now_ns if now_ns else self.wall_ns()
             for plan in self.context_plans:
                 bound = plan.current()
                 ws.state.keep.append(bound)
@@ -2252,8 +2571,7 @@ cdef class Engine:
         self.note_items(ws, k)
         stale, missing = self.seen_names(ws)
         request_id = self.next_id() if request_id is None else own_id(request_id)
-        self.n_answers += 1
-        self.n_fresh += self.seen_fresh(ws)
+        ws.fresh = self.seen_fresh(ws)
         if ws.lease is None or ws.lease.trace is None:
             return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed)
         return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed,
@@ -2285,7 +2603,7 @@ cdef class Engine:
                 for i in range(first, end):
                     self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))
                     resolver.note_missing(lease, st, resolver.cross, missing)
-                resolver.fetch(lease, missing, &ws.options, True)
+                self.fetch_many(ws, missing)
                 resolver.read_clocks(lease)
             for i in range(first, end):
                 self.set_candidate(ws, self.candidate_key(ws, ws.kept[i]))

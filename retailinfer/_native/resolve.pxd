@@ -24,6 +24,8 @@ ctypedef struct CallOptions:    # what a call brings beside its request
     uint64_t event_hash         # 0: the event has no id
     bint observe                # add the request to its windows
     bint may_wait               # False: WouldWait instead
+    bint may_ask                # False: so many calls wait already that what is missing is unavailable
+    bint counted                # the event is in its windows, or was sent to them
 
 
 ctypedef struct LiveCell:       # one stored column -> its slot

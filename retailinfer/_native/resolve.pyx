@@ -645,6 +645,8 @@ cdef class Resolver:
         cdef int64_t left, wait
         if missing and not options.may_wait:
             raise WouldWait
+        if not options.may_ask:
+            missing = {}
         for number in missing:
             plan = self.plans[number]
             keys = missing[number]
@@ -722,6 +724,8 @@ cdef class Resolver:
             asked = plan.remote_call(call, options.observe)
             if asked is None:
                 plan.read(call, st)
+            elif not options.may_ask:
+                plan.unavailable(st)
             else:
                 wanted.append(asked)
                 numbers.append(i)
@@ -770,6 +774,7 @@ cdef class Observer:
         try:
             resolver.check_event(&options, True, event_id)
             options.may_wait = may_wait
+            options.may_ask = True
             options.now_ns = now_ns if now_ns else self.clock.wall_ns()
             options.is_told = now_ns != 0
             options.end_ns = <int64_t>self.clock.monotonic_ns() + (budget_ns if budget_ns else self.budget_ns)
