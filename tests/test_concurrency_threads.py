@@ -77,7 +77,7 @@ def payments(n, seed=1):
 @pytest.mark.parametrize("backend", ["c", "python"])
 def test_eight_threads_get_the_bits_of_one(backend):
     """Single calls, JSON, MessagePack and batches, good and bad requests mixed, on one scorer."""
-    scorer = releases.scorer_of(releases.payment_files(), backend=backend)
+    scorer = releases.scorer_of(releases.payment_files(), backend=backend, max_in_flight=8)
     requests = payments(60)
     want = [scorer.score(r).score for r in requests]
     bodies = [msgspec.json.encode(r) for r in requests]
@@ -111,7 +111,8 @@ def test_eight_threads_rank_as_one(hold_gil_below_us, backend):
     """With the GIL given up in every call, with it held in every call, and through the Python session."""
     files = releases.packed("deep", releases.deep_network(3), releases.item_spec())
     store = ri.Store(tables={"item": releases.items(1500)})
-    ranker = releases.ranker_of(files, store=store, hold_gil_below_us=hold_gil_below_us, backend=backend)
+    options = {"hold_gil_below_us": hold_gil_below_us, "backend": backend, "max_in_flight": 8}
+    ranker = releases.ranker_of(files, store=store, **options)
     rng = random.Random(4)
     cases = []
     for i in range(12):
@@ -275,8 +276,8 @@ class Calling(float):
 
 
 def test_a_value_may_call_the_scorer_that_reads_it():
-    """Re-entered 20 deep, in single calls and in batches: each call has memory of its own."""
-    scorer = releases.payment_scorer()
+    """Re-entered 20 deep, in single calls and in batches: each call has memory of its own, and a permit."""
+    scorer = releases.scorer_of(releases.payment_files(), max_in_flight=22)
     plain = payments(30)
     want = [scorer.score(r).score for r in plain]
     depth = 0
@@ -612,7 +613,7 @@ def test_greenlets_that_switch_in_the_middle_of_a_request_do_not_mix():
         import gevent
         import releases
         from test_concurrency_threads import Calling, payments
-        scorer = releases.payment_scorer()
+        scorer = releases.scorer_of(releases.payment_files(), max_in_flight=400)
         requests = payments(40)
         want = [scorer.score(r).score for r in requests]
         def work(i):

@@ -180,7 +180,7 @@ def test_unknown_keywords_are_refused(scorer, ranker, door):
     owner = ranker if "rank" in door else scorer
     arguments = {"rank": (CONTEXT, []), "arank": (CONTEXT, [])}.get(door, (payment(),))
     with pytest.raises(TypeError):
-        inspect.signature(getattr(owner, door)).bind(*arguments, priority="critical")
+        inspect.signature(getattr(owner, door)).bind(*arguments, variant="b")
 
 
 def test_foreign_errors_of_the_callers_own_iterator_stay_what_they_are(scorer, ranker):

@@ -196,6 +196,7 @@ cdef class Engine:
         readonly StageClock wait_clock    # waiting of calls that had to
         readonly StageClock whole_clock   # these calls as a whole
         list sized_clocks             # batches and rankings, without their waiting, by octave of their rows
+        int64_t wake_ns               # by how much waiting lately went on after its time was over
         readonly int64_t n_short      # calls for which time seemed too short
         readonly int64_t n_refused_time   # of these, those that were refused
         readonly int64_t n_late       # answers that came after the deadline and were dropped

@@ -1030,6 +1030,8 @@ cdef class Engine:
             return 0
         now = self.monotonic_ns()
         call.waited_ns += now - call.wait_start_ns
+        if now > ws.options.end_ns:  # by how much later than it should have: falls by an eighth each time
+            self.wake_ns = max(now - ws.options.end_ns, self.wake_ns - (self.wake_ns >> 3))
         if call.end_ns < FOREVER and not call.is_probe and call.stage != NULL and call.end_ns - now < call.stage.p99_ns:
             self.short_of_time(call, call.stage, call.end_ns - now)
         return 0
@@ -1148,8 +1150,10 @@ cdef class Engine:
         return 0
 
     cdef int64_t wait_until(self, Call* call) noexcept:
-        """So that what is left to do after waiting still fits; a tenth of the budget, at most 1 ms, is for waking up."""
+        """So that what is left to do after waiting still fits. Waking up takes its time too: what it took lately and half of it
+        again, at least 1 ms or a tenth of the budget, at most a quarter."""
         cdef int64_t budget = call.end_ns - call.start_ns, slack = min(<int64_t>LEAST_SLACK_NS, budget // 10)
+        slack = max(slack, min(budget // 4, self.wake_ns + self.wake_ns // 2))
         return call.end_ns - slack - (0 if call.stage == NULL else min(call.stage.p99_ns, budget))
 
     cdef inline int64_t moment(self, Workspace ws) noexcept:
