@@ -50,6 +50,7 @@ SANITISER_SETTINGS = {
 CHECKS = ("forest_cases.c", "forest_checks.c", "reason_checks.c")
 FOREST = (*CHECKS, "forest_main.c")
 FOREST_FUZZ = (*CHECKS, "forest_fuzz.c")
+WINDOWS_FUZZ = ("windows_fuzz.c",)
 EXTENSIONS = ("trees", "reasons")
 # Static, so that no C library of arm64 has to be found where it runs.
 ARM64: dict[str, Any] = {
@@ -132,9 +133,30 @@ def forest_program(
 ) -> Path:
     """The path of a program out of the forest's sources, its kernels for each level, and files of tests/native."""
     setup = setup_facts()
+    return _program(name, compiler, flags, main, setup.sources, setup.kernels, link=link, levels=levels)
+
+
+def windows_program(name: str, compiler: str = "clang", flags: tuple[str, ...] = FUZZED) -> Path:
+    """The path of a program out of the windows' sources, which reads them out of hostile bytes."""
+    sources = tuple(NATIVE / one for one in ("panes.c", "windows_wire.c"))
+    return _program(name, compiler, flags, WINDOWS_FUZZ, sources, (), link=(), levels=False)
+
+
+def _program(
+    name: str,
+    compiler: str,
+    flags: tuple[str, ...],
+    main: tuple[str, ...],
+    sources: tuple[Path, ...],
+    kernels: tuple[Path, ...],
+    *,
+    link: tuple[str, ...],
+    levels: bool,
+) -> Path:
+    setup = setup_facts()
     compiler = tool(compiler)
     own = [HERE / one for one in main]
-    inputs = [*own, *setup.sources, *setup.kernels, *sorted(HERE.glob("*.h")), *sorted(NATIVE.glob("*.h"))]
+    inputs = [*own, *sources, *kernels, *sorted(HERE.glob("*.h")), *sorted(NATIVE.glob("*.h"))]
     recipe = repr((compiler, flags, link, levels, setup.flags, setup.levels, WARNINGS)).encode()
     digest = hashlib.sha256(b"".join([recipe, *(path.read_bytes() for path in inputs)])).hexdigest()[:16]
     folder = BUILT / f"{name}-{digest}"
@@ -149,10 +171,10 @@ def forest_program(
             common.append("-DRI_HAVE_LEVELS=1")
         objects = []
         for level, more in (setup.levels if levels else {1: ()}).items():
-            for source in setup.kernels:
+            for source in kernels:
                 objects.append(folder / f"{source.stem}-{level}.o")
                 _compile([*common, *more, f"-DRI_LEVEL={level}", "-c", source, "-o", objects[-1]])
-        for source in setup.sources:
+        for source in sources:
             objects.append(folder / f"{source.stem}.o")
             _compile([*common, "-c", source, "-o", objects[-1]])
         for source in own:

@@ -40,7 +40,9 @@ from native_programs import (
     forest_program,
     run,
     tool,
+    windows_program,
 )
+from test_native_windows import write_seeds
 
 FOLDER = ROOT / "build/soak"
 BUILDING = 600  # seconds beyond a part's share, for what it has to build and for a slow last case
@@ -79,6 +81,16 @@ def _forest_fuzzed(seconds: float, seed: int) -> tuple[bool, str]:
         "-timeout=60",
         "-rss_limit_mb=4000",
     ]
+    return _ended(
+        [program, *options, "-print_final_stats=1", f"-artifact_prefix={folder}/", folder / "corpus"], seconds
+    )
+
+
+def _windows_fuzzed(seconds: float, seed: int) -> tuple[bool, str]:
+    program = windows_program("windows-fuzzed")
+    folder = FOLDER / "windows-fuzzed"
+    write_seeds(folder / "corpus")
+    options = [f"-max_total_time={int(seconds)}", f"-seed={seed}", "-max_len=8192", "-timeout=60"]
     return _ended(
         [program, *options, "-print_final_stats=1", f"-artifact_prefix={folder}/", folder / "corpus"], seconds
     )
@@ -130,6 +142,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     ),
     "forest-fuzzed": _forest_fuzzed,
     "forest-same-bits": _same_bits,
+    "windows-fuzzed": _windows_fuzzed,
     **{
         name: functools.partial(_guided, f"{module.__name__}.py", name)
         for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_state)
