@@ -1,9 +1,11 @@
-"""What every front door shares: one loaded release, its parts to look at, and waiting off the event loop.
+"""What every front door shares: one loaded release and the rungs below it, its parts to look at, waiting off the event loop.
 
 Rules:
   * A closed door, and one without an engine, answer with the same ConfigError whatever is asked: `Refusal` stands where the
     engine would, so that open doors pay for no check.
   * Threads are made at the first call that needs one, in the process that makes it.
+  * A call that the release answers touches nothing of the ladder. One that it does not goes through `_fall`, with what its
+    door was given; the ladder does the rest.
 The doors themselves are scorer.py and ranker.py.
 """
 
@@ -11,13 +13,16 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from retailinfer.contracts import Freshness
+from retailinfer.answers import RemoteModel, Rungs
+from retailinfer.contracts import Freshness, Health
 from retailinfer.cpus import usable_cpus
-from retailinfer.deadline import budget_ns
-from retailinfer.errors import ConfigError
-from retailinfer.pipeline import moment_ns
+from retailinfer.deadline import FOREVER_NS, budget_ns
+from retailinfer.errors import ConfigError, DeadlineExceededError, ServingError
+from retailinfer.pipeline import Pipeline, moment_ns
+from retailinfer.resilience.ladder import CONCURRENCY, Call
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +32,10 @@ if TYPE_CHECKING:
     from retailinfer._native.admission import Permits
     from retailinfer.contracts import Contract
     from retailinfer.features.spec import FeatureSpec
-    from retailinfer.pipeline import Pipeline
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
 
-__all__ = ["INLINE_BELOW_US", "Door", "EventId", "Refusal"]
+__all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "Refusal", "load_pipelines"]
 
 EventId: TypeAlias = str | bytes | int
 
@@ -40,6 +44,16 @@ WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 ARRAYS_ONLY = "this release brings no features: it takes arrays"
 HINT_ARRAYS = "use score_arrays(feeds), or pack with features="
+
+
+class Raise:
+    """What `otherwise=` is where a call gives none: the error is raised. None is a value like any other."""
+
+    def __repr__(self) -> str:
+        return "<raise>"
+
+
+RAISE = Raise()
 
 
 class Refusal:
@@ -54,10 +68,22 @@ class Refusal:
 
 
 class Door:
-    """What Scorer and Ranker share: the loaded release, and waiting off the event loop."""
+    """What Scorer and Ranker share: the loaded release, its rungs, and waiting off the event loop."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        ranks: bool,
+        previous: Pipeline | None = None,
+        remote: RemoteModel | None = None,
+        hooks: Iterable[Any] = (),
+    ) -> None:
         self._pipeline = pipeline
+        self._previous = previous
+        self._remote = remote
+        self._rungs = Rungs(pipeline, ranks=ranks, previous=previous, remote=remote, hooks=hooks)
+        self._ladder = self._rungs.ladder
         self._engine: Any = (
             pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
         )
@@ -113,6 +139,13 @@ class Door:
         """How many calls may be under way; `permits.check(priority)` refuses a request before its body is read."""
         return self._pipeline.permits
 
+    def health(self) -> Health:
+        """How this door is, in this process: whether it answers, its rungs, permits, latencies; for probes and people.
+
+        Asking also tells hooks of rungs that have grown cold.
+        """
+        return self._rungs.health(self._pipeline, ready=not self._closed, remote=self._remote)
+
     def observe(
         self,
         stream: str,
@@ -143,7 +176,10 @@ class Door:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
         self._engine = Refusal(f"this {type(self).__name__} is closed", "load the release again")
         self._closed = True
+        self._rungs.close()
         self._pipeline.close()
+        if self._previous is not None:
+            self._previous.close()
         if self._executor is not None and self._executor_pid == os.getpid():
             self._executor.shutdown(wait=True)
             self._executor = None
@@ -157,6 +193,79 @@ class Door:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.manifest.release}>"
 
+    # ---- down the ladder -----------------------------------------------------------------------------------------------
+
+    def _fall(
+        self,
+        error: ServingError,
+        otherwise: Any,
+        request: Any,
+        deadline_ms: float | None,
+        request_id: str | None,
+        at: dt.datetime | float | None,
+        observe: bool,
+        event_id: EventId | None,
+        priority: str,
+        *,
+        opens: Callable[[Call], None] | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+        ranking: tuple[Any, int, str | None, Any] | None = None,
+    ) -> Any:
+        """The answer of a rung below the release, which failed with `error`; the caller's `otherwise` where no rung has one.
+
+        Args:
+            opens: decodes the request, where it came as bytes; encode: makes bytes of the answer again.
+            ranking: candidates, k, available, exclude.
+        Raises: ServingError where there is no `otherwise`; CallerError for bytes that turn out to be no request.
+        """
+        pipeline = self._pipeline
+        began = pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
+        try:
+            budget = pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
+        except DeadlineExceededError:
+            budget = 0  # it was over before it began
+        candidates, k, available, exclude = ranking or (None, 0, None, None)
+        call = Call(
+            request,
+            began_ns=began,
+            end_ns=began + budget,
+            request_id=request_id,
+            now_ns=0 if at is None else moment_ns(at),
+            priority=priority,
+            observe=observe,
+            event_id=event_id,
+            candidates=candidates,
+            k=k,
+            available=available,
+            exclude=exclude,
+            opens=opens,
+        )
+        try:
+            answer = self._ladder.answer(call, error)
+        except ServingError:
+            if otherwise is RAISE:
+                raise
+            return otherwise
+        return answer if encode is None else encode(answer)
+
+    def _left_ms(self, error: ServingError, deadline_ms: float | None) -> float | None:
+        """What is left of a call's deadline after it failed. Raises: the error, where nothing is."""
+        budget = self._pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
+        if budget >= FOREVER_NS or error.began_ns is None:
+            return deadline_ms
+        left = error.began_ns + budget - self._pipeline.clock.monotonic_ns()
+        if left <= 0:
+            raise error
+        return left / 1e6
+
+    async def _afall(self, *args: Any, **options: Any) -> Any:
+        """`_fall` for coroutines: rungs that wait for others do so in a thread."""
+        from functools import partial  # noqa: PLC0415 - services without coroutines load scorers too
+
+        if self._ladder.waits:
+            return await self._off_loop(partial(self._fall, *args, **options))
+        return self._fall(*args, **options)
+
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         """Run in a small pool of this process's own; the event loop goes on."""
         import asyncio  # noqa: PLC0415 - services without coroutines load scorers too
@@ -169,3 +278,24 @@ class Door:
             self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
             self._executor_pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
+
+
+def load_pipelines(
+    release: Any,
+    previous: Any,
+    *,
+    contract: Mapping[str, Any] | str | os.PathLike[str] | None,
+    max_in_flight: int | None,
+    **options: Any,
+) -> tuple[Pipeline, Pipeline | None]:
+    """A release and the one before it, with the same settings; the rung's own limit bounds the latter's calls.
+
+    Raises: BundleError, ConfigError, SpecError for a `contract` that contradicts the release.
+    """
+    now = Pipeline.load(release, contract=contract, max_in_flight=max_in_flight, **options)
+    if previous is None:
+        return now, None
+    rung = next((rung for rung in now.contract.ladder if rung.kind == "previous"), None)
+    most = None if rung is None else rung.max_concurrency
+    # one more than the rung lets in: a drill
+    return now, Pipeline.load(previous, max_in_flight=(most or CONCURRENCY) + 1, **options)

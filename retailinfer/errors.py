@@ -185,12 +185,12 @@ class ServingError(RetailInferError):
     Attributes:
         counted: the request was counted in its windows before the call failed, so that who answers in its place must not
             count it again.
-        began_ns: of the monotonic clock, where the call read it: when it began. 0 = it did not.
+        began_ns: when the call began, of the monotonic clock, where it read it.
     """
 
     http_status = 503
     counted: bool = False
-    began_ns: int = 0
+    began_ns: int | None = None
 
 
 class SessionError(ServingError):

@@ -56,6 +56,8 @@ from retailinfer.monitoring.events import Answered
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
+from retailinfer.release.fallback import Fallback
+from retailinfer.rungs import check_ladder, laid_over
 from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class Pipeline:
     """A loaded release.
 
     Attributes:
-        manifest, spec, policy, contract: of the release.
+        manifest, spec, policy, fallback: of the release. contract: too, with what configuration lays over it.
         sessions: model role -> session, in running order.
         engine: None for a release that takes arrays only.
         permits: how many calls may be under way in this process.
@@ -108,6 +110,7 @@ class Pipeline:
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
         max_in_flight: int | None = None,
         max_waiting: int = MAX_WAITING,
+        contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ) -> None:
         _check_settings(store, max_bytes, max_depth, hold_gil_below_us)
         self.bundle = bundle
@@ -121,7 +124,10 @@ class Pipeline:
             )
         self.spec: FeatureSpec = spec
         self.policy: Policy | None = bundle.read("policy", Policy.from_json)
-        self.contract: Contract = bundle.read("contract", _decode_contract) or Contract()
+        packed = bundle.read("contract", _decode_contract) or Contract()
+        self.contract: Contract = laid_over(packed, contract)
+        self.fallback: Fallback | None = bundle.read("fallback", Fallback.from_json)
+        self._check_ladder(packed)
         self.sessions: dict[str, ModelSession] = {}
         for model in self.manifest.models:
             # A ranker runs tiles of up to 512 rows, so no more plans of memory than that are ever kept.
@@ -215,6 +221,17 @@ class Pipeline:
             stop()
         self._keep.clear()
 
+    def _check_ladder(self, packed: Contract) -> None:
+        """Raises: ManifestError where the release contradicts itself; SpecError where what was laid over it does."""
+        try:
+            check_ladder(self.contract, self.policy, self.spec, self.fallback)
+        except SpecError as exc:
+            if self.contract is not packed:
+                raise
+            raise ManifestError(
+                f"the ladder of the release cannot be used: {exc}", hint="pack the release again"
+            ) from exc
+
     # ---- models ----------------------------------------------------------------------------------------------------
 
     @property
@@ -255,6 +272,16 @@ class Pipeline:
                     )
                 )
         return found
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the models' inputs that come from the features, in the order of `inputs`."""
+        return [
+            name
+            for model in self.manifest.models
+            for name, _, _ in self.sessions[model.role].inputs
+            if model.inputs[name].kind != "output"
+        ]
 
     def _takes_one_row(self, *, ranks: bool) -> bool:
         """Some model takes exactly one row of something that this door brings several rows of."""

@@ -72,7 +72,9 @@ class Policy:
             raise SpecError("`segments` and `segment_by` go together")
         made = _bands(bands, "bands")
         actions = {band.action for band in made}
-        by_segment = {value: _bands(some, f"segments[{clip(value)}]") for value, some in (segments or {}).items()}
+        by_segment = {
+            value: _bands(some, f"segments[{clip(value)}]") for value, some in (segments or {}).items()
+        }
         for value, some in by_segment.items():
             unknown = {band.action for band in some} - actions
             if unknown:

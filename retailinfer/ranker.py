@@ -12,11 +12,12 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retailinfer._native.resolve import WouldWait
 from retailinfer.deadline import budget_ns
-from retailinfer.door import INLINE_BELOW_US, Door
+from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
+from retailinfer.errors import ServingError
 from retailinfer.pipeline import (
     HOLD_GIL_BELOW_US,
     MAX_BYTES,
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
 
     from retailinfer.contracts import Ranking
     from retailinfer.door import EventId
+    from retailinfer.monitoring.events import Hook
+    from retailinfer.resilience.ladder import Call
     from retailinfer.store.store import Store
 
 __all__ = ["Ranker"]
+
+T = TypeVar("T")
 
 MAX_RULES = 256  # compiled `available` texts that are kept; they are written by programmers, not by clients
 
@@ -58,26 +63,35 @@ class Ranker(Door):
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
         max_in_flight: int | None = None,
         max_waiting: int = MAX_WAITING,
+        contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        previous: str | os.PathLike[str] | Mapping[str, bytes] | None = None,
+        hooks: Iterable[Hook] = (),
     ) -> Ranker:
-        """As `Scorer.load`, for a release whose spec names a `candidate`; the items of its table are encoded here."""
-        return cls(
-            Pipeline.load(
-                release,
-                trust=trust,
-                strict_paths=strict_paths,
-                store=store,
-                ranks=True,
-                backend=backend,
-                max_bytes=max_bytes,
-                max_depth=max_depth,
-                hold_gil_below_us=hold_gil_below_us,
-                max_in_flight=max_in_flight,
-                max_waiting=max_waiting,
-            )
-        )
+        """As `Scorer.load`, for a release whose spec names a `candidate`; the items of its table are encoded here.
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__(pipeline)
+        Its ladder has the rungs previous and static.
+        """
+        now, before = load_pipelines(
+            release,
+            previous,
+            contract=contract,
+            trust=trust,
+            strict_paths=strict_paths,
+            store=store,
+            ranks=True,
+            backend=backend,
+            max_bytes=max_bytes,
+            max_depth=max_depth,
+            hold_gil_below_us=hold_gil_below_us,
+            max_in_flight=max_in_flight,
+            max_waiting=max_waiting,
+        )
+        return cls(now, previous=before, hooks=hooks)
+
+    def __init__(
+        self, pipeline: Pipeline, *, previous: Pipeline | None = None, hooks: Iterable[Hook] = ()
+    ) -> None:
+        super().__init__(pipeline, ranks=True, previous=previous, hooks=hooks)
         from cachetools import FIFOCache  # noqa: PLC0415 - 2 ms of every import, and scorers need none
 
         # First in, first out: a hit writes nothing, so reading needs no lock. Only the way in is guarded, and a guard that a
@@ -99,7 +113,8 @@ class Ranker(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> Ranking:
+        otherwise: T | Raise = RAISE,
+    ) -> Ranking | T:
         """Rank candidates for a context.
 
         Args:
@@ -109,23 +124,43 @@ class Ranker(Door):
             available: comparisons of the candidates' table with numbers, such as "item.stock > 0 and item.age < 90";
                 a candidate for which one does not hold, or is null, is left out.
             exclude: ids to leave out, such as what is in the cart.
-            deadline_ms, request_id, at, observe, event_id, priority: as in `Scorer.score`; what is counted is the context.
-        Raises: FeatureError, LimitError; SessionError, ScoreError, DeadlineExceededError, OverloadedError.
+            deadline_ms, request_id, at, observe, event_id, priority, otherwise: as in `Scorer.score`; what is counted is the
+                context.
+        What the release cannot rank goes down the contract's ladder; `ranking.rung` says who answered.
+        Raises: FeatureError, LimitError, whatever `otherwise` is; SessionError, ScoreError, DeadlineExceededError,
+            OverloadedError; Unavailable where no rung could answer either.
         """
-        ranking: Ranking = self._engine.rank(
-            context,
-            candidates,
-            k,
-            None if available is None else self._rule(available),
-            exclude,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-            True,
-            priority,
-        )
+        if self._ladder.present:  # who may be asked again must be there again
+            candidates, exclude = self._kept(candidates, exclude)
+        try:
+            ranking: Ranking = self._engine.rank(
+                context,
+                candidates,
+                k,
+                None if available is None else self._rule(available),
+                exclude,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+                True,
+                priority,
+            )
+        except ServingError as exc:
+            fallen: Ranking | T = self._fall(
+                exc,
+                otherwise,
+                context,
+                deadline_ms,
+                request_id,
+                at,
+                observe,
+                event_id,
+                priority,
+                ranking=(candidates, k, available, exclude),
+            )
+            return fallen
         return ranking
 
     def rank_json(
@@ -139,22 +174,51 @@ class Ranker(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> bytes:
+        otherwise: T | Raise = RAISE,
+    ) -> bytes | T:
         """JSON {"context": {...}, "candidates": [...], "k": 20, "exclude": [...], "request_id": ...} -> JSON ranking.
 
         `available` is the server's, never the client's. Raises: RequestError and LimitError for the bytes, else as `rank`.
         """
-        answer: bytes = self._engine.rank_json(
-            body,
-            None if available is None else self._rule(available),
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-            priority,
-        )
+        try:
+            answer: bytes = self._engine.rank_json(
+                body,
+                None if available is None else self._rule(available),
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+                priority,
+            )
+        except ServingError as exc:
+            fallen: bytes | T = self._fall(
+                exc,
+                otherwise,
+                body,
+                deadline_ms,
+                request_id,
+                at,
+                observe,
+                event_id,
+                priority,
+                opens=self._opens,
+                encode=self._encodes,
+                ranking=(None, 0, available, None),
+            )
+            return fallen
         return answer
+
+    def _opens(self, call: Call) -> None:
+        asked = self._engine.decode(call.request, "json")
+        call.request = asked.context
+        call.candidates = self._engine.ids_of(asked)
+        call.k, call.exclude = asked.k, asked.exclude
+        call.request_id = asked.request_id if call.request_id is None else call.request_id
+
+    def _encodes(self, answer: Ranking) -> bytes:
+        made: bytes = self._engine.encode(answer, "json")
+        return made
 
     async def arank(
         self,
@@ -170,35 +234,60 @@ class Ranker(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> Ranking:
+        otherwise: T | Raise = RAISE,
+    ) -> Ranking | T:
         """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
         for, else in a thread.
         """
         engine = self._engine
         ids = engine.id_list(candidates)
-        rule = None if available is None else self._rule(available)
-        args = (
-            context,
-            ids,
-            k,
-            rule,
-            exclude,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-        )
-        # what would have to wait after it has counted the context is never tried here
-        if engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US and not (observe and engine.waits):
-            try:
-                inline: Ranking = engine.rank(*args, False, priority)
-            except WouldWait:
-                pass
-            else:
-                return inline
-        answer: Ranking = await self._off_loop(engine.rank, *args, True, priority)
+        _, exclude = self._kept((), exclude)
+        try:
+            args = (
+                context,
+                ids,
+                k,
+                None if available is None else self._rule(available),
+                exclude,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+            )
+            # what would have to wait after it has counted the context is never tried here
+            cheap = engine.fixed_us + engine.row_us * len(ids) < INLINE_BELOW_US
+            if cheap and not (observe and engine.waits):
+                try:
+                    inline: Ranking = engine.rank(*args, False, priority)
+                except WouldWait:
+                    pass
+                else:
+                    return inline
+            answer: Ranking = await self._off_loop(engine.rank, *args, True, priority)
+        except ServingError as exc:
+            fallen: Ranking | T = await self._afall(
+                exc,
+                otherwise,
+                context,
+                deadline_ms,
+                request_id,
+                at,
+                observe,
+                event_id,
+                priority,
+                ranking=(ids, k, available, exclude),
+            )
+            return fallen
         return answer
+
+    def _kept(self, candidates: Any, exclude: Any) -> tuple[Any, Any]:
+        """Both, so that they can be gone through twice. Raises: as `rank`."""
+        if not isinstance(candidates, (list, tuple)):
+            candidates = self._engine.id_list(candidates)
+        if exclude is not None and iter(exclude) is exclude:
+            exclude = self._engine.id_list(exclude)
+        return candidates, exclude
 
     def _rule(self, text: str) -> Any:
         rule = self._rules.get(text) if type(text) is str else None  # else parsing says what is wrong

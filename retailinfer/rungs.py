@@ -4,26 +4,30 @@ Rules:
   * A ladder is declared with the release, or laid over it by configuration; both are held to the same rules, here.
   * Fraud degrades to manual review: its last_score and static rungs may decide the policy's review action and nothing else.
   * A rung that is declared and not given is absent: it is passed over, and `health()` says so.
-How a call walks down is resilience/ladder.py. Who calls are made by: scorer.py and ranker.py.
+What the rungs do is in answers.py, how a call walks down in resilience/ladder.py.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from retailinfer.contracts import RUNGS, Contract, Rung
-from retailinfer.errors import SpecError, clip
+from retailinfer.errors import ConfigError, SpecError, clip
 
 if TYPE_CHECKING:
     from retailinfer.features.spec import FeatureSpec, Field
     from retailinfer.policy import Policy
     from retailinfer.release.fallback import Fallback
 
-__all__ = ["check_ladder", "decisions_of", "key_of", "reads_field"]
+__all__ = ["check_ladder", "decisions_of", "entity_of", "key_of", "laid_over", "reads_field"]
 
 NEEDS_A_PERSON = RUNGS.index("last_score")  # from this rung on, fraud is a person's to decide
+MAX_CONFIG_BYTES = 1 << 20
 _LITERALS = {"float": (int, float), "int": (int, float), "str": (str,), "bool": (bool,)}
 
 
@@ -183,6 +187,55 @@ def entity_of(rung: Rung, spec: FeatureSpec) -> str:
             hint=None if entities else "declare entities= in the spec",
         )
     return rung.entity
+
+
+# ---- configuration -----------------------------------------------------------------------------------------------------
+
+
+def laid_over(contract: Contract, given: Mapping[str, Any] | str | os.PathLike[str] | None) -> Contract:
+    """A release's contract with some fields replaced: by a mapping of them, or by a JSON or TOML file that holds one.
+
+    Raises: ConfigError, which names the field.
+    """
+    if given is None:
+        return contract
+    where = "contract="
+    if isinstance(given, (str, os.PathLike)):
+        where = clip(os.fspath(given), 200)
+        given = _read(os.fspath(given), where)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"Expected contract= as a mapping of Contract's fields, or the path of a file, got `{type(given).__name__}`",
+            hint='contract={"deadline_ms": 20}',
+        )
+    try:
+        fields = msgspec.to_builtins(contract) | msgspec.to_builtins(dict(given), str_keys=True)
+        return msgspec.convert(fields, Contract)
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(
+            f"{where} does not fit: {clip(str(exc), 200)}",
+            hint=f"its fields are {', '.join(Contract.__struct_fields__)}",
+        ) from exc
+
+
+def _read(path: str, where: str) -> Any:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - services import no pathlib for this
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"cannot read {where}: {getattr(exc, 'strerror', None) or type(exc).__name__}"
+        ) from exc
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"Expected at most {MAX_CONFIG_BYTES} bytes in {where}")
+    decode = msgspec.toml.decode if path.endswith(".toml") else msgspec.json.decode
+    try:
+        return decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as exc:
+        raise ConfigError(
+            f"{where} cannot be read: {clip(str(exc), 200)}",
+            hint="JSON, or TOML in a file that ends in .toml",
+        ) from exc
 
 
 # ---- reading requests --------------------------------------------------------------------------------------------------

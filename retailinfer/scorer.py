@@ -11,20 +11,23 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
 from retailinfer.deadline import budget_ns
-from retailinfer.door import INLINE_BELOW_US, Door
+from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 from retailinfer.errors import (
     ConfigError,
     FeatureTypeError,
     LimitError,
+    OverloadedError,
     RetailInferError,
     ScoreError,
+    ServingError,
     clip,
 )
 from retailinfer.features.arrow import batches, read_table, require_pyarrow
@@ -42,12 +45,17 @@ from retailinfer.pipeline import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from retailinfer.answers import RemoteModel
     from retailinfer.contracts import Decision, Explanation, Reason
     from retailinfer.door import EventId
     from retailinfer.features.spec import Field
+    from retailinfer.monitoring.events import Hook
+    from retailinfer.resilience.ladder import Call
     from retailinfer.store.store import Store
 
 __all__ = ["Scorer"]
+
+T = TypeVar("T")
 
 TABLE_ROWS = 8192
 
@@ -69,6 +77,10 @@ class Scorer(Door):
         hold_gil_below_us: float = HOLD_GIL_BELOW_US,
         max_in_flight: int | None = None,
         max_waiting: int = MAX_WAITING,
+        contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        previous: str | os.PathLike[str] | Mapping[str, bytes] | None = None,
+        remote: RemoteModel | None = None,
+        hooks: Iterable[Hook] = (),
     ) -> Scorer:
         """Load a release: verify every byte, compile the features, open the models, replay the golden rows, warm up.
 
@@ -84,25 +96,37 @@ class Scorer(Door):
                 are refused at once with an OverloadedError, those of lower priority earlier.
             max_waiting: of these, how many may wait for sources and shared windows meanwhile; for others, what is not in
                 memory is `unavailable`.
-        Raises: BundleError (nothing is loaded then), ConfigError.
+            contract: fields of the release's Contract that are others here: a mapping, or the path of a JSON or TOML file.
+            previous: the release before, for the ladder's rung of that name; loaded and verified like the release.
+            remote: `ri.Remote`, for the rung of that name.
+            hooks: who hears of answers, failures and changes: objects with `on_event`, see retailinfer.monitoring.events.
+        Raises: BundleError (nothing is loaded then), ConfigError, SpecError for a `contract` that contradicts the release.
         """
-        return cls(
-            Pipeline.load(
-                release,
-                trust=trust,
-                strict_paths=strict_paths,
-                store=store,
-                backend=backend,
-                max_bytes=max_bytes,
-                max_depth=max_depth,
-                hold_gil_below_us=hold_gil_below_us,
-                max_in_flight=max_in_flight,
-                max_waiting=max_waiting,
-            )
+        now, before = load_pipelines(
+            release,
+            previous,
+            contract=contract,
+            trust=trust,
+            strict_paths=strict_paths,
+            store=store,
+            backend=backend,
+            max_bytes=max_bytes,
+            max_depth=max_depth,
+            hold_gil_below_us=hold_gil_below_us,
+            max_in_flight=max_in_flight,
+            max_waiting=max_waiting,
         )
+        return cls(now, previous=before, remote=remote, hooks=hooks)
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__(pipeline)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        previous: Pipeline | None = None,
+        remote: RemoteModel | None = None,
+        hooks: Iterable[Hook] = (),
+    ) -> None:
+        super().__init__(pipeline, ranks=False, previous=previous, remote=remote, hooks=hooks)
         self._decode_msgpack: Any = None
         self._encode_msgpack: Any = None
         if pipeline.engine is not None:
@@ -119,7 +143,8 @@ class Scorer(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> Decision:
+        otherwise: T | Raise = RAISE,
+    ) -> Decision | T:
         """Score one request.
 
         Args:
@@ -133,19 +158,27 @@ class Scorer(Door):
                 fields are read, also if a column then refuses a value or the model fails: it happened.
             event_id: of the event; one that its entity saw lately (among its last 8) is not counted again.
             priority: "critical" calls may use all permits of the process, "sheddable" 80 %, "batch" and "shadow" 60 % of them.
-        Raises: FeatureError for the request, ConfigError for observing what nothing counts; SessionError, ScoreError,
-            DeadlineExceededError; OverloadedError where as many calls are under way as may be.
+            otherwise: what is returned instead of a ServingError, which is raised without it; None is a value like any other.
+        What the release cannot answer goes down the contract's ladder; `decision.rung` says who answered.
+        Raises: FeatureError for the request, ConfigError for observing what nothing counts, whatever `otherwise` is;
+            SessionError, ScoreError, DeadlineExceededError, OverloadedError; Unavailable where no rung could answer either.
         """
-        decision: Decision = self._engine.score(
-            request,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-            True,
-            priority,
-        )
+        try:
+            decision: Decision = self._engine.score(
+                request,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+                True,
+                priority,
+            )
+        except ServingError as exc:
+            fallen: Decision | T = self._fall(
+                exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
+            )
+            return fallen
         return decision
 
     def score_json(
@@ -158,22 +191,46 @@ class Scorer(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> bytes:
+        otherwise: T | Raise = RAISE,
+    ) -> bytes | T:
         """JSON request -> JSON decision. Of a key that comes twice the last one counts.
 
         Raises: RequestError and LimitError for the bytes, else as `score`.
         """
-        answer: bytes = self._engine.score_json(
-            body,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-            True,
-            priority,
-        )
+        try:
+            answer: bytes = self._engine.score_json(
+                body,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+                True,
+                priority,
+            )
+        except ServingError as exc:
+            fallen: bytes | T = self._fall(
+                exc,
+                otherwise,
+                body,
+                deadline_ms,
+                request_id,
+                at,
+                observe,
+                event_id,
+                priority,
+                opens=self._opens_json,
+                encode=self._encodes_json,
+            )
+            return fallen
         return answer
+
+    def _opens_json(self, call: Call) -> None:
+        call.request = self._engine.decode(call.request, "json")
+
+    def _encodes_json(self, answer: Decision) -> bytes:
+        made: bytes = self._engine.encode(answer, "json")
+        return made
 
     def score_msgpack(
         self,
@@ -185,21 +242,45 @@ class Scorer(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> bytes:
+        otherwise: T | Raise = RAISE,
+    ) -> bytes | T:
         """MessagePack request -> MessagePack decision. Raises: as `score_json`."""
-        answer: bytes = self._engine.score_msgpack(
-            body,
-            self._decode_msgpack,
-            self._encode_msgpack,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-            True,
-            priority,
-        )
+        try:
+            answer: bytes = self._engine.score_msgpack(
+                body,
+                self._decode_msgpack,
+                self._encode_msgpack,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+                True,
+                priority,
+            )
+        except ServingError as exc:
+            fallen: bytes | T = self._fall(
+                exc,
+                otherwise,
+                body,
+                deadline_ms,
+                request_id,
+                at,
+                observe,
+                event_id,
+                priority,
+                opens=self._opens_msgpack,
+                encode=self._encodes_msgpack,
+            )
+            return fallen
         return answer
+
+    def _opens_msgpack(self, call: Call) -> None:
+        call.request = self._engine.decode(call.request, "msgpack")
+
+    def _encodes_msgpack(self, answer: Decision) -> bytes:
+        made: bytes = self._engine.encode(answer, "msgpack")
+        return made
 
     def score_batch(
         self,
@@ -220,21 +301,50 @@ class Scorer(Door):
             observe: count each request after the ones before it. With errors="raise" none is counted unless all can be.
             event_ids: one a request.
             priority: as in `score`; the batch is one call.
+        Rows that the release cannot answer go down the ladder one by one; not where the whole batch was refused under load or
+        came too late, nor where errors="raise" counts events without ids, because then nobody knows which were counted.
         Raises: LimitError beyond the contract's `max_rows`; with errors="raise" as `score`, naming `$[i]`.
         """
         if errors not in ("raise", "row"):
             raise ConfigError(f'Expected errors "raise" or "row", got {clip(errors)}')
-        answers: list[Decision | RetailInferError] = self._engine.score_batch(
-            requests,
-            errors == "row",
-            0 if at is None else moment_ns(at),
-            None,
-            0,
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_ids,
-            priority,
-        )
+        now_ns = 0 if at is None else moment_ns(at)
+        budget = 0 if deadline_ms is None else budget_ns(deadline_ms)
+        engine, row_errors = self._engine, errors == "row"
+        answers: list[Decision | RetailInferError]
+        if not self._ladder.present:
+            answers = engine.score_batch(
+                requests, row_errors, now_ns, None, 0, budget, observe, event_ids, priority
+            )
+            return answers
+        # Who may be asked again must be there again.
+        items = _kept(requests, engine.max_rows)
+        ids = None if event_ids is None else _kept(event_ids, engine.max_rows)
+        try:
+            answers = engine.score_batch(items, row_errors, now_ns, None, 0, budget, observe, ids, priority)
+        except OverloadedError:
+            raise  # as many rows, one by one, would be more work than the batch
+        except ServingError as exc:
+            if row_errors or (observe and ids is None):
+                raise  # late; or nobody knows which rows were counted
+            # Once more, so that the good rows keep the release's answers; ids keep a row from being counted twice.
+            left = self._left_ms(exc, deadline_ms)
+            answers = engine.score_batch(
+                items, True, now_ns, None, 0, budget_ns(left), observe, ids, priority
+            )
+            deadline_ms = left
+        for i, answer in enumerate(answers):
+            if isinstance(answer, ServingError):
+                one = None if ids is None else ids[i]
+                try:
+                    answers[i] = self._fall(
+                        answer, RAISE, items[i], deadline_ms, None, at, observe, one, priority
+                    )
+                except RetailInferError as exc:
+                    if not row_errors:
+                        raise
+                    answers[i] = exc
+            elif isinstance(answer, RetailInferError) and not row_errors:
+                raise answer
         return answers
 
     def score_table(self, table: Any, *, at: dt.datetime | float | None = None) -> Any:
@@ -372,28 +482,40 @@ class Scorer(Door):
         observe: bool = False,
         event_id: EventId | None = None,
         priority: str = "critical",
-    ) -> Decision:
+        otherwise: T | Raise = RAISE,
+    ) -> Decision | T:
         """`score` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
-        for, else in a thread.
+        for, else in a thread. So do rungs of the ladder that may have to wait.
         """
         engine = self._engine
-        args = (
-            request,
-            request_id,
-            0 if at is None else moment_ns(at),
-            0 if deadline_ms is None else budget_ns(deadline_ms),
-            observe,
-            event_id,
-        )
-        if engine.one_us < INLINE_BELOW_US:
-            try:
-                decision: Decision = engine.score(*args, False, priority)
-            except WouldWait:
-                pass
-            else:
-                return decision
-        answer: Decision = await self._off_loop(engine.score, *args, True, priority)
+        try:
+            args = (
+                request,
+                request_id,
+                0 if at is None else moment_ns(at),
+                0 if deadline_ms is None else budget_ns(deadline_ms),
+                observe,
+                event_id,
+            )
+            if engine.one_us < INLINE_BELOW_US:
+                try:
+                    decision: Decision = engine.score(*args, False, priority)
+                except WouldWait:
+                    pass
+                else:
+                    return decision
+            answer: Decision = await self._off_loop(engine.score, *args, True, priority)
+        except ServingError as exc:
+            fallen: Decision | T = await self._afall(
+                exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
+            )
+            return fallen
         return answer
+
+
+def _kept(given: Iterable[Any], most: int) -> Any:
+    """What can be gone through twice; of what has no end, one more than is allowed."""
+    return given if isinstance(given, (list, tuple, np.ndarray)) else list(islice(given, most + 1))
 
 
 def _fields_of(part: Any, fields: Iterable[Field]) -> Any:

@@ -104,14 +104,7 @@ def limits_of(given: Sequence[str], contract: Contract | None) -> list[Limit]:
     for text in given:
         if text == "contract":
             if contract is not None:
-                promised = {"p50": contract.p50_ms, "p95": contract.p95_ms, "p99": contract.p99_ms}
-                more = [Limit(f"{q}_ms", None, q, ms * 1e3) for q, ms in promised.items() if ms is not None]
-                if not more:
-                    raise ConfigError(
-                        "--fail-if contract: the release's contract promises no latency",
-                        hint="pack it with contract=ri.Contract(p99_ms=...)",
-                    )
-                found += more
+                found += _promised(contract)
             continue
         match = _LIMIT.fullmatch(text)
         ratio = re.fullmatch(r"ratio=([0-9.eE+-]+)", text)
@@ -129,6 +122,23 @@ def limits_of(given: Sequence[str], contract: Contract | None) -> list[Limit]:
         raise ConfigError(
             f"Expected --fail-if NAME=LIMIT, got {clip(text, 80)}",
             hint="as in p99_ms=2, run.p50_us=20, ratio=1.3, or `contract`",
+        )
+    return found
+
+
+def _promised(contract: Contract) -> list[Limit]:
+    """What the contract promises of time. Of 1,000 calls 999 must be within the deadline, of 100 of a stage 99 in its budget."""
+    whole = {"p50": contract.p50_ms, "p95": contract.p95_ms, "p99": contract.p99_ms}
+    found = [Limit(f"{q}_ms", None, q, ms * 1e3) for q, ms in whole.items() if ms is not None]
+    if contract.deadline_ms is not None:
+        found.append(Limit("deadline_ms", None, "p99.9", contract.deadline_ms * 1e3))
+    for stage, ms in contract.stages_ms.items():
+        if stage in STAGES:  # others, such as "remote", are nothing that can be timed here
+            found.append(Limit(f"{stage}.p99_ms", stage, "p99", ms * 1e3))
+    if not found:
+        raise ConfigError(
+            "--fail-if contract: the release's contract promises no latency",
+            hint="pack it with contract=ri.Contract(p99_ms=...)",
         )
     return found
 

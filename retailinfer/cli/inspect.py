@@ -12,11 +12,15 @@ from retailinfer.cli.console import Console, bytes_text, us_text
 from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
 from retailinfer.columns import duration_text
+from retailinfer.contracts import RUNGS, Contract
 from retailinfer.errors import RetailInferError
 from retailinfer.features.spec import FeatureSpec, column_width
 from retailinfer.features.streams import accumulator_of, describe_window, stream_fields
 from retailinfer.policy import Policy
 from retailinfer.release.bundle import Bundle, read_bundle
+from retailinfer.release.fallback import Fallback
+from retailinfer.resilience.ladder import CONCURRENCY
+from retailinfer.rungs import decisions_of
 from retailinfer.runtime.session import onnxruntime_version
 
 __all__ = ["run"]
@@ -46,11 +50,14 @@ def _describe(bundle: Bundle, spec: FeatureSpec | None, policy: Policy | None) -
     """Everything that stands in the files."""
     manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
     contract = bundle.read("contract", msgspec.json.decode) or {}
+    fallback = bundle.read("fallback", Fallback.from_json)
     found: dict[str, Any] = {
         "release": bundle.manifest.release,
         "size": sum(entry.size for entry in bundle.manifest.files),
         "manifest": manifest,
         "contract": contract,
+        "ladder": _ladder(contract, policy),
+        "fallback": None if fallback is None else msgspec.to_builtins(fallback.body),
         "policy": None if policy is None else msgspec.to_builtins(policy.body),
     }
     if spec is not None:
@@ -110,6 +117,23 @@ def _describe(bundle: Bundle, spec: FeatureSpec | None, policy: Policy | None) -
             "window_state": _window_state(spec),
         }
     return found
+
+
+def _ladder(contract: Any, policy: Policy | None) -> list[dict[str, Any]]:
+    """The rungs below the release, with what is said of them and what follows from the rest."""
+    try:
+        declared = msgspec.convert(contract, Contract)
+    except msgspec.ValidationError:
+        return []  # loading says what is wrong with it
+    return [
+        {
+            **msgspec.to_builtins(rung),
+            "rung": RUNGS.index(rung.kind),
+            "max_concurrency": rung.max_concurrency or CONCURRENCY,
+            "decisions": list(decisions_of(rung, declared, policy) or ()),
+        }
+        for rung in declared.ladder
+    ]
 
 
 def _max_ages(spec: FeatureSpec) -> dict[str, int]:
@@ -225,8 +249,9 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
     if found["policy"] is not None:
         _show_policy(console, found["policy"], (found["here"] or {}).get("reasons"))
     console.say("\nContract")
-    limits = {k: v for k, v in found["contract"].items() if v not in (None, {}, [])}
+    limits = {k: v for k, v in found["contract"].items() if v not in (None, {}, []) and k != "ladder"}
     console.table(list(limits.items()) or [("nothing beyond the defaults",)])
+    _show_ladder(console, found)
     report = manifest.quantization
     console.say("\nWhere it was packed")
     console.table(
@@ -249,6 +274,34 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
             ],
             indent=4,
         )  # fmt: skip
+
+
+def _show_ladder(console: Console, found: dict[str, Any]) -> None:
+    if found["ladder"]:
+        console.say("\nWho answers when the release cannot, best first")
+        rows = [("rung", "kind", "at most", "at once", "may decide")]
+        for rung in found["ladder"]:
+            limit = f"{rung['max_ms']:g} ms" if "max_ms" in rung else "the deadline"
+            decides = ", ".join(rung["decisions"]) or "-"
+            rows.append((str(rung["rung"]), rung["kind"], limit, str(rung["max_concurrency"]), decides))
+        console.table(rows)
+    fallback = found["fallback"]
+    if fallback is None:
+        return
+    console.say("\nWhat the release brings for the static rung")
+    lines = [
+        (" and ".join(f"{field} {op} {value!r}" for field, op, value in where), f"-> {action}")
+        for where, action in fallback.get("rules", ())
+    ]
+    if "action" in fallback:
+        lines.append(("else" if lines else "whatever is asked", f"-> {fallback['action']}"))
+    if "score" in fallback:
+        lines.append(("score", f"{fallback['score']:g}"))
+    popular = fallback.get("popular", ())
+    if popular:
+        first = ", ".join(str(one) for one in popular[:5])
+        lines.append(("popular", f"{len(popular)} candidates: {first}{', ...' if len(popular) > 5 else ''}"))
+    console.table(lines)
 
 
 def _show_models(console: Console, bundle: Bundle, here: dict[str, Any]) -> None:

@@ -191,7 +191,12 @@ def _pack(parser: argparse.ArgumentParser) -> None:
         "--policy", metavar="FILE", help='JSON or TOML: bands = [["approve", 0.0], ["review", 0.6]]'
     )
     parser.add_argument(
-        "--contract", metavar="FILE", help="JSON or TOML: max_rows, batch_sizes, deadline_ms, p95_ms"
+        "--contract", metavar="FILE", help="JSON or TOML: max_rows, batch_sizes, deadline_ms, p95_ms, ladder"
+    )
+    parser.add_argument(
+        "--fallback",
+        metavar="FILE",
+        help="JSON or TOML: score, action, rules, popular, for the ladder's static rung",
     )
     parser.add_argument(
         "--golden",

@@ -8,7 +8,7 @@ from typing import Any
 
 from retailinfer.cli.console import Console, bytes_text
 from retailinfer.cli.extras import need
-from retailinfer.cli.settings import read_policy, read_struct
+from retailinfer.cli.settings import read_fallback, read_policy, read_struct
 from retailinfer.cli.tables import read_rows
 from retailinfer.errors import ConfigError, clip
 
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         task=options.task,
         policy=None if options.policy is None else read_policy(options.policy),
         contract=None if options.contract is None else read_struct(options.contract, Contract),
+        fallback=None if options.fallback is None else read_fallback(options.fallback),
         golden=None if options.golden is None else read_rows(options.golden),
         calibration=None if options.calibration is None else read_rows(options.calibration),
         redact=tuple(options.redact),

@@ -14,8 +14,9 @@ import msgspec
 
 from retailinfer.errors import ConfigError, SpecError, clip
 from retailinfer.policy import Policy
+from retailinfer.release.fallback import Fallback
 
-__all__ = ["read_policy", "read_struct"]
+__all__ = ["read_fallback", "read_policy", "read_struct"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,21 @@ def read_policy(path: str) -> Policy:
         return Policy.from_json(msgspec.json.encode(given))
     except SpecError as exc:
         raise ConfigError(f"{path} is not a policy: {exc}") from exc
+
+
+def read_fallback(path: str) -> Fallback:
+    """The fallback of a file; conditions of rules are text there, as in Python. Raises: ConfigError."""
+    given = _read(path)
+    known = ("score", "action", "rules", "popular")
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{path} has an unknown field {clip(unknown[0])}", hint=f"its fields are {', '.join(known)}"
+        )
+    try:
+        return Fallback(**given)
+    except SpecError as exc:
+        raise ConfigError(f"{path} is not a fallback: {exc}") from exc
 
 
 def read_struct(path: str, kind: type[T]) -> T:

@@ -228,6 +228,9 @@ class Ladder:
     Args:
         steps: best first.
         tells: hears of answers, failures and changes; None where nobody listens.
+
+    Attributes:
+        present: some rung is there. waits: some rung may wait for others.
     """
 
     def __init__(
@@ -240,6 +243,9 @@ class Ladder:
         self.steps = tuple(steps)
         self.clock = clock
         self._tells = tells
+        there = [step for step in self.steps if step.answer is not None]
+        self.present = bool(there)
+        self.waits = any(step.waits for step in there)
         self.unanswered = 0
         self._lock = threading.RLock()  # a signal's handler may call a scorer, too
         for step in self.steps:
@@ -253,16 +259,6 @@ class Ladder:
         for step in self.steps:
             step.forget(self.clock.monotonic_ns())
             step.told = step.state(step.began_ns)
-
-    @property
-    def present(self) -> bool:
-        """Some rung is there."""
-        return any(step.answer is not None for step in self.steps)
-
-    @property
-    def waits(self) -> bool:
-        """Some rung may wait for others."""
-        return any(step.waits for step in self.steps if step.answer is not None)
 
     # ---- the walk ----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class LastScores:
 
     Args:
         scale_of: release of an answer -> the name of its scale; None = such an answer is not remembered.
+    Attributes:
+        failures: answers that could not be remembered.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class LastScores:
     ) -> None:
         self._scale_of = scale_of
         self._size, self._ttl_ns, self._clock = max_entities, max_age_s * 1e9, clock
+        self.failures = 0
         self._lock = threading.RLock()
         self._scores = self._empty()
         begin_again_in_children(self)

@@ -1,0 +1,434 @@
+"""What the rungs of a door do: the release before, a remote model, the last score, what the release brings for bad days.
+
+Rules:
+  * A rung gets a call and the moment at which its time is over; it answers, or raises. Limits and order are the ladder's.
+  * Features and policy are always this release's own, except those of the release before, which answers with its own.
+  * No rung counts a request in windows that was counted already.
+  * Nothing here is reached from the engine by a strong reference: a door that is dropped is gone.
+Built once, by `door.Door`. What a ladder may be is rungs.py.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from retailinfer.contracts import Decision, Health, Ranking, Rung
+from retailinfer.deadline import FOREVER_NS
+from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError, Unavailable
+from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
+from retailinfer.pipeline import Pipeline, parse_available
+from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
+from retailinfer.rungs import decisions_of, entity_of, key_of, reads_field
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from retailinfer.resilience.drills import Drills
+
+Answers: TypeAlias = Callable[[Call, int], Decision | Ranking]
+
+__all__ = ["DRILL_EVERY", "RemoteModel", "Rungs"]
+
+DRILL_EVERY = 1000  # answers; one of them is drilled on every rung
+
+
+class RemoteModel(Protocol):
+    """What the remote rung asks; `ri.Remote` is one."""
+
+    def infer(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, end_ns: int, clock: Any
+    ) -> Mapping[str, NDArray[Any]]:
+        """Run the model on rows, until `end_ns` of the clock's monotonic time at most. Raises: RemoteError."""
+        ...
+
+
+class _Tells:
+    """Makes events of what a ladder tells, for hooks."""
+
+    def __init__(self, pipeline: Pipeline, tell: Callable[[Any], None]) -> None:
+        self._release = pipeline.manifest.release
+        self._clock = pipeline.clock
+        self._tell = tell
+
+    def answered(self, call: Call, answer: Decision | Ranking, took_ns: int, why: str) -> None:
+        self._tell(Answered(answer, call.request, self._clock.wall_ns(), took_ns, call.priority, why))
+
+    def failed(self, call: Call, error: Exception, took_ns: int) -> None:
+        late = bool(getattr(error, "late", False))
+        wall = self._clock.wall_ns()
+        self._tell(
+            Failed(type(error).__name__, self._release, call.request_id, wall, took_ns, call.priority, late)
+        )
+
+    def changed(self, part: str, before: str, after: str, why: str) -> None:
+        self._tell(Changed(part, before, after, why, self._clock.wall_ns()))
+
+
+class Rungs:
+    """The ladder of one door, what exercises it, and who hears of it.
+
+    Args:
+        previous: the release before, loaded. remote: the model server. hooks: who hears of events.
+    Holds:
+        ladder: never None; without rungs it tells of failures only.
+        drills: None where there is nothing to drill.
+        hooks: those that were given.
+    Raises: ConfigError for a rung that is given and that the contract does not declare.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        ranks: bool,
+        previous: Pipeline | None = None,
+        remote: RemoteModel | None = None,
+        hooks: Iterable[Any] = (),
+    ) -> None:
+        self.hooks = Hooks(hooks)
+        contract, policy = pipeline.contract, pipeline.policy
+        declared = {rung.kind: rung for rung in contract.ladder}
+        for kind, given in (("previous", previous), ("remote", remote)):
+            if given is not None and kind not in declared:
+                raise ConfigError(
+                    f"{kind}= is given, and the contract's ladder has no such rung",
+                    hint=f'contract={{"ladder": [{{"kind": "{kind}"}}]}} here, or ri.Rung(kind="{kind}") when packing',
+                )
+        last = _Last(pipeline, previous, declared["last_score"]) if "last_score" in declared else None
+        tell: Callable[[Any], None] | None = self.hooks.on_event if self.hooks else None
+        if last is not None:
+            tell = last.then(tell)
+        makes: dict[str, Callable[[], Answers | None]] = {
+            "previous": lambda: None if previous is None else _previous(pipeline, previous, ranks=ranks),
+            "remote": lambda: None if remote is None else _remote(pipeline, remote),
+            "last_score": lambda: None if last is None else _last_score(pipeline, last),
+            "static": lambda: _popular(pipeline) if ranks else _static(pipeline),
+        }
+        steps = [
+            Step(
+                rung.kind,
+                makes[rung.kind](),
+                max_ns=0 if rung.max_ms is None else max(1, int(rung.max_ms * 1e6)),
+                max_concurrency=rung.max_concurrency or CONCURRENCY,
+                decisions=decisions_of(rung, contract, policy),
+                review=None if policy is None else policy.body.review,
+                costs_as_release=rung.kind == "previous",
+                waits=rung.kind == "remote"
+                or (rung.kind == "previous" and previous is not None and _waits(previous)),
+            )
+            for rung in contract.ladder
+        ]
+        tells = None if tell is None else _Tells(pipeline, tell)
+        self.ladder = Ladder(steps, clock=pipeline.clock, tells=tells)
+        self.drills: Drills | None = None
+        engine = pipeline.engine
+        if engine is None:
+            return
+        if tell is not None:
+            engine.set_hook(tell)
+        if self.ladder.present:
+            from retailinfer.resilience.drills import Drills  # noqa: PLC0415 - most releases have no ladder
+
+            permits = pipeline.permits
+            self.drills = Drills(self.ladder, _copy, lambda: _has_room(permits))
+            set_drill: Any = getattr(engine, "set_drill", None)  # until the engine has it
+            if set_drill is not None:
+                set_drill(_weakly(self.drills), DRILL_EVERY)
+
+    def health(self, pipeline: Pipeline, *, ready: bool, remote: Any) -> Health:
+        """Everything that is known of how the door is doing."""
+        report = self.ladder.report()
+        permits, engine = pipeline.permits, pipeline.engine
+        states = getattr(remote, "breaker_states", None)
+        return Health(
+            ready=ready,
+            release=pipeline.manifest.release,
+            rungs=report,
+            degraded=sum(rung.answers for rung in report),
+            unanswered=self.ladder.unanswered,
+            in_flight=permits.in_flight,
+            limit=permits.limit,
+            rejected=permits.rejected,
+            late=0 if engine is None else engine.n_late,
+            refused_time=0 if engine is None else engine.n_refused_time,
+            p99_ms={}
+            if engine is None
+            else {name: stage.p99_ns / 1e6 for name, stage in engine.stages.items() if stage.n},
+            breakers=dict(states()) if callable(states) else {},
+            hook_failures=self.hooks.failures,
+            dropped_drills=0 if self.drills is None else self.drills.dropped,
+        )
+
+    def close(self) -> None:
+        """Let go of the drills' thread."""
+        if self.drills is not None:
+            self.drills.end_with_process()
+
+
+# ---- the rungs -------------------------------------------------------------------------------------------------------
+
+
+def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers:
+    """The release before, with its own features, model and policy."""
+    engine = previous.need_engine()
+    project = _projection(pipeline, previous)
+
+    def score(call: Call, end_ns: int) -> Decision:
+        made: Decision = engine.score(
+            project(call.request),
+            call.request_id,
+            call.now_ns,
+            _left(pipeline, end_ns),
+            call.observe and not call.counted,
+            call.event_id,
+        )
+        return made
+
+    def rank(call: Call, end_ns: int) -> Ranking:
+        made: Ranking = engine.rank(
+            project(call.request),
+            call.candidates,
+            call.k,
+            _rule(previous, call.available),
+            call.exclude,
+            call.request_id,
+            call.now_ns,
+            _left(pipeline, end_ns),
+            call.observe and not call.counted,
+            call.event_id,
+        )
+        return made
+
+    return rank if ranks else score
+
+
+def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
+    """Features and policy of this release, the model on a server."""
+    engine: Any = pipeline.need_engine()
+    score = pipeline.manifest.score
+    assert score is not None
+    names = pipeline.input_names
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"two models of the release have an input `{next(n for n in names if names.count(n) > 1)}`: a server of one "
+            "model cannot tell them apart"
+        )
+    release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
+
+    def answer(call: Call, end_ns: int) -> Decision:
+        observe = call.observe and not call.counted
+        prepared = engine.prepare(call.request, call.now_ns, _left(pipeline, end_ns), observe, call.event_id)
+        call.counted = call.counted or prepared.counted
+        inputs = dict(zip(names, prepared.inputs, strict=True))
+        outputs = remote.infer(inputs, (score.output,), end_ns=end_ns, clock=pipeline.clock)
+        made: Decision = engine.finish(
+            prepared,
+            _cell(outputs, score.output, score.column),
+            release=release,
+            rung=2,
+            request_id=call.request_id,
+        )
+        return made
+
+    return answer
+
+
+def _cell(outputs: Mapping[str, Any], name: str, column: int) -> float:
+    """The score in what a model server gave. Raises: RemoteError."""
+    try:
+        row = np.asarray(outputs[name]).reshape(-1)
+        return float(row[column])
+    except (KeyError, IndexError, TypeError, ValueError) as exc:
+        raise RemoteError(f"the reply has no cell {column} in output `{name}`") from exc
+
+
+class _Last:
+    """Last scores of a release's entity: what fills them, and what reads them. Knows no pipeline."""
+
+    def __init__(self, pipeline: Pipeline, previous: Pipeline | None, rung: Rung) -> None:
+        from retailinfer.resilience.last_scores import MAX_AGE_S, MAX_ENTITIES, LastScores  # noqa: PLC0415 - see above
+
+        entity = pipeline.spec.body.entities[entity_of(rung, pipeline.spec)]
+        by_name = {field.name: field for field in pipeline.spec.fields}
+        self.fields = tuple(by_name[name] for name in entity.key)
+        self.scale = rung.scale or _model_digest(pipeline)
+        scales = {pipeline.manifest.release: self.scale}
+        if previous is not None:
+            theirs = next((r.scale for r in previous.contract.ladder if r.kind == "last_score"), None)
+            scales.setdefault(previous.manifest.release, theirs or _model_digest(previous))
+        own = self.scale
+
+        def scale_of(release: str) -> str | None:
+            return own if release.startswith("remote:") else scales.get(release)
+
+        self.scores = LastScores(
+            clock=pipeline.clock,
+            scale_of=scale_of,
+            max_age_s=rung.max_age_s or MAX_AGE_S,
+            max_entities=rung.max_entities or MAX_ENTITIES,
+        )
+
+    def then(self, tell: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        """A hook that remembers answers and hands every event on."""
+        scores, fields = self.scores, self.fields
+
+        def remember(event: Any) -> None:
+            if type(event) is Answered and isinstance(event.answer, Decision):
+                try:
+                    scores.remember(key_of(event.request, fields), event.answer)
+                except Exception:  # noqa: BLE001 - a key that cannot be one costs the memory, not the answer
+                    scores.failures += 1
+            if tell is not None:
+                tell(event)
+
+        return remember
+
+
+def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
+    engine: Any = pipeline.need_engine()
+
+    def answer(call: Call, end_ns: int) -> Decision:
+        score = last.scores.score(last.scale, key_of(call.request, last.fields))
+        action = None
+        if score is None:
+            if not call.shadow:
+                raise Unavailable("no score of this entity is remembered")
+            # The way to it was exercised, and that it may be empty is no fault.
+            score, action = _any_answer(pipeline)
+        made: Decision = engine.finish_static(
+            call.request, action, score, release=pipeline.manifest.release, rung=3, request_id=call.request_id
+        )
+        return made
+
+    return answer
+
+
+def _static(pipeline: Pipeline) -> Answers:
+    """A rule or a prior of the release itself."""
+    engine: Any = pipeline.need_engine()
+    fallback = pipeline.fallback
+    assert fallback is not None
+    fields = {field.name: field for field in pipeline.spec.fields}
+    prior = fallback.body.score
+
+    def answer(call: Call, end_ns: int) -> Decision:
+        action = fallback.action_for(lambda name: reads_field(call.request, fields[name]))
+        made: Decision = engine.finish_static(
+            call.request,
+            action,
+            prior,
+            release=pipeline.manifest.release,
+            rung=4,
+            request_id=call.request_id,
+        )
+        return made
+
+    return answer
+
+
+def _popular(pipeline: Pipeline) -> Answers:
+    """The release's popular list, less what is unavailable or excluded."""
+    engine: Any = pipeline.need_engine()
+    fallback = pipeline.fallback
+    assert fallback is not None
+    order = {one: place for place, one in enumerate(fallback.body.popular)}
+
+    def answer(call: Call, end_ns: int) -> Ranking:
+        made: Ranking = engine.rank_static(
+            call.candidates,
+            call.k,
+            available=_rule(pipeline, call.available),
+            exclude=call.exclude,
+            order=order,
+            release=pipeline.manifest.release,
+            rung=4,
+            request_id=call.request_id,
+        )
+        return made
+
+    return answer
+
+
+# ---- small things ------------------------------------------------------------------------------------------------------
+
+
+def _left(pipeline: Pipeline, end_ns: int) -> int:
+    """Nanoseconds until a moment, as an engine takes them. Raises: DeadlineExceededError."""
+    left = end_ns - pipeline.clock.monotonic_ns()
+    if left <= 0:
+        raise DeadlineExceededError("the rung's time was over before it began")
+    return min(left, FOREVER_NS)
+
+
+def _projection(pipeline: Pipeline, previous: Pipeline) -> Callable[[Any], Any]:
+    """A request of this release as one of the release before: fields that it does not know are left out."""
+    theirs = previous.spec.fields
+    known = {field.wire or field.name for field in theirs} | {field.name for field in theirs}
+    ours = {field.wire or field.name for field in pipeline.spec.fields} | {
+        f.name for f in pipeline.spec.fields
+    }
+    if ours <= known or previous.spec.body.extra != "forbid":
+        return lambda request: request
+
+    def project(request: Any) -> Any:
+        found = {field.name: reads_field(request, field) for field in theirs}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return project
+
+
+def _waits(pipeline: Pipeline) -> bool:
+    return pipeline.engine is not None and pipeline.engine.waits
+
+
+def _model_digest(pipeline: Pipeline) -> str:
+    """What a score means is fixed by the very models."""
+    manifest = pipeline.manifest
+    files = {entry.file: entry.sha256 for entry in manifest.files}
+    return ":".join(files[model.file] for model in manifest.models)
+
+
+def _any_answer(pipeline: Pipeline) -> tuple[float | None, str | None]:
+    """Score and action that the release takes for an answer."""
+    if pipeline.policy is not None:
+        return None, pipeline.policy.actions[0]
+    score = pipeline.manifest.score
+    return (0.0 if score is None or score.low is None else score.low), None
+
+
+def _rule(pipeline: Pipeline, text: str | None) -> Any:
+    """`available=` compiled for a release's own table."""
+    if text is None:
+        return None
+    terms = parse_available(text, pipeline.spec.body.candidate or "")
+    return pipeline.need_engine().compile_available(text, terms)
+
+
+def _copy(request: Any, answer: Any) -> Call:
+    """The call of a drill. Of a ranking, what it brought up are the candidates: all that is still known of them."""
+    call = Call(request, began_ns=0, end_ns=0)
+    if isinstance(answer, Ranking):
+        call.candidates = list(answer.items)
+        call.k = len(answer.items)
+    return call
+
+
+def _weakly(drills: Drills) -> Callable[[Any, Any], None]:
+    """What the engine holds: the drills belong to the door, and so does the engine."""
+    owner = weakref.ref(drills)
+
+    def offer(request: Any, answer: Any) -> None:
+        found = owner()
+        if found is not None:
+            found.offer(dict(request) if type(request) is dict else request, answer)
+
+    return offer
+
+
+def _has_room(permits: Any) -> bool:
+    """Drills are for quiet moments."""
+    return bool(permits.in_flight < 0.6 * permits.limit or permits.in_flight == 0)
