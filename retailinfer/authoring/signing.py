@@ -16,14 +16,21 @@ import msgspec
 
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import BundleError, ConfigError, SignatureError, clip
-from retailinfer.release.bundle import SIGNATURE, read_bundle
+from retailinfer.release.bundle import MODEL_SIGNING, SIGNATURE, read_bundle
 from retailinfer.release.envelope import MAX_ENVELOPE_BYTES, decode_envelope
 from retailinfer.release.manifest import MANIFEST, Manifest, encode_manifest, sha256_hex
-from retailinfer.release.signature import MAX_PEM_BYTES, PrivateKey, add_signatures, sign_statement
+from retailinfer.release.oms import sign_files
+from retailinfer.release.signature import (
+    MAX_PEM_BYTES,
+    EcPrivateKey,
+    PrivateKey,
+    add_signatures,
+    sign_statement,
+)
 from retailinfer.release.statements import Approval, ReleaseStatement, decode_statement, moment_text
 from retailinfer.release.trust import expiry_of
 
-__all__ = ["approve", "read_key", "sign", "signed_statement"]
+__all__ = ["approve", "read_key", "sign", "sign_model", "signed_statement"]
 
 PathLike = str | os.PathLike[str]
 
@@ -123,8 +130,26 @@ def approve(
         expires=expires,
     )
     envelope = sign_statement(approval, [signer])
-    _put(Path(release), f"approval-{environment[:32]}-{signer.id[:12]}.sig".replace(".", "-"), envelope)
+    place = environment[:32].replace(".", "-")
+    _put(Path(release), f"approval-{place}-{signer.id[:12]}.sig", envelope)
     return approval
+
+
+def sign_model(release: PathLike, *, key: PathLike, password: str | None = None) -> Path:
+    """Sign a release in the OpenSSF's model-signing format; writes `model.sig` into its folder.
+
+    Args:
+        key: PEM of a private key on P-256, P-384 or P-521.
+    Returns: what was written. Raises: as `sign`.
+    """
+    signer = EcPrivateKey.from_pem(_pem(key), password)
+    bundle = read_bundle(release)
+    there = {
+        path.name: b"" for path in Path(release).glob("*.sig")
+    }  # named, so that others leave them out too
+    files = {**there, **bundle.files, MANIFEST: encode_manifest(bundle.manifest)}
+    _put(Path(release), MODEL_SIGNING, sign_files(Path(release).absolute().name, files, signer))
+    return Path(release, MODEL_SIGNING)
 
 
 def signed_statement(release: PathLike) -> tuple[ReleaseStatement, tuple[str, ...]] | None:
@@ -140,12 +165,15 @@ def read_key(key: PrivateKey | PathLike, password: str | None = None) -> Private
     """A private key out of its PEM file. Raises: ConfigError."""
     if isinstance(key, PrivateKey):
         return key
+    return PrivateKey.from_pem(_pem(key), password)
+
+
+def _pem(path: PathLike) -> bytes:
     try:
-        with Path(key).open("rb") as file:
-            data = file.read(MAX_PEM_BYTES + 1)
+        with Path(path).open("rb") as file:
+            return file.read(MAX_PEM_BYTES + 1)
     except OSError as exc:
-        raise ConfigError(f"cannot read the key {clip(os.fspath(key), 200)}: {exc.strerror}") from exc
-    return PrivateKey.from_pem(data, password)
+        raise ConfigError(f"cannot read the key {clip(os.fspath(path), 200)}: {exc.strerror}") from exc
 
 
 def _now_s(clock: Clock | None) -> float:

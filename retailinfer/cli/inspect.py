@@ -11,6 +11,7 @@ import msgspec
 from retailinfer.cli.console import Console, bytes_text, us_text
 from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
+from retailinfer.cli.trusting import signature_facts, signature_text, trust_of
 from retailinfer.columns import duration_text
 from retailinfer.contracts import RUNGS, Contract
 from retailinfer.errors import RetailInferError
@@ -29,7 +30,7 @@ __all__ = ["run"]
 def run(options: argparse.Namespace, console: Console) -> int:
     """Describe it; what cannot run here is still described. Raises: BundleError when it is not whole."""
     store = read_store(options.store)
-    bundle = read_bundle(options.release)
+    bundle = read_bundle(options.release, trust=trust_of(options))
     spec = bundle.read("features", FeatureSpec.from_json)
     policy = bundle.read("policy", Policy.from_json)
     here: dict[str, Any]
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         here = {"runs": False, "why": str(exc)}
     found = _describe(bundle, spec, policy)
     found["here"] = here
+    found["signature"] = signature_facts(options.release, bundle) or None
     console.emit(found)
     _show(console, bundle, found)
     return 0
@@ -237,6 +239,7 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
         f"{manifest.release}  {manifest.task}, {bytes_text(found['size'])}, packed {manifest.created}"
     )
     console.say(f"  digest {manifest.digest}")
+    console.say(f"  signature {signature_text(found['signature'] or {})}")
     info = msgspec.to_builtins(manifest.info)
     for key in ("description", "owner", "hypothesis", "success", "ends", "expires"):
         if info.get(key):

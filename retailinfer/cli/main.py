@@ -16,6 +16,7 @@ from typing import Any
 import retailinfer
 from retailinfer.cli.console import Console
 from retailinfer.cli.tables import STORE_HELP
+from retailinfer.cli.trusting import PASSWORD_VARIABLE, add_trust
 from retailinfer.errors import RetailInferError
 
 __all__ = ["main"]
@@ -29,6 +30,9 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer verify RELEASE     is it whole, and does it answer here as it did where it was packed?
   retailinfer inspect RELEASE    what is in it, and what it needs
   retailinfer bench RELEASE      how fast is it on this machine?
+  retailinfer keygen ...         make a key that signs, and name it in a trust file
+  retailinfer sign RELEASE       put a signature beside a release
+  retailinfer revoke ...         say which releases and keys count no more
 """
 
 EPILOG = "`retailinfer COMMAND --help` explains a command. Exit code 0: good; 1: refused or broken; 2: wrong arguments."
@@ -92,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", _verify),
         ("inspect", _inspect),
         ("bench", _bench),
+        ("keygen", _keygen),
+        ("sign", _sign),
+        ("revoke", _revoke),
     ):
         add(_command(commands, name, json=name != "demo"))
     return parser
@@ -137,6 +144,27 @@ _ABOUT = {
             "`InferenceSession.run` on rows that are ready: in alternating rounds, with rotating inputs, after comparing "
             "the answers. Without --requests it makes requests out of the golden rows, and without --store it makes the "
             "tables out of them too (small, so look-ups are faster than yours)."
+        ),
+    ),
+    "keygen": (
+        "make a key that signs",
+        (
+            "Writes a new private key (Ed25519, PEM) that only its owner may read, and names the public one in a trust file, "
+            "which hosts get with their configuration. Needs `pip install 'retailinfer[sign]'`."
+        ),
+    ),
+    "sign": (
+        "sign a release",
+        (
+            "Reads and verifies a release, and writes manifest.sig beside it. Where one is there, the signature is added to "
+            "what that says, so that several people can sign one after the other. Needs `pip install 'retailinfer[sign]'`."
+        ),
+    ),
+    "revoke": (
+        "say which releases and keys count no more",
+        (
+            "Writes the next list of revocations, which takes over what the one before held. Hosts read it beside their trust "
+            "file. Needs `pip install 'retailinfer[sign]'`."
         ),
     ),
 }
@@ -245,6 +273,12 @@ def _pack(parser: argparse.ArgumentParser) -> None:
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _release(parser)
+    add_trust(parser)
+    parser.add_argument(
+        "--model-signing",
+        metavar="KEY.pub",
+        help="also check model.sig, the OpenSSF's format, by this public key (PEM, P-256 to P-521)",
+    )
     parser.add_argument(
         "--strict-paths", action="store_true", help="also refuse links and files that others may write"
     )
@@ -252,6 +286,115 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
     _release(parser)
+    add_trust(parser)
+
+
+def _keygen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the key in trust files: ci, lead, ops-2026")
+    parser.add_argument(
+        "--out", required=True, metavar="KEY.pem", help="where the private key goes; must not be there"
+    )
+    parser.add_argument("--who", metavar="TEXT", help="who holds it, for people")
+    parser.add_argument(
+        "--expires", metavar="MOMENT", help="after which it signs nothing: 2027-12-31T00:00:00Z"
+    )
+    parser.add_argument(
+        "--trust", metavar="FILE", help="name the key in this trust file, which is made where it is missing"
+    )
+    parser.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        choices=["release", "approval", "pointer", "revocation", "trust"],
+        help="what it may sign, in --trust; repeatable (default: release)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_positive,
+        metavar="N",
+        help="how many keys of that role must sign (default: as it is, or 1)",
+    )
+    parser.add_argument(
+        "--environment",
+        default="production",
+        metavar="NAME",
+        help="of a new trust file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--names",
+        action="append",
+        metavar="NAME",
+        help="release that a new trust file allows; repeatable (default: all)",
+    )
+    parser.add_argument(
+        "--model-signing",
+        action="store_true",
+        help="a key on P-256 instead, for the OpenSSF's format, and KEY.pub beside",
+    )
+    _password(parser)
+
+
+def _sign(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("release", metavar="RELEASE", help="directory of the release")
+    parser.add_argument(
+        "--key", action="append", required=True, metavar="KEY.pem", help="who signs; repeatable"
+    )
+    parser.add_argument(
+        "--environment",
+        action="append",
+        metavar="NAME",
+        help="where it may be loaded; repeatable (default: production)",
+    )
+    parser.add_argument("--not-before", metavar="MOMENT", help="from when on, as 2027-01-31T00:00:00Z")
+    parser.add_argument("--expires", metavar="MOMENT", help="until when (default: what the manifest says)")
+    parser.add_argument(
+        "--requires",
+        action="append",
+        default=[],
+        metavar="DISTRIBUTION=VERSION",
+        help="lowest version; repeatable",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="make a new statement, and drop the signatures there"
+    )
+    parser.add_argument(
+        "--model-signing", action="store_true", help="write model.sig, the OpenSSF's format, instead"
+    )
+    _password(parser)
+
+
+def _revoke(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", required=True, metavar="FILE", help="the trust file that names who may revoke"
+    )
+    parser.add_argument(
+        "--key", action="append", required=True, metavar="KEY.pem", help="who signs; repeatable"
+    )
+    parser.add_argument(
+        "--release",
+        action="append",
+        default=[],
+        metavar="DIGEST=WHY",
+        help="a release that counts no more; repeatable",
+    )
+    parser.add_argument(
+        "--revoked-key",
+        action="append",
+        default=[],
+        metavar="NAME=WHY",
+        help="a key that counts no more; repeatable",
+    )
+    parser.add_argument("--expires", metavar="MOMENT", help="after which hosts want a newer list")
+    parser.add_argument("--out", metavar="FILE", help="default: revocations.sig beside the trust file")
+    _password(parser)
+
+
+def _password(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help=f"holds the password of the private key; default: the setting {PASSWORD_VARIABLE}, else none",
+    )
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:

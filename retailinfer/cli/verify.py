@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from retailinfer.cli.console import Console, bytes_text
+from retailinfer.cli.extras import need
 from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
-from retailinfer.errors import RetailInferError
-from retailinfer.release.bundle import read_bundle
+from retailinfer.cli.trusting import signature_facts, signature_text, trust_of
+from retailinfer.errors import ConfigError, RetailInferError, SignatureError, clip
+from retailinfer.release.bundle import MODEL_SIGNING, Bundle, read_bundle
 from retailinfer.release.golden import cpu_class
-from retailinfer.release.manifest import Machine
+from retailinfer.release.manifest import MANIFEST, Machine, encode_manifest
 
 __all__ = ["run"]
 
@@ -26,10 +29,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
     bundle = None
     try:
         store = read_store(options.store)
-        bundle = read_bundle(options.release, strict_paths=options.strict_paths)
+        bundle = read_bundle(options.release, strict_paths=options.strict_paths, trust=trust_of(options))
         manifest = bundle.manifest
+        signature = signature_facts(options.release, bundle)
         size = sum(entry.size for entry in manifest.files)
         console.say(f"{manifest.release}, packed {manifest.created}")
+        if signature.get("verified"):
+            passed("signature", signature_text(signature))
+        if options.model_signing is not None:
+            passed("model.sig", _model_signing(options, bundle))
         passed("manifest", f"format {manifest.format}, canonical, digest {manifest.digest[:12]}")
         passed(
             "files",
@@ -51,12 +59,40 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if console.as_json:
             return 1
         raise
-    console.say(
-        "  --  signature releases cannot be signed in this version: whoever can write the directory can change it"
-    )
+    if not signature.get("verified"):
+        console.say(f"  --  signature {signature_text(signature)}")
     console.say("good")
-    console.emit({"ok": True, "release": manifest.release, "digest": manifest.digest, "checks": checks})
+    console.emit(
+        {
+            "ok": True,
+            "release": manifest.release,
+            "digest": manifest.digest,
+            "signature": signature or None,
+            "checks": checks,
+        }
+    )
     return 0
+
+
+def _model_signing(options: argparse.Namespace, bundle: Bundle) -> str:
+    """Check the OpenSSF's bundle beside the release. Raises: BundleError, ConfigError."""
+    need("model-signing", ("cryptography",), "sign")
+    from retailinfer.release.oms import MAX_MODEL_SIGNING_BYTES, verify_files
+    from retailinfer.release.signature import EcPublicKey
+
+    try:
+        key = EcPublicKey.from_pem(Path(options.model_signing).read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"cannot read {options.model_signing}: {exc.strerror}") from exc
+    held = {}
+    for path in sorted(Path(options.release).glob("*.sig")):
+        with path.open("rb") as file:
+            held[path.name] = file.read(MAX_MODEL_SIGNING_BYTES + 1)
+    if MODEL_SIGNING not in held:
+        raise SignatureError(f"the release has no {MODEL_SIGNING}")
+    files = {**held, **bundle.files, MANIFEST: encode_manifest(bundle.manifest)}
+    name = verify_files(held[MODEL_SIGNING], files, key)
+    return f"holds for every file, by the key {key.hint[:12]}; the signer calls it {clip(name)}"
 
 
 def _what_loading_showed(loaded: Loaded) -> list[tuple[str, str]]:

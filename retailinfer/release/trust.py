@@ -258,10 +258,10 @@ class Rules:
         self.file = file
         self.revoked = revoked
         # id of a key, as envelopes have it -> (its name, its bytes, the record)
-        self._keys: dict[str, tuple[str, bytes, Key]] = {}
+        self.known: dict[str, tuple[str, bytes, Key]] = {}
         for name, key in file.keys.items():
             public = binascii.a2b_base64(key.public)
-            self._keys[hashlib.sha256(public).hexdigest()] = (name, public, key)
+            self.known[hashlib.sha256(public).hexdigest()] = (name, public, key)
 
     def open(
         self, label: str, data: bytes, kind: type[S], role: str, *, now_s: float
@@ -403,7 +403,7 @@ class Rules:
         envelope = decode_envelope(data)
         signed_by = []
         for key_id, signature in envelope.signatures.items():
-            name, public, key = self._keys.get(key_id, ("", b"", None))
+            name, public, key = self.known.get(key_id, ("", b"", None))
             if key is None:
                 continue
             if not verify(public, envelope.signed, signature):
