@@ -163,6 +163,20 @@ cdef class Available:
     cdef bint holds(self, const TableView* view, int64_t row) noexcept nogil
 
 
+cdef class Prepared:
+    """One request as other models than the release's own take it, and what a decision about it says beside their score."""
+    cdef:
+        readonly object request
+        readonly list inputs          # arrays, one row each, in the order of the models' inputs
+        readonly tuple stale
+        readonly tuple missing
+        readonly bint fresh
+        readonly bint review          # a column sends it to review
+        readonly object segment       # the policy's bands for it; None: the common ones
+        readonly tuple trace
+        readonly bint counted         # it was counted in its windows
+
+
 cdef class Engine:
     cdef:
         readonly Program program
@@ -202,6 +216,11 @@ cdef class Engine:
         readonly int64_t n_late       # answers that came after the deadline and were dropped
         readonly object hook          # told of answers; None: nobody
         object event_type
+        object on_drill               # given every n-th answer; None: nobody
+        int64_t drill_every           # 0: never
+        int64_t drill_left
+        readonly int64_t n_hook_failures  # what hooks and drills raised
+        object decode_msgpack
         readonly int64_t n_answers    # decisions and rankings
         readonly int64_t n_fresh      # of these, made without a stale and without an unavailable value
         list pool
@@ -234,8 +253,8 @@ cdef class Engine:
         object review_action
         object decision_type
         object ranking_type
-        object decode
-        object encode
+        object decode_json
+        object encode_json
         object decode_ids
         int64_t max_bytes
         int max_depth
@@ -262,7 +281,11 @@ cdef class Engine:
     cdef int short_of_time(self, Call* call, ri_stage* stage, int64_t left_ns) except -1
     cdef void untimed(self, Call* call) noexcept
     cdef void leave(self, Call* call) noexcept
-    cdef object finish(self, Call* call, object answer, object request, object priority)
+    cdef object conclude(self, Call* call, object answer, object request, object priority)
+    cdef int tell(self, object answer, object request, int64_t took_ns, object priority) except -1
+    cdef int drill(self, object answer, object request) except -1
+    cdef int check_score(self, float score) except -1
+    cdef object as_rung(self, object decision, str release, int rung)
     cdef int refuse_late(self, int64_t late_ns) except -1
     cdef int begin_wait(self, Workspace ws) except -1
     cdef void stop_wait(self, Workspace ws) noexcept

@@ -87,6 +87,26 @@ class Occlusion:
     ) -> None: ...
 
 @final
+class Prepared:
+    """One request as models elsewhere take it, and what a decision about it says beside their score.
+
+    Attributes:
+        request: as it was given. inputs: arrays with one row each, in the order of the models' inputs.
+        stale, missing, trace: as in a decision. fresh: no value is stale or unavailable.
+        review: a column sends it to review. counted: the request was counted in its windows.
+    """
+
+    request: Any
+    inputs: list[NDArray[Any]]
+    stale: tuple[str, ...]
+    missing: tuple[str, ...]
+    fresh: bool
+    review: bool
+    segment: tuple[int, int] | None
+    trace: tuple[str, ...]
+    counted: bool
+
+@final
 class Engine:
     """One release, ready to answer. Safe to call from many threads, coroutines and greenlets.
 
@@ -143,6 +163,7 @@ class Engine:
     n_refused_time: int
     n_late: int
     hook: Callable[[Any], object] | None
+    n_hook_failures: int
     def __init__(
         self,
         *,
@@ -204,7 +225,14 @@ class Engine:
         "wait" and "whole" of those that had to wait. Only calls with a deadline or a hook are timed.
         """
     def set_hook(self, hook: Callable[[Any], object] | None) -> None:
-        """Call `hook` with an event after each answer, before the caller has it; None: nobody. Raises: ConfigError."""
+        """Call `hook` with an event for each answer, before the caller has it; None: nobody. One event a row of a batch.
+
+        The event is event_type(answer, request, wall_ns, took_ns, priority). Late answers and errors are no events here.
+        What the hook raises is counted in `n_hook_failures`, and goes no further. Raises: ConfigError without an `event_type`.
+        """
+
+    def set_drill(self, on_drill: Callable[[Any, Any], object] | None, every: int) -> None:
+        """Call on_drill(request, answer) with every n-th answer, inside its call: it must not wait. None, or 0: never."""
 
     def outside_counts(self) -> dict[str, int]:
         """Column -> how many values lay outside its training range since the engine was made; only those above zero."""
@@ -335,6 +363,77 @@ class Engine:
 
     def fill(self, request: object) -> None:
         """The same into the engine's own memory, returning nothing: the cost of features alone. Raises: FeatureError."""
+
+    def prepare(
+        self,
+        request: object,
+        now_ns: int = 0,
+        budget_ns: int = 0,
+        observe: bool = False,
+        event_id: str | bytes | int | None = None,
+    ) -> Prepared:
+        """What a model elsewhere would be given for a request. Takes no permit, and waits for sources within the budget.
+
+        Raises: FeatureError.
+        """
+
+    def finish(
+        self,
+        prepared: Prepared,
+        score: float,
+        *,
+        release: str,
+        rung: int,
+        request_id: str | None = None,
+    ) -> Any:
+        """The decision about a prepared request and somebody else's score for it, by this release's policy; without reasons.
+
+        Raises: ScoreError for a score that is not finite, out of the release's range, or below the policy's bands.
+        """
+
+    def finish_static(
+        self,
+        request: object | None,
+        action: str | None,
+        score: float | None,
+        *,
+        release: str,
+        rung: int,
+        request_id: str | None = None,
+    ) -> Any:
+        """A decision without a model.
+
+        Args:
+            request: read for the policy's segment alone; None: the common bands.
+            action: None = by the bands. score: None = the lowest of the action's band; 0.0 where it has none.
+        Raises: ConfigError for an action that the policy lacks; ScoreError; FeatureError for the request.
+        """
+
+    def rank_static(
+        self,
+        candidates: Iterable[Any],
+        k: int,
+        *,
+        available: Available | None = None,
+        exclude: Iterable[Any] | None = None,
+        order: dict[Any, int],
+        release: str,
+        rung: int,
+        request_id: str | None = None,
+    ) -> Any:
+        """A ranking without a model: by place in `order`, then as given; what is excluded or not available is left out.
+
+        Scores are ranks: 1.0 for the first of n candidates, 1/n for the last. Raises: FeatureError, LimitError.
+        """
+
+    def decode(self, body: bytes, kind: str) -> Any:
+        """Bytes -> the request's Struct; kind "json", or "msgpack" of a scorer. Raises: RequestError, LimitError."""
+
+    def encode(self, answer: Any, kind: str) -> bytes:
+        """An answer -> bytes; kind "json" or "msgpack"."""
+
+    def ids_of(self, request: Any) -> list[Any]:
+        """The candidates of a decoded ranking request. Raises: RequestError, LimitError."""
 
     def tensors(
         self, requests: Sequence[object], now_ns: int = 0

@@ -614,6 +614,11 @@ cdef int add_segment(Segment* segments, int n, Program program, int column, int6
 
 
 @cython.final
+cdef class Prepared:
+    """See engine.pyi. Made by `Engine.prepare` alone."""
+
+
+@cython.final
 cdef class Engine:
     """See engine.pyi. Built by `pipeline.Pipeline`, which says what the arguments are."""
 
@@ -678,8 +683,8 @@ cdef class Engine:
         self.n_inputs = len(inputs)
         self.decision_type = decision_type
         self.ranking_type = ranking_type
-        self.decode = decode
-        self.encode = encode
+        self.decode_json = decode
+        self.encode_json = encode
         self.decode_ids = decode_ids
         self.max_bytes = max_bytes
         self.max_depth = max_depth
@@ -975,7 +980,7 @@ cdef class Engine:
             permit_leave(self.permits, call.permit)
             call.permit = 0
 
-    cdef object finish(self, Call* call, object answer, object request, object priority):
+    cdef object conclude(self, Call* call, object answer, object request, object priority):
         """The answer is there: in time or not, how long it took, who is told."""
         cdef int64_t now, took
         if call.timed:
@@ -990,7 +995,52 @@ cdef class Engine:
                 self.refuse_late(now - call.end_ns)
             if call.is_probe and call.stage != NULL:
                 ri_stage_ease(call.stage)
+            if self.hook is not None:
+                self.tell(answer, request, took, priority)
+        if self.drill_every:
+            self.drill(answer, request)
         return answer
+
+    cdef int tell(self, object answer, object request, int64_t took_ns, object priority) except -1:
+        """One event an answer; a batch's `request` is the list of its requests. What a hook raises is counted and goes no further."""
+        cdef int64_t wall_ns = self.wall_ns(), i
+        cdef list answers
+        try:
+            if type(answer) is not list:
+                self.hook(self.event_type(answer, request, wall_ns, took_ns, priority))
+                return 0
+        except Exception:
+            self.n_hook_failures += 1
+            return 0
+        answers = <list>answer
+        for i in range(len(answers)):
+            if type(answers[i]) is self.decision_type:
+                try:
+                    self.hook(self.event_type(answers[i], request[i], wall_ns, took_ns, priority))
+                except Exception:
+                    self.n_hook_failures += 1
+        return 0
+
+    cdef int drill(self, object answer, object request) except -1:
+        """Every n-th answer is given to whoever tries other ways to the same answer; it must not wait."""
+        cdef int64_t i
+        cdef list answers
+        if type(answer) is not list and self.drill_left > 1:
+            self.drill_left -= 1
+            return 0
+        answers = <list>answer if type(answer) is list else [answer]
+        for i in range(len(answers)):
+            if type(answers[i]) is not self.decision_type and type(answers[i]) is not self.ranking_type:
+                continue
+            self.drill_left -= 1
+            if self.drill_left > 0:
+                continue
+            self.drill_left = self.drill_every
+            try:
+                self.on_drill(request[i] if type(answer) is list else request, answers[i])
+            except Exception:
+                self.n_hook_failures += 1
+        return 0
 
     cdef int refuse_late(self, int64_t late_ns) except -1:
         self.n_late += 1
@@ -1059,6 +1109,11 @@ cdef class Engine:
         if hook is not None and self.event_type is None:
             raise ConfigError("this engine was made without a type of events")
         self.hook = hook
+
+    def set_drill(self, on_drill, int64_t every):
+        self.drill_every = 0
+        self.on_drill = on_drill
+        self.drill_left = self.drill_every = every if on_drill is not None and every > 0 else 0
 
     # ---- resolve: keys -> stored columns ------------------------------------------------------------------------------
 
@@ -1596,7 +1651,7 @@ cdef class Engine:
                 marks[2] = self.clock.monotonic_ns()
                 if ws.lease is not None:
                     marks[3], marks[4] = ws.lease.tables_ns, ws.lease.windows_ns
-            answer = self.finish(call, self.decide(ws, ws.scores[0], request_id, None), request, priority)
+            answer = self.conclude(call, self.decide(ws, ws.scores[0], request_id, None), request, priority)
             self.n_answers += 1
             self.n_fresh += ws.fresh
             failed = False
@@ -1625,7 +1680,7 @@ cdef class Engine:
         cdef Call call
         self.enter(&call, priority, budget_ns, self.run_clock)
         try:
-            return self.encode(self.score_object(self.decode_body(body, True, self.decode), request_id, now_ns, &call, observe,
+            return self.encode_json(self.score_object(self.decode_body(body, True, self.decode_json), request_id, now_ns, &call, observe,
                                                  event_id, may_wait, priority, NULL))
         finally:
             self.leave(&call)
@@ -1652,11 +1707,11 @@ cdef class Engine:
         cdef Call call
         marks[3] = marks[4] = 0
         self.untimed(&call)
-        request = self.decode_body(body, True, self.decode)
+        request = self.decode_body(body, True, self.decode_json)
         decoded = self.clock.monotonic_ns()
         decision = self.score_object(request, None, 0, &call, observe, None, True, CRITICAL, marks)
         decided = self.clock.monotonic_ns()
-        encoded = self.encode(decision)
+        encoded = self.encode_json(decision)
         end = self.clock.monotonic_ns()
         stages = (decoded - start, marks[0] - decoded, marks[1] - marks[0], marks[2] - marks[1], decided - marks[2],
                   end - decided)
@@ -1772,7 +1827,7 @@ cdef class Engine:
                 for i in range(n):
                     if out[i] is None:
                         out[i] = stopped
-            out = self.finish(call, out, None, priority)
+            out = self.conclude(call, out, items, priority)
             self.n_answers += answers
             self.n_fresh += n_fresh
             ended = True
@@ -1883,6 +1938,141 @@ cdef class Engine:
             self.fill_row(ws, 0, -1)
         finally:
             self.push(ws)
+
+    # ---- other rungs of the ladder: what they need of the release -------------------------------------------------------------
+
+    def prepare(self, request, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None):
+        cdef Workspace ws = self.pop()
+        cdef Prepared made = Prepared.__new__(Prepared)
+        cdef bint failed = True
+        try:
+            ws.options.counted = False
+            if self.resolver is not None or observe or event_id is not None:
+                self.begin(ws, now_ns, budget_ns, observe, event_id, True, False)
+            self.resolve_row(request, ws, now_ns, -1)
+            self.fill_row(ws, 0, -1)
+            if self.has_masks:
+                self._widen_masks(ws, 1)
+            made.request = request
+            made.inputs = [self._array(ws, 1, t, is_mask).reshape(1, *shape) for is_mask, t, shape in self.input_plan]
+            made.stale, made.missing = self._flags(ws, 0)
+            made.fresh = self.flags_are_fresh(ws)
+            made.review = ws.state.st.review
+            made.segment = self._segment_bands(ws) if self.segment_slot >= 0 else None
+            made.trace = () if ws.lease is None or ws.lease.trace is None else tuple(ws.lease.trace)
+            made.counted = self.resolver is not None and ws.options.counted
+            failed = False
+            return made
+        finally:
+            if ws.lease is not None:
+                if failed:
+                    self.mark_counted(ws)
+                if ws.lease.n_refresh:
+                    self.resolver.refresh(ws.lease)
+            self.push(ws)
+
+    def finish(self, Prepared prepared not None, double score, *, str release not None, int rung, request_id=None):
+        cdef float rounded = <float>score
+        action = self.review_action if prepared.review else None
+        self.check_score(rounded)
+        made = self._decide_row(rounded, (prepared.stale, prepared.missing), action, prepared.segment, request_id, prepared.trace, ())
+        return self.as_rung(made, release, rung)
+
+    def finish_static(self, request, action, score, *, str release not None, int rung, request_id=None):
+        cdef Workspace ws
+        cdef float rounded
+        segment = None
+        if action is not None and action not in self.actions:
+            raise ConfigError(f"Expected an action of the policy ({', '.join(dict.fromkeys(self.actions)) or 'it has none'}), got {clip(action)}")
+        if score is None:
+            if action is None:
+                raise ConfigError("Expected a score, an action, or both")
+            score = self.thresholds[self.actions.index(action)]
+            if not isfinite(score):
+                score = 0.0
+        else:
+            rounded = <float><double>score
+            self.check_score(rounded)
+        if action is None and self.segment_slot >= 0 and request is not None:
+            ws = self.pop()
+            try:
+                self.reader.read(request, ws.state, -1)
+                segment = self._segment_bands(ws)
+            finally:
+                self.push(ws)
+        made = self._decide_row(<float><double>score, None, action, segment, request_id, None, ())
+        return self.as_rung(made, release, rung)
+
+    cdef int check_score(self, float score) except -1:
+        if not (isfinite(score) and score >= self.score_low and score <= self.score_high):
+            raise ScoreError(f"Expected a finite score from {self.score_low} to {self.score_high}, got {score}")
+        return 0
+
+    cdef object as_rung(self, object decision, str release, int rung):
+        """The same answer, of somebody else."""
+        return self.decision_type(decision.id, decision.score, decision.action, decision.reasons, release, self.arm, rung,
+                                  decision.stale, decision.missing, decision.trace)
+
+    def rank_static(self, candidates, k, *, Available available=None, exclude=None, dict order not None, str release not None, int rung,
+                    request_id=None):
+        cdef int64_t most = how_many(k), i, row, n
+        cdef list ids = self.id_list(candidates), kept = [], places
+        cdef set gone = set(), named = set()
+        cdef dict suppressed = {}
+        cdef SnapshotTable table = None
+        cdef Bound bound = None
+        if exclude is not None:
+            exclude = plain_list(exclude, "$.exclude", "ids", MAX_EXCLUDED)
+            if len(exclude) > MAX_EXCLUDED:
+                raise LimitError(f"Expected at most {MAX_EXCLUDED} exclusions, got more")
+            for i in range(len(exclude)):
+                gone.add(self.plain_key(exclude[i], "$.exclude", i))
+        if self.item_plan is not None:
+            bound = self.item_plan.current()
+            table = bound.table
+        if available is not None:
+            if table is None:
+                raise FeatureTypeError("`available` reads the candidates' table, and this ranker has none", path="$.available")
+            available = available.current(table)
+        for i in range(len(ids)):
+            key = self.plain_key(ids[i], "$.candidates", i)
+            if key in named:
+                continue
+            named.add(key)
+            if key in gone:
+                suppressed[key] = _WHY[EXCLUDED]
+                continue
+            if available is not None:
+                row = table.find(key)
+                if row < 0 or not available.holds(&bound.c.view, row):
+                    suppressed[key] = _WHY[NOT_KNOWN] if row < 0 else _WHY[UNAVAILABLE]
+                    continue
+            kept.append(key)
+        n = len(order)
+        places = [(order.get(kept[i], n), i) for i in range(len(kept))]
+        places.sort()
+        n = len(kept)
+        items = [kept[i] for _, i in places[:min(most, n)]]
+        scores = [<double><float>((n - i) / <double>n) for i in range(len(items))]
+        request_id = self.next_id() if request_id is None else own_id(request_id)
+        return self.ranking_type(request_id, items, scores, release, self.arm, rung, (), (), suppressed)
+
+    def decode(self, body, str kind not None):
+        if kind == "json":
+            return self.decode_body(body, True, self.decode_json)
+        if kind != "msgpack" or self.candidate_slot >= 0:
+            raise ConfigError(f'Expected "json"{"" if self.candidate_slot >= 0 else " or msgpack"}, got {clip(kind)}')
+        if self.decode_msgpack is None:
+            self.decode_msgpack = msgspec.msgpack.Decoder(self.reader.type).decode
+        return self.decode_body(body, False, self.decode_msgpack)
+
+    def encode(self, answer, str kind not None):
+        if kind not in ("json", "msgpack"):
+            raise ConfigError(f'Expected "json" or "msgpack", got {clip(kind)}')
+        return self.encode_json(answer) if kind == "json" else msgspec.msgpack.encode(answer)
+
+    def ids_of(self, request):
+        return self.id_list(self.decode_body(bytes(request.candidates), True, self.decode_ids))
 
     # ---- tensors, for tests and tools ----------------------------------------------------------------------------------
 
@@ -2055,7 +2245,7 @@ cdef class Engine:
             if self.resolver is not None or observe or event_id is not None:
                 self.begin(ws, now_ns, 0, observe, event_id, may_wait, True)
             ranking = self.rank_core(context, ids, len(ids), ws, k, available, exclude, request_id, now_ns, NULL)
-            ranking = self.finish(call, ranking, context, priority)
+            ranking = self.conclude(call, ranking, context, priority)
             self.n_answers += 1
             self.n_fresh += ws.fresh
             failed = False
@@ -2107,7 +2297,7 @@ cdef class Engine:
             if self.resolver is not None or observe or event_id is not None:
                 self.begin(ws, now_ns, 0, observe, event_id, True, True)
             ranking = self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
-            ranking = self.finish(call, ranking, context, priority)
+            ranking = self.conclude(call, ranking, context, priority)
             self.n_answers += 1
             self.n_fresh += ws.fresh
             failed = False
@@ -2127,8 +2317,8 @@ cdef class Engine:
         cdef Call call
         self.enter(&call, priority, budget_ns, None)
         try:
-            request = self.decode_body(body, True, self.decode)
-            return self.encode(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
+            request = self.decode_body(body, True, self.decode_json)
+            return self.encode_json(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
                                              request.request_id if request_id is None else request_id, now_ns, &call, observe,
                                              event_id, priority, NULL))
         finally:
@@ -2141,12 +2331,12 @@ cdef class Engine:
         cdef Call call
         marks[1] = marks[2] = 0
         self.untimed(&call)
-        request = self.decode_body(body, True, self.decode)
+        request = self.decode_body(body, True, self.decode_json)
         decoded = self.clock.monotonic_ns()
         ranking = self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude, None, 0,
                                 &call, False, None, CRITICAL, marks)
         decided = self.clock.monotonic_ns()
-        encoded = self.encode(ranking)
+        encoded = self.encode_json(ranking)
         end = self.clock.monotonic_ns()
         return encoded, (decoded - start, marks[0] - decoded, marks[1], marks[2], decided - marks[0] - marks[1] - marks[2],
                          end - decided)
