@@ -135,9 +135,7 @@ class Rungs:
 
             permits = pipeline.permits
             self.drills = Drills(self.ladder, _copy, lambda: _has_room(permits))
-            set_drill: Any = getattr(engine, "set_drill", None)  # until the engine has it
-            if set_drill is not None:
-                set_drill(_weakly(self.drills), DRILL_EVERY)
+            engine.set_drill(_weakly(self.drills), DRILL_EVERY)
 
     def health(self, pipeline: Pipeline, *, ready: bool, remote: Any) -> Health:
         """Everything that is known of how the door is doing."""
@@ -159,7 +157,7 @@ class Rungs:
             if engine is None
             else {name: stage.p99_ns / 1e6 for name, stage in engine.stages.items() if stage.n},
             breakers=dict(states()) if callable(states) else {},
-            hook_failures=self.hooks.failures,
+            hook_failures=self.hooks.failures + (0 if engine is None else engine.n_hook_failures),
             dropped_drills=0 if self.drills is None else self.drills.dropped,
         )
 
@@ -208,7 +206,7 @@ def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers
 
 def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
     """Features and policy of this release, the model on a server."""
-    engine: Any = pipeline.need_engine()
+    engine = pipeline.need_engine()
     score = pipeline.manifest.score
     assert score is not None
     names = pipeline.input_names
@@ -289,7 +287,7 @@ class _Last:
 
 
 def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
-    engine: Any = pipeline.need_engine()
+    engine = pipeline.need_engine()
 
     def answer(call: Call, end_ns: int) -> Decision:
         score = last.scores.score(last.scale, key_of(call.request, last.fields))
@@ -309,7 +307,7 @@ def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
 
 def _static(pipeline: Pipeline) -> Answers:
     """A rule or a prior of the release itself."""
-    engine: Any = pipeline.need_engine()
+    engine = pipeline.need_engine()
     fallback = pipeline.fallback
     assert fallback is not None
     fields = {field.name: field for field in pipeline.spec.fields}
@@ -332,7 +330,7 @@ def _static(pipeline: Pipeline) -> Answers:
 
 def _popular(pipeline: Pipeline) -> Answers:
     """The release's popular list, less what is unavailable or excluded."""
-    engine: Any = pipeline.need_engine()
+    engine = pipeline.need_engine()
     fallback = pipeline.fallback
     assert fallback is not None
     order = {one: place for place, one in enumerate(fallback.body.popular)}

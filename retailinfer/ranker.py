@@ -161,7 +161,8 @@ class Ranker(Door):
                 ranking=(candidates, k, available, exclude),
             )
             return fallen
-        return ranking
+        else:
+            return ranking
 
     def rank_json(
         self,
@@ -207,7 +208,8 @@ class Ranker(Door):
                 ranking=(None, 0, available, None),
             )
             return fallen
-        return answer
+        else:
+            return answer
 
     def _opens(self, call: Call) -> None:
         asked = self._engine.decode(call.request, "json")

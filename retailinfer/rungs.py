@@ -74,6 +74,11 @@ def _check_rung(
             f"this release ranks candidates, which this rung cannot{where}", hint="take previous and static"
         )
     _check_decisions(rung, contract, policy, where)
+    if rung.max_ms is not None and contract.deadline_ms is not None and rung.max_ms > contract.deadline_ms:
+        raise SpecError(
+            f"Expected max_ms of at most the contract's deadline_ms, {contract.deadline_ms:g}, got {rung.max_ms:g}{where}",
+            hint="a rung is begun only where its whole time fits what is left",
+        )
     of_last = {"entity", "max_age_s", "max_entities", "scale"}
     extra = [name for name in sorted(of_last) if getattr(rung, name) is not None]
     if rung.kind != "last_score" and extra:

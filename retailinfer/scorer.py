@@ -179,7 +179,8 @@ class Scorer(Door):
                 exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
             )
             return fallen
-        return decision
+        else:
+            return decision
 
     def score_json(
         self,
@@ -223,7 +224,8 @@ class Scorer(Door):
                 encode=self._encodes_json,
             )
             return fallen
-        return answer
+        else:
+            return answer
 
     def _opens_json(self, call: Call) -> None:
         call.request = self._engine.decode(call.request, "json")
@@ -273,7 +275,8 @@ class Scorer(Door):
                 encode=self._encodes_msgpack,
             )
             return fallen
-        return answer
+        else:
+            return answer
 
     def _opens_msgpack(self, call: Call) -> None:
         call.request = self._engine.decode(call.request, "msgpack")

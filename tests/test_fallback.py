@@ -39,7 +39,8 @@ def packed(**given: Any) -> dict[str, bytes]:
     ladder = tuple(
         rung if isinstance(rung, ri.Rung) else ri.Rung(kind=rung) for rung in given.pop("ladder", ("static",))
     )
-    contract = ri.Contract(ladder=ladder, use_case=given.pop("use_case", None))
+    more = {name: given.pop(name, None) for name in ("use_case", "deadline_ms")}
+    contract = ri.Contract(ladder=ladder, **more)
     options = {"policy": POLICY, "fallback": ri.Fallback(score=0.6)} | given
     return releases.packed("shop", logistic(2), spec, contract=contract, **options)
 
@@ -138,6 +139,10 @@ def test_broken_file_of_a_release_is_the_releases_fault():
         ({"ladder": [ri.Rung(kind="static", decisions=("dance",))]}, "no action of the policy"),
         ({"ladder": [ri.Rung(kind="static", entity="card")]}, "belongs to last_score"),
         ({"ladder": ["last_score"]}, "Expected entity="),
+        (
+            {"ladder": [ri.Rung(kind="static", max_ms=21)], "deadline_ms": 20},
+            "at most the contract's deadline_ms",
+        ),
         ({"ladder": [ri.Rung(kind="last_score", entity="till")]}, "Expected entity="),
         ({"ladder": ["last_score"], "features": WITHOUT}, "declare entities"),
         ({"use_case": "fraud", "policy": NO_REVIEW}, "no review action"),

@@ -292,7 +292,8 @@ cdef class Engine:
     cdef int end_wait(self, Workspace ws) except -1
     cdef int64_t wait_until(self, Call* call) noexcept
     cdef int fetch_many(self, Workspace ws, dict missing) except -1
-    cdef int mark_counted(self, Workspace ws) except -1
+    cdef int tell_error(self, Workspace ws) except -1
+    cdef int tell_began(self, object error, Call* call) except -1
     cdef object no_time_for(self, Call* call, int64_t n)
     cdef void _set_rows(self, Workspace ws, int64_t n) noexcept nogil
     cdef void _widen_masks(self, Workspace ws, int64_t n) noexcept nogil

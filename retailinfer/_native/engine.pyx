@@ -1086,11 +1086,18 @@ cdef class Engine:
             self.short_of_time(call, call.stage, call.end_ns - now)
         return 0
 
-    cdef int mark_counted(self, Workspace ws) except -1:
-        """In a `finally`: the error under way tells that the request was counted in its windows."""
+    cdef int tell_error(self, Workspace ws) except -1:
+        """In a `finally`: the error under way tells who answers instead whether the request was counted, and when it began."""
         error = sys.exc_info()[1]
-        if ws.options.counted and isinstance(error, ServingError):
-            error.counted = True
+        if isinstance(error, ServingError):
+            if ws.lease is not None and ws.options.counted:
+                error.counted = True
+            self.tell_began(error, ws.call)
+        return 0
+
+    cdef int tell_began(self, object error, Call* call) except -1:
+        if call != NULL and call.timed:
+            error.began_ns = call.start_ns
         return 0
 
     @property
@@ -1657,9 +1664,9 @@ cdef class Engine:
             failed = False
             return answer
         finally:
+            if failed:
+                self.tell_error(ws)
             if ws.lease is not None:
-                if failed:
-                    self.mark_counted(ws)
                 if ws.lease.n_refresh:
                     self.resolver.refresh(ws.lease)
             self.push(ws)
@@ -1814,6 +1821,7 @@ cdef class Engine:
                             if not row_errors:
                                 raise exc
                             exc.counted = rich and observe
+                            self.tell_began(exc, call)
                             out[i] = exc
                 if rich:
                     self.resolver.settle(ws.lease)
@@ -1822,6 +1830,7 @@ cdef class Engine:
                 if stopped is not None:
                     break
             if stopped is not None:
+                self.tell_began(stopped, call)
                 if not row_errors:
                     raise stopped
                 for i in range(n):
@@ -1832,8 +1841,8 @@ cdef class Engine:
             self.n_fresh += n_fresh
             ended = True
         finally:
-            if rich and not ended:
-                self.mark_counted(ws)
+            if not ended:
+                self.tell_error(ws)
             self.push(ws)
         return out
 
@@ -1966,7 +1975,7 @@ cdef class Engine:
         finally:
             if ws.lease is not None:
                 if failed:
-                    self.mark_counted(ws)
+                    self.tell_error(ws)
                 if ws.lease.n_refresh:
                     self.resolver.refresh(ws.lease)
             self.push(ws)
@@ -2251,9 +2260,9 @@ cdef class Engine:
             failed = False
             return ranking
         finally:
+            if failed:
+                self.tell_error(ws)
             if ws.lease is not None:
-                if failed:
-                    self.mark_counted(ws)
                 if ws.lease.n_refresh:
                     self.resolver.refresh(ws.lease)
             self.push(ws)
@@ -2304,9 +2313,9 @@ cdef class Engine:
             return ranking
         finally:
             PyBuffer_Release(&view)
+            if failed:
+                self.tell_error(ws)
             if ws.lease is not None:
-                if failed:
-                    self.mark_counted(ws)
                 if ws.lease.n_refresh:
                     self.resolver.refresh(ws.lease)
             self.push(ws)

@@ -127,7 +127,7 @@ def limits_of(given: Sequence[str], contract: Contract | None) -> list[Limit]:
 
 
 def _promised(contract: Contract) -> list[Limit]:
-    """What the contract promises of time. Of 1,000 calls 999 must be within the deadline, of 100 of a stage 99 in its budget."""
+    """What the contract promises of time: of 1,000 calls 999 are within the deadline, of 100 of a stage 99 in its budget."""
     whole = {"p50": contract.p50_ms, "p95": contract.p95_ms, "p99": contract.p99_ms}
     found = [Limit(f"{q}_ms", None, q, ms * 1e3) for q, ms in whole.items() if ms is not None]
     if contract.deadline_ms is not None:

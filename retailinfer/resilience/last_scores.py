@@ -31,8 +31,7 @@ class LastScores:
 
     Args:
         scale_of: release of an answer -> the name of its scale; None = such an answer is not remembered.
-    Attributes:
-        failures: answers that could not be remembered.
+    `failures`: answers that could not be remembered.
     """
 
     def __init__(
