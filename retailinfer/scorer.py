@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer.answers import RemoteModel
+    from retailinfer.batching import MicroBatcher
     from retailinfer.contracts import Decision, Explanation, Reason
     from retailinfer.door import EventId
     from retailinfer.features.spec import Field
@@ -514,6 +515,18 @@ class Scorer(Door):
             )
             return fallen
         return answer
+
+    def batcher(self, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> MicroBatcher:
+        """Collect requests of coroutines into batches, with the same bits as alone.
+
+        Args:
+            max_rows: of one batch; as many do not wait for more.
+            max_delay_ms: what a request waits for others at most. 0: for those that come in the same turn of the event loop.
+        Raises: ConfigError for a release whose rows are not independent, or limits that are none.
+        """
+        from retailinfer.batching import MicroBatcher  # noqa: PLC0415 - with asyncio, which others do without
+
+        return MicroBatcher(self, max_rows=max_rows, max_delay_ms=max_delay_ms)
 
 
 def _kept(given: Iterable[Any], most: int) -> Any:
