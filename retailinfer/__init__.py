@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from retailinfer.ranker import Ranker
     from retailinfer.release.fallback import Fallback
     from retailinfer.release.trust_files import Trust
+    from retailinfer.resilience.remote import Backend
+    from retailinfer.resilience.remote.client import Remote
     from retailinfer.scorer import Scorer
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
     "BundleError",
     "CallerError",
     "ConfigError",
@@ -101,6 +104,7 @@ __all__ = [
     "Ranker",
     "Ranking",
     "Reason",
+    "Remote",
     "RemoteError",
     "RequestError",
     "RetailInferError",
@@ -152,6 +156,8 @@ _HOMES = {
     "retailinfer.policy": ("Policy",),
     "retailinfer.preload": ("preload",),
     "retailinfer.ranker": ("Ranker",),
+    "retailinfer.resilience.remote": ("Backend",),
+    "retailinfer.resilience.remote.client": ("Remote",),
     "retailinfer.release.fallback": ("Fallback",),
     "retailinfer.release.trust_files": ("Trust",),
     "retailinfer.scorer": ("Scorer",),

@@ -15,6 +15,7 @@ import retailinfer
 from retailinfer import columns
 
 PUBLIC = [
+    "Backend",
     "BundleError",
     "CallerError",
     "ConfigError",
@@ -43,6 +44,7 @@ PUBLIC = [
     "Ranker",
     "Ranking",
     "Reason",
+    "Remote",
     "RemoteError",
     "RequestError",
     "RetailInferError",

@@ -86,7 +86,7 @@ def test_hedges_stay_below_a_twentieth():
             calls += 1
             budget.deposit(now_ns)
             hedges += may_hedge(
-                breaker=State.CLOSED, throttle=throttle, shedding=False, left_ns=SECOND, latency=latency,
+                breaker=State.CLOSED, throttle=throttle, shedding=False, failed=False, left_ns=SECOND, latency=latency,
                 budget=budget, now_ns=now_ns,
             )  # fmt: skip
             assert hedges <= 0.05 * calls
@@ -130,6 +130,7 @@ def test_hedge_is_not_made_and_not_paid_for(change):
         "breaker": State.CLOSED,
         "throttle": Throttle(),
         "shedding": False,
+        "failed": False,
         "left_ns": SECOND,
         "latency": _known(10 * MS),
     }

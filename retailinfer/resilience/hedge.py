@@ -26,11 +26,16 @@ def hedge_delay_ns(latency: Latency) -> int | None:
 
 
 def may_hedge(
-    *, breaker: State, throttle: Throttle, shedding: bool, left_ns: int, latency: Latency, budget: Budget, now_ns: int
+    *, breaker: State, throttle: Throttle, shedding: bool, failed: bool, left_ns: int, latency: Latency, budget: Budget,
+    now_ns: int,
 ) -> bool:  # fmt: skip
-    """Whether the second attempt may begin now; it is then paid for."""
-    if breaker is not State.CLOSED or shedding or not throttle.is_open or latency.p50_ns is None:
+    """Whether the second attempt may begin now; it is then paid for. failed: the first has ended without an answer."""
+    if breaker is not State.CLOSED or shedding or not throttle.is_open:
         return False
+    if latency.p50_ns is None:
+        return (
+            failed and left_ns > 0 and budget.withdraw(now_ns)
+        )  # nothing is known, and nothing is there to lose
     return left_ns >= latency.p50_ns and budget.withdraw(now_ns)
 
 

@@ -191,6 +191,8 @@ def _context(ca_certs: str | None, client_cert: tuple[str, str] | None) -> ssl.S
 class HttpBackend:
     """A model at one endpoint. `binary`: None = ask the server once whether it has the binary extension."""
 
+    takes_cancel = True
+
     def __init__(
         self,
         endpoint: Endpoint,

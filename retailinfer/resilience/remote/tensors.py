@@ -78,7 +78,7 @@ def wire_array(name: str, array: object) -> tuple[str, NDArray[Any]]:
         raise RemoteError(
             f"Expected at most {MAX_DIMENSIONS} dimensions, got {array.ndim}", kind="unsendable"
         )
-    return datatype, np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return datatype, np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 def check_shape(shape: object, most: int) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def check_reply(
             _check_declared(spec, datatype, array.shape)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RemoteError(f"the output {clip(name)} holds NaN or infinity", kind="not_finite")
-        found[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        found[name] = np.asarray(array, array.dtype.newbyteorder("="), order="C")
     return found
 
 
