@@ -55,7 +55,7 @@ from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.monitoring.events import Answered
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
-from retailinfer.release.bundle import Bundle, read_bundle, resolve_trust
+from retailinfer.release.bundle import Bundle, check_fallback, read_bundle, resolve_trust
 from retailinfer.release.fallback import Fallback
 from retailinfer.rungs import check_ladder, laid_over
 from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
@@ -198,16 +198,25 @@ class Pipeline:
         *,
         trust: str | os.PathLike[str] | Trust | None,
         strict_paths: bool = False,
+        instead_of: Manifest | None = None,
         **options: Any,
     ) -> Pipeline:
-        """Read, verify and build; what was accepted is remembered last. Raises: BundleError, ConfigError."""
+        """Read, verify and build; what was accepted is remembered last.
+
+        Args:
+            instead_of: of the release in whose place this one may answer; where signatures count, it must name this one.
+        Raises: BundleError, ConfigError.
+        """
         believed = resolve_trust(trust)
         if not isinstance(source, (str, os.PathLike, Mapping)):
             raise ConfigError(
                 f"Expected a release's directory, or its files by name, got `{type(source).__name__}`"
             )
-        pipeline = cls(read_bundle(source, strict_paths=strict_paths, trust=believed), **options)
-        if believed is not None:
+        bundle = read_bundle(source, strict_paths=strict_paths, trust=believed)
+        if believed is not None and instead_of is not None:
+            check_fallback(bundle.manifest, instead_of)
+        pipeline = cls(bundle, **options)
+        if believed is not None and instead_of is None:
             try:
                 believed.remember(pipeline.manifest.name, pipeline.manifest.digest)
             except BundleError:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from retailinfer.errors import BundleError, ConfigError, IntegrityError, ManifestError, clip
+from retailinfer.errors import BundleError, ConfigError, IntegrityError, ManifestError, TrustError, clip
 from retailinfer.release.manifest import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -45,7 +45,16 @@ if TYPE_CHECKING:
     from retailinfer.release.trust import ReleaseVerdict
     from retailinfer.release.trust_files import Trust
 
-__all__ = ["SIGNATURE", "Bundle", "parse", "parser_calls", "read_bundle", "resolve_trust", "write_bundle"]
+__all__ = [
+    "SIGNATURE",
+    "Bundle",
+    "check_fallback",
+    "parse",
+    "parser_calls",
+    "read_bundle",
+    "resolve_trust",
+    "write_bundle",
+]
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -135,6 +144,15 @@ def resolve_trust(
         return Trust(trust, state=environ.get(STATE_VARIABLE) or None)
     except ConfigError as exc:
         raise ConfigError(f"{source} cannot be used: {exc}") from exc
+
+
+def check_fallback(manifest: Manifest, current: Manifest) -> None:
+    """A signed release names those that may answer in its place; nothing older comes back otherwise. Raises: TrustError."""
+    if manifest.digest not in (*current.info.fallbacks, current.digest):
+        raise TrustError(
+            f"{current.release} does not allow {manifest.release} to answer in its place",
+            hint=f"pack it with info=Info(fallbacks=({manifest.digest[:12]}...,)), and sign that",
+        )
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
