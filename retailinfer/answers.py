@@ -22,7 +22,7 @@ from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError, 
 from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
 from retailinfer.pipeline import Pipeline, parse_available
 from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
-from retailinfer.rungs import decisions_of, entity_of, key_of, reads_field
+from retailinfer.rungs import decisions_of, entity_of, key_reader, reads_field
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,32 +252,28 @@ class _Last:
 
         entity = pipeline.spec.body.entities[entity_of(rung, pipeline.spec)]
         by_name = {field.name: field for field in pipeline.spec.fields}
-        self.fields = tuple(by_name[name] for name in entity.key)
+        self.key_of = key_reader(tuple(by_name[name] for name in entity.key))
         self.scale = rung.scale or _model_digest(pipeline)
         scales = {pipeline.manifest.release: self.scale}
         if previous is not None:
             theirs = next((r.scale for r in previous.contract.ladder if r.kind == "last_score"), None)
             scales.setdefault(previous.manifest.release, theirs or _model_digest(previous))
-        own = self.scale
-
-        def scale_of(release: str) -> str | None:
-            return own if release.startswith("remote:") else scales.get(release)
-
         self.scores = LastScores(
             clock=pipeline.clock,
-            scale_of=scale_of,
+            scales=scales,
+            default=self.scale,  # a remote runs the release's own model
             max_age_s=rung.max_age_s or MAX_AGE_S,
             max_entities=rung.max_entities or MAX_ENTITIES,
         )
 
     def then(self, tell: Callable[[Any], None] | None) -> Callable[[Any], None]:
         """A hook that remembers answers and hands every event on."""
-        scores, fields = self.scores, self.fields
+        scores, key_of = self.scores, self.key_of
 
         def remember(event: Any) -> None:
-            if type(event) is Answered and isinstance(event.answer, Decision):
+            if type(event) is Answered:
                 try:
-                    scores.remember(key_of(event.request, fields), event.answer)
+                    scores.remember(key_of(event.request), event.answer)  # type: ignore[arg-type]  # a scorer decides
                 except Exception:  # noqa: BLE001 - a key that cannot be one costs the memory, not the answer
                     scores.failures += 1
             if tell is not None:
@@ -290,7 +286,7 @@ def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
     engine = pipeline.need_engine()
 
     def answer(call: Call, end_ns: int) -> Decision:
-        score = last.scores.score(last.scale, key_of(call.request, last.fields))
+        score = last.scores.score(last.scale, last.key_of(call.request))
         action = None
         if score is None:
             if not call.shadow:

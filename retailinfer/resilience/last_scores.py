@@ -11,7 +11,7 @@ Kept by cachetools, which knows no threads: one lock around it, made anew in for
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 
 from cachetools import TTLCache
 
@@ -30,7 +30,7 @@ class LastScores:
     """Scores by (scale, key).
 
     Args:
-        scale_of: release of an answer -> the name of its scale; None = such an answer is not remembered.
+        scales: release of an answer -> the name of its scale. default: of answers of others.
     `failures`: answers that could not be remembered.
     """
 
@@ -38,11 +38,12 @@ class LastScores:
         self,
         *,
         clock: Clock,
-        scale_of: Callable[[str], str | None],
+        scales: Mapping[str, str],
+        default: str,
         max_age_s: float = MAX_AGE_S,
         max_entities: int = MAX_ENTITIES,
     ) -> None:
-        self._scale_of = scale_of
+        self._scales, self._default = dict(scales), default
         self._size, self._ttl_ns, self._clock = max_entities, max_age_s * 1e9, clock
         self.failures = 0
         self._lock = threading.RLock()
@@ -66,9 +67,7 @@ class LastScores:
         """Keep the score of an answer; one that was not computed, or of an entity without a key, is left."""
         if answer.rung >= COMPUTED or key is None:
             return
-        scale = self._scale_of(answer.release)
-        if scale is None:
-            return
+        scale = self._scales.get(answer.release, self._default)
         with self._lock:
             self._scores[scale, key] = answer.score
 
