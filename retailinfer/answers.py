@@ -18,7 +18,7 @@ import numpy as np
 
 from retailinfer.contracts import Decision, Health, Ranking, Rung
 from retailinfer.deadline import FOREVER_NS
-from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError, Unavailable
+from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError
 from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
 from retailinfer.pipeline import Pipeline, parse_available
 from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from retailinfer.resilience.drills import Drills
 
-Answers: TypeAlias = Callable[[Call, int], Decision | Ranking]
+Answers: TypeAlias = Callable[[Call, int], Decision | Ranking | None]
 
 __all__ = ["DRILL_EVERY", "RemoteModel", "Rungs"]
 
@@ -285,16 +285,12 @@ class _Last:
 def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
     engine = pipeline.need_engine()
 
-    def answer(call: Call, end_ns: int) -> Decision:
+    def answer(call: Call, end_ns: int) -> Decision | None:
         score = last.scores.score(last.scale, last.key_of(call.request))
-        action = None
         if score is None:
-            if not call.shadow:
-                raise Unavailable("no score of this entity is remembered")
-            # The way to it was exercised, and that it may be empty is no fault.
-            score, action = _any_answer(pipeline)
+            return None
         made: Decision = engine.finish_static(
-            call.request, action, score, release=pipeline.manifest.release, rung=3, request_id=call.request_id
+            call.request, None, score, release=pipeline.manifest.release, rung=3, request_id=call.request_id
         )
         return made
 
@@ -384,14 +380,6 @@ def _model_digest(pipeline: Pipeline) -> str:
     manifest = pipeline.manifest
     files = {entry.file: entry.sha256 for entry in manifest.files}
     return ":".join(files[model.file] for model in manifest.models)
-
-
-def _any_answer(pipeline: Pipeline) -> tuple[float | None, str | None]:
-    """Score and action that the release takes for an answer."""
-    if pipeline.policy is not None:
-        return None, pipeline.policy.actions[0]
-    score = pipeline.manifest.score
-    return (0.0 if score is None or score.low is None else score.low), None
 
 
 def _rule(pipeline: Pipeline, text: str | None) -> Any:

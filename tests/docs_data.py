@@ -2,6 +2,7 @@
 
 payments.parquet, cards.parquet, merchants.parquet: what payments are scored with. views.parquet, users.parquet,
 items.parquet: what products are ranked with. Stored columns stand in payments and views under their reference.
+risk-41.onnx, risk-42.onnx: two models of an amount, of which the newer one fails for refunds.
 """
 
 from __future__ import annotations
@@ -112,8 +113,30 @@ def views() -> list[dict[str, Any]]:
     return rows
 
 
+def risk(version: int) -> bytes:
+    """An ONNX file: the size of an amount by 150 (41); its square root, which a negative amount has not (42)."""
+    from onnx import TensorProto, helper
+
+    last = {41: "Abs", 42: "Sqrt"}[version]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Div", ["features", "scale"], ["scaled"]),
+            helper.make_node(last, ["scaled"], ["risk"]),
+        ],
+        "risk",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", 1])],
+        [helper.make_tensor_value_info("risk", TensorProto.FLOAT, ["rows", 1])],
+        [helper.make_tensor("scale", TensorProto.FLOAT, [1], [150.0])],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    made: bytes = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    return made
+
+
 def write(folder: Path) -> None:
-    """All tables as Parquet files in a folder."""
+    """All tables as Parquet files in a folder, and the two models."""
+    for version in (41, 42):
+        (folder / f"risk-{version}.onnx").write_bytes(risk(version))
     import pyarrow as pa
     import pyarrow.parquet as pq
 

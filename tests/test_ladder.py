@@ -106,6 +106,20 @@ def test_whatever_a_rung_breaks_of_the_next_one_answers(broken: Exception):
     assert ways.answer(call(clock), SessionError("broken")).rung == 4
 
 
+def test_rung_that_knows_nothing_of_a_call_is_well():
+    """An entity without a last score is no fault of the rung: the next one answers, and a drill passes."""
+    clock = ManualClock()
+    step = Step("last_score", lambda asked, end_ns: None)
+    ways, _ = ladder(clock, step, Step("static", Rung(clock)))
+    assert ways.answer(call(clock), SessionError("x")).rung == 4
+    assert ways.drill(step, call(clock, shadow=True)) is True
+    report = ways.report()[0]
+    assert (report.state, report.answers, report.failures, report.failed_drills) == ("ready", 0, 0, 0)
+    alone, _ = ladder(clock, step)
+    with pytest.raises(Unavailable, match="knows nothing of it"):
+        alone.answer(call(clock), SessionError("x"))
+
+
 def test_what_ends_a_program_is_no_failure_of_a_rung():
     """KeyboardInterrupt passes through, and the rung is left."""
     clock = ManualClock()

@@ -115,8 +115,8 @@ class Step:
 
     Args:
         kind: one of `contracts.RUNGS`; its place there is the rung's number.
-        answer: called with the call and the moment (monotonic ns) at which the rung's time is over. None: the contract
-            names the rung, and nobody brought it.
+        answer: called with the call and the moment (monotonic ns) at which the rung's time is over; it gives None where it is
+            well and knows nothing of this call. None instead of it: the contract names the rung, and nobody brought it.
         max_ns: of one call; 0 = what the deadline leaves.
         decisions: actions that it may give; None: there are none to give. review: what the others become, where it may.
         costs_as_release: calls that were shed go past it.
@@ -126,7 +126,7 @@ class Step:
     def __init__(
         self,
         kind: str,
-        answer: Callable[[Call, int], Answer] | None,
+        answer: Callable[[Call, int], Answer | None] | None,
         *,
         max_ns: int = 0,
         max_concurrency: int = CONCURRENCY,
@@ -294,6 +294,9 @@ class Ladder:
                 tried.append(f"{step.kind}: {type(exc).__name__}")
                 call.counted = call.counted or getattr(exc, "counted", False)
                 continue
+            if made is None:
+                tried.append(f"{step.kind}: knows nothing of it")
+                continue
             now = self.clock.monotonic_ns()
             if now > call.end_ns:
                 raise self._over(call, [*tried, f"{step.kind}: late"], last, late=True)
@@ -330,24 +333,31 @@ class Ladder:
             step.in_flight += 1
         return None
 
-    def _try(self, step: Step, call: Call, began_ns: int, end_ns: int) -> Answer:
+    def _try(self, step: Step, call: Call, began_ns: int, end_ns: int) -> Answer | None:
         """Ask a rung that was entered, leave it, and keep what is learned. Raises: whatever it does."""
         assert step.answer is not None
         made: Answer | None = None
+        is_well = False
         try:
             given = step.answer(call, end_ns)
-            made = step.allowed(given)
-            if made is None:
-                raise Unavailable(f"the {step.kind} rung may not give what it would")
+            if given is not None:
+                made = step.allowed(given)
+                if made is None:
+                    raise Unavailable(f"the {step.kind} rung may not give what it would")
+            is_well = True
             return made
         finally:
             now = self.clock.monotonic_ns()
             with self._lock:
                 step.in_flight = max(0, step.in_flight - 1)
-                self._learn(step, now - began_ns, now, ok=made is not None, shadow=call.shadow)
+                self._learn(
+                    step, now - began_ns, now, ok=is_well, answered=made is not None, shadow=call.shadow
+                )
             self._look(step, now)
 
-    def _learn(self, step: Step, took_ns: int, now_ns: int, *, ok: bool, shadow: bool) -> None:
+    def _learn(
+        self, step: Step, took_ns: int, now_ns: int, *, ok: bool, answered: bool, shadow: bool
+    ) -> None:
         # A failure that came quickly, such as a breaker's, says nothing of how long answers take; one that took long does.
         if ok or (step.known and took_ns > step.p99_ns):
             step.note(took_ns)
@@ -357,10 +367,9 @@ class Ladder:
         if shadow:
             step.drills += 1
             step.failed_drills += not ok
-        elif ok:
-            step.answers += 1
         else:
-            step.failures += 1
+            step.answers += answered
+            step.failures += not ok
 
     # ---- drills --------------------------------------------------------------------------------------------------------
 
