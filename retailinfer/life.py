@@ -5,12 +5,14 @@ Rules:
   * Registering keeps nothing alive: what is dropped is forgotten.
   * A child begins before any other code of it runs. A raw fork, which tells nobody, is noticed by who compares process ids.
   * The end comes once, whether the process ends by itself, as a worker of multiprocessing, or is asked to by `end_all`.
+  * gevent's workers patch threads, locks and sockets after the fork: who began before that begins again.
   * What one of them raises is reported as an exception that nobody can catch; the others have their turn nevertheless.
 """
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import sys
 import weakref
@@ -66,6 +68,7 @@ class _Life:
         self.ends: list[weakref.ref[Ends]] = []
         self.hooked = False
         self.told_multiprocessing = False
+        self.watches_gevent = False
         self.finishes_in = 0  # process id of the worker of multiprocessing that will call `end_all`
 
     def hook(self) -> None:
@@ -86,6 +89,8 @@ class _Life:
         if util is not None and not self.told_multiprocessing:
             self.told_multiprocessing = True
             util.register_after_fork(self, _finish_in_worker)
+        if "gevent" in sys.modules:
+            importlib.import_module("gevent.events")  # for `watch_gevent`: the child should not import
         for pauses in reversed(self.pauses):
             _let(pauses(), "before_fork")
 
@@ -94,9 +99,27 @@ class _Life:
             _let(pauses(), "after_fork")
 
     def in_child(self) -> None:
+        self.begin()
+        self.watch_gevent()
+        self.finish_in_worker()  # one that a worker forked by itself leaves as the worker does
+
+    def begin(self) -> None:
         for begins in list(self.begins):
             _let(begins(), "begin_in_child")
-        self.finish_in_worker()  # one that a worker forked by itself leaves as the worker does
+
+    def watch_gevent(self) -> None:
+        """Locks and queues that were made a moment ago would block all greenlets once gevent has replaced the real ones."""
+        events: Any = sys.modules.get("gevent.events")
+        if events is None or self.watches_gevent:
+            return
+        self.watches_gevent = True
+        forked_pid = os.getpid()
+
+        def patched(event: object) -> None:
+            if isinstance(event, events.GeventDidPatchAllEvent) and os.getpid() == forked_pid:
+                self.begin()
+
+        events.subscribers.append(patched)
 
     def finish_in_worker(self) -> None:
         """In a worker of multiprocessing that came here by itself, as those of spawn and forkserver do: no fork told it."""

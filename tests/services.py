@@ -65,7 +65,7 @@ def until(condition: Any, *, what: str, within_s: float = START_S) -> Any:
         select.select([], [], [], 0.002)
 
 
-class _Server:
+class Server:
     """One process with a folder and a port, which can be killed, paused and started again."""
 
     name = "server"
@@ -153,7 +153,7 @@ class _Server:
         self.stop()
 
 
-class RedisServer(_Server):
+class RedisServer(Server):
     """A redis-server. `save=True` writes every command to disk, so that a restart after `kill` finds its data again."""
 
     name = "redis-server"
@@ -250,7 +250,7 @@ class RedisCluster:
             node.stop()
 
 
-class PostgresServer(_Server):
+class PostgresServer(Server):
     """A PostgreSQL that trusts everybody on this machine: user `postgres`, database `postgres`."""
 
     name = "postgres"
@@ -323,31 +323,33 @@ class PostgresServer(_Server):
 
     def pause(self) -> None:
         """Hang, with every process that serves a connection."""
-        for pid in [*_children(self.pid), self.pid]:
-            _signal(pid, signal.SIGSTOP)
+        for pid in [*children_of(self.pid), self.pid]:
+            send_signal(pid, signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        for pid in [self.pid, *_children(self.pid)]:
-            _signal(pid, signal.SIGCONT)
+        for pid in [self.pid, *children_of(self.pid)]:
+            send_signal(pid, signal.SIGCONT)
         self._paused = False
 
     def kill(self) -> None:
         """End it as a crash would; the processes of its connections end with it."""
-        children = _children(self.pid) if self.process is not None else []
+        children = children_of(self.pid) if self.process is not None else []
         super().kill()
         for pid in children:
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="postgres to be gone")
 
 
-def _signal(pid: int, what: signal.Signals) -> None:
+def send_signal(pid: int, what: signal.Signals) -> None:
+    """A signal to a process that may have ended."""
     with contextlib.suppress(ProcessLookupError):  # whoever served a connection ends with it
         os.kill(pid, what)
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
+    """Processes that it has started and that are its own still."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
