@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import _Server, free_port
+from services import Server, free_port
 
 RUNTIME = Path(__file__).resolve().parent / "mlserver" / "runtime.py"
 TENSORS = {
@@ -35,7 +35,7 @@ def mlserver_python() -> str:
     return str(path)
 
 
-class MLServer(_Server):
+class MLServer(Server):
     """One process without workers; it may be killed, paused and started again on its ports."""
 
     name = "mlserver"
