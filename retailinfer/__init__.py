@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from retailinfer.features.spec import Entity, FeatureSpec, Stream, Tensor, Timestamp, Vocabulary
+    from retailinfer.monitoring.decision_log import DecisionLog
     from retailinfer.monitoring.logs import LogHook
     from retailinfer.policy import Policy
     from retailinfer.preload import preload
@@ -82,6 +83,7 @@ __all__ = [
     "Contract",
     "DeadlineExceededError",
     "Decision",
+    "DecisionLog",
     "Entity",
     "Explanation",
     "Fallback",
@@ -152,6 +154,7 @@ _HOMES = {
         "RungHealth",
     ),
     "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
+    "retailinfer.monitoring.decision_log": ("DecisionLog",),
     "retailinfer.monitoring.logs": ("LogHook",),
     "retailinfer.policy": ("Policy",),
     "retailinfer.preload": ("preload",),

@@ -22,6 +22,7 @@ PUBLIC = [
     "Contract",
     "DeadlineExceededError",
     "Decision",
+    "DecisionLog",
     "Entity",
     "Explanation",
     "Fallback",
