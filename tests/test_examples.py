@@ -163,6 +163,26 @@ def test_velocity_windows_catch_a_burst(tmp_path):
     assert lines[8] == "restored: the same score"
 
 
+@pytest.mark.requires("onnx", "pyarrow")
+def test_fallback_ladder_degrades_in_declared_steps(tmp_path):
+    """The release before, the last score, the prior, the caller's own word; fraud goes to review from rung 3 on."""
+    assert run("fallback_ladder.py", cwd=tmp_path).splitlines() == [
+        "payment: review by fraud-42, rung 0",
+        "  rung 1 instead of the release: ScoreError",
+        "refund: approve by fraud-41, rung 1",
+        "small payment: approve by fraud-42, rung 0",
+        "  rung 3 instead of the release: ScoreError",
+        "its refund: review by fraud-42, rung 3",
+        "  rung 4 instead of the release: ScoreError",
+        "another card's refund: review by fraud-42, rung 4",
+        "  nobody answered: ScoreError",
+        "without rungs: ask a person",
+        "previous: ready, 1 answers",
+        "last_score: untried, 0 answers",
+        "static: untried, 0 answers",
+    ]
+
+
 @pytest.mark.requires("fastapi", "httpx", "lightgbm", "onnxmltools")
 def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
     """A decision as JSON; a wrong field is 422 and names it; what is no JSON is 400."""
