@@ -10,7 +10,17 @@ Rules:
 from __future__ import annotations
 
 from benchmarks.lab import MEASURES, Lab, Measure, UnmeasurableError
-from benchmarks.measures import kernels, processes, rankings, scores, services, tables, trees, windows
+from benchmarks.measures import (
+    budgets,
+    kernels,
+    processes,
+    rankings,
+    scores,
+    services,
+    tables,
+    trees,
+    windows,
+)
 from benchmarks.measures.rankings import checked_rankings
 
 __all__ = [
@@ -18,6 +28,7 @@ __all__ = [
     "Lab",
     "Measure",
     "UnmeasurableError",
+    "budgets",
     "checked_rankings",
     "kernels",
     "processes",

@@ -54,7 +54,7 @@ cdef class Permits:
         int64_t limits[N_PRIORITIES]
         int64_t n_admitted[N_PRIORITIES]
         int64_t n_rejected[N_PRIORITIES]
-        int64_t generation              # another one in every child: what was taken before a fork is not given back after it
+        int64_t generation              # no other Permits have it, and another one in every child: see `permit_leave`
         int64_t pid
         int64_t refused_ns              # when somebody was refused last
         object clock
@@ -83,6 +83,7 @@ cdef inline int64_t permit_enter(Permits permits, int code) except -1:
 
 
 cdef inline void permit_leave(Permits permits, int64_t generation) noexcept:
+    """Give a permit back; nothing happens where it was taken before a fork, or of others."""
     if generation == permits.generation:
         permits.in_flight -= 1
 

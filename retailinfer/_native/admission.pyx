@@ -22,6 +22,7 @@ PRIORITIES = (CRITICAL, "sheddable", "batch", "shadow")
 cdef dict _CODES = {name: code for code, name in enumerate(PRIORITIES)}
 cdef enum:
     CALM_AFTER_NS = 1_000_000_000
+cdef int64_t last_generation = 0  # of any Permits: a permit is given back to those that it was taken of, or to nobody
 cdef tuple _PERCENT = (100, 80, 60, 60)  # of the limit, by priority
 
 
@@ -81,7 +82,9 @@ cdef class Permits:
 
     def begin_in_child(self):
         cdef int i
-        self.generation += 1
+        global last_generation
+        last_generation += 1
+        self.generation = last_generation
         self.pid = os.getpid()
         self.in_flight = self.waiting = 0
         self.shedding = False

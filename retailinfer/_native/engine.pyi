@@ -231,6 +231,12 @@ class Engine:
         What the hook raises is counted in `n_hook_failures`, and goes no further. Raises: ConfigError without an `event_type`.
         """
 
+    def set_permits(self, permits: Permits | None) -> None:
+        """Take permits of others from now on, such as those of another release of the same door; None: of nobody.
+
+        Calls under way give theirs back to nobody: do this before the first one.
+        """
+
     def set_drill(self, on_drill: Callable[[Any, Any], object] | None, every: int) -> None:
         """Call on_drill(request, answer) with every n-th answer, inside its call: it must not wait. None, or 0: never."""
 

@@ -976,7 +976,7 @@ cdef class Engine:
         call.end_ns = FOREVER
 
     cdef void leave(self, Call* call) noexcept:
-        if call.permit:
+        if call.permit and self.permits is not None:
             permit_leave(self.permits, call.permit)
             call.permit = 0
 
@@ -1057,7 +1057,7 @@ cdef class Engine:
             return 0
         if call.timed:
             call.wait_start_ns = self.monotonic_ns()
-        if call.permit:
+        if call.permit and self.permits is not None:
             waiting = permit_start_waiting(self.permits, call.permit)
             if waiting == 0:
                 ws.options.may_ask = False
@@ -1068,7 +1068,7 @@ cdef class Engine:
     cdef void stop_wait(self, Workspace ws) noexcept:
         """Whatever became of it."""
         cdef Call* call = ws.call
-        if call != NULL and call.waiting:
+        if call != NULL and call.waiting and self.permits is not None:
             call.permit = permit_stop_waiting(self.permits, call.waiting)
             call.waiting = 0
 
@@ -1116,6 +1116,9 @@ cdef class Engine:
         if hook is not None and self.event_type is None:
             raise ConfigError("this engine was made without a type of events")
         self.hook = hook
+
+    def set_permits(self, Permits permits):
+        self.permits = permits
 
     def set_drill(self, on_drill, int64_t every):
         self.drill_every = 0
