@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -130,6 +131,8 @@ class Rungs:
             return
         if tell is not None:
             engine.set_hook(tell)
+        if tells is not None:
+            pipeline.permits.set_on_change(partial(tells.changed, "overload"))
         if self.ladder.present:
             from retailinfer.resilience.drills import Drills  # noqa: PLC0415 - most releases have no ladder
 

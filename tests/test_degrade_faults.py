@@ -10,8 +10,12 @@ import dis
 import functools
 import gc
 import os
+import subprocess
+import sys
 import threading
+import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -107,6 +111,23 @@ def test_shed_calls_are_counted_without_an_event():
     health = hook.scorer.health()
     assert heard.of(Failed) == []
     assert (health.rejected["batch"], health.unanswered, health.limit) == (1, 0, 1)
+
+
+def test_beginning_and_end_of_overload_are_told():
+    """Once each, not once a call."""
+    clock, heard = ManualClock(), Heard()
+    hook = Nested("batch")
+    hook.scorer = scorer_of(hooks=[hook, heard], max_in_flight=1, store=ri.Store(clock=clock))
+    hook.scorer.score(GOOD)
+    hook.seen = None
+    hook.scorer.score(GOOD)
+    clock.advance_ns(2 * 10**9)
+    for _ in range(3):
+        hook.scorer.score(GOOD)
+    assert [(e.part, e.before, e.after) for e in heard.of(Changed)] == [
+        ("overload", "calm", "shedding"),
+        ("overload", "shedding", "calm"),
+    ]
 
 
 # ---- deadlines -----------------------------------------------------------------------------------------------------------
@@ -210,7 +231,7 @@ def test_remote_that_eats_the_deadline_leaves_a_deadline_error():
 requests = st.sampled_from([GOOD, BAD, WORSE, TILL, {"card": "c1", "amount": None}, {"amount": "much"}])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=max(60, settings().max_examples), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -291,6 +312,75 @@ def asked(scorer: Any, call: dict[str, Any]) -> Any:
             return made if made == "mine" else msgspec.json.decode(made, type=ri.Decision)
     made = scorer.score_msgpack(msgspec.msgpack.encode(request), **options)
     return made if made == "mine" else msgspec.msgpack.decode(made, type=ri.Decision)
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_ladder_without_losing_a_call_or_a_place():
+    """Narrow rungs, eight threads: each call ends in an answer of a rung; all places are free again; counts add up."""
+    heard = Heard()
+    rungs = (
+        ri.Rung(kind="previous", max_concurrency=1),
+        ri.Rung(kind="last_score", max_concurrency=2),
+        ri.Rung(kind="static"),
+    )
+    scorer = scorer_of(*rungs, hooks=[heard], max_in_flight=64)
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        for i in range(150):
+            request = (GOOD, BAD, WORSE, TILL)[(number + i) % 4] | {"card": f"c{i % 7}"}
+            made = scorer.score(request)
+            allowed = {0} if request["amount"] > 0 else {1, 3, 4} if request["amount"] > -1 else {3, 4}
+            if made.rung not in allowed or not np.isfinite(made.score):
+                wrong.append((request, made))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    health = scorer.health()
+    assert wrong == []
+    assert all(step.in_flight == 0 for step in scorer._ladder.steps)
+    assert health.degraded == sum(1 for e in heard.of(Answered) if e.answer.rung)
+    assert len(heard.of(Answered)) == 8 * 150
+    assert health.unanswered == 0
+
+
+LEAVES = """
+import sys, threading
+sys.path.insert(0, {tests!r})
+from test_degrade import GOOD, scorer_of
+
+class Hangs:
+    model = "fraud"
+    inside = threading.Event()
+    def infer(self, *args, **options):
+        self.inside.set()
+        threading.Event().wait(60)
+
+scorer = scorer_of("remote", remote=Hangs())
+scorer._rungs.drills.offer(GOOD, scorer.score(GOOD))
+assert Hangs.inside.wait(10)
+print("leaving", flush=True)
+sys.exit(0)
+"""
+
+
+def test_process_ends_while_a_drill_hangs():
+    """c54 for drills: half a second is all that a rung gets at the end of the process."""
+    code = LEAVES.format(tests=str(Path(__file__).parent))
+    done = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert done.stdout is not None
+    assert done.stdout.readline() == "leaving\n"
+    began = time.perf_counter()
+    _, err = done.communicate(timeout=30)
+    assert (done.returncode, err) == (0, "")
+    assert time.perf_counter() - began < 5.0
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------------

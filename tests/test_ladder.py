@@ -432,7 +432,7 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=max(800, 10 * settings().max_examples), deadline=None)
 @given(situations())
 def test_every_call_ends_in_an_allowed_answer_or_a_typed_error_and_never_late(situation: dict[str, Any]):
     """Whatever fails, and however long it takes: order, limits, decisions and the deadline hold, and nothing leaks."""
