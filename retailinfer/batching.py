@@ -159,6 +159,7 @@ class MicroBatcher:
         if queue is None:
             queue = self._queues[loop] = _Queue()
         try:
+            self._door._loop_lag.check(priority)
             now_ns = 0 if at is None else moment_ns(at)
             budget = self._pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
             if queue.away >= AT_ONCE and len(queue.rows) >= WAITING * self._max_rows:

@@ -21,6 +21,7 @@ from retailinfer.contracts import Freshness, Health
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
 from retailinfer.errors import ConfigError, DeadlineExceededError, ServingError
+from retailinfer.looplag import LoopLag
 from retailinfer.pipeline import Pipeline, moment_ns
 from retailinfer.resilience.ladder import CONCURRENCY, Call
 
@@ -87,6 +88,7 @@ class Door:
         self._engine: Any = (
             pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
         )
+        self._loop_lag = LoopLag()
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._closed = False
@@ -138,6 +140,11 @@ class Door:
     def permits(self) -> Permits:
         """How many calls may be under way; `permits.check(priority)` refuses a request before its body is read."""
         return self._pipeline.permits
+
+    @property
+    def loop_lag(self) -> LoopLag:
+        """How late the event loops are that coroutines call in; what is too late counts as overload."""
+        return self._loop_lag
 
     def health(self) -> Health:
         """How this door is, in this process: whether it answers, its rungs, permits, latencies; for probes and people.

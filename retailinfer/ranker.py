@@ -245,6 +245,7 @@ class Ranker(Door):
         ids = engine.id_list(candidates)
         _, exclude = self._kept((), exclude)
         try:
+            self._loop_lag.check(priority)
             args = (
                 context,
                 ids,

@@ -489,10 +489,12 @@ class Scorer(Door):
         otherwise: T | Raise = RAISE,
     ) -> Decision | T:
         """`score` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
-        for, else in a thread. So do rungs of the ladder that may have to wait.
+        for, else in a thread. So do rungs of the ladder that may have to wait. A loop that is late counts as overload: see
+        `loop_lag`.
         """
         engine = self._engine
         try:
+            self._loop_lag.check(priority)
             args = (
                 request,
                 request_id,
