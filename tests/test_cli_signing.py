@@ -165,6 +165,32 @@ def test_revocations_take_effect_and_keep_what_they_held(shop, good, bad):
     assert "Expected 1 signature(s)" in bad("revoke --trust trust.json --key ci.pem")
 
 
+def test_hosts_are_led_to_new_keys(shop, good, bad):
+    """The next trust file, signed by the root key, beside the old one: what the old key signed counts no more."""
+    good("keygen ci --out ci.pem --trust trust.json")
+    good("keygen root --out root.pem --trust trust.json --role trust")
+    good("sign fraud --key ci.pem")
+    good("verify fraud --trust trust.json")
+    next_ = json.loads(Path("trust.json").read_text(encoding="utf-8")) | {"epoch": 2}
+    good("keygen ci-2 --out ci-2.pem --trust scratch.json")
+    del next_["keys"]["ci"]
+    next_["keys"] |= json.loads(Path("scratch.json").read_text(encoding="utf-8"))["keys"]
+    next_["release"] = {"keys": ["ci-2"]}
+    Path("next.json").write_text(json.dumps(next_), encoding="utf-8")
+    assert "Expected 1 signature(s)" in bad("rotate --trust trust.json --next next.json --key ci.pem")
+    assert not Path("trust-2.sig").exists()
+    said = good("rotate --trust trust.json --next next.json --key root.pem")
+    assert "trust-2.sig leads from epoch 1 to epoch 2" in said
+    assert "left     ci\n" in said
+    assert "Expected 1 signature(s)" in bad("verify fraud --trust trust.json")
+    good("sign fraud --key ci-2.pem")
+    assert "signature by ci-2" in good("verify fraud --trust trust.json")
+    assert "Expected a trust file of epoch 3" in bad(
+        "rotate --trust trust.json --next next.json --key root.pem"
+    )
+    assert "cannot read none.json" in bad("rotate --trust trust.json --next none.json --key root.pem")
+
+
 def test_signing_again_says_the_same_or_replaces(shop, good, bad):
     """A second signer cannot change what the first one said without dropping his signature."""
     good("keygen ci --out ci.pem --trust trust.json")

@@ -506,6 +506,68 @@ def test_a_trust_file_without_root_keys_has_no_successor():
         Rules(trust_file(trust=None)).follow(next_file("root"), now_s=NOW_S)
 
 
+def test_a_host_follows_trust_files_that_lie_beside(tmp_path):
+    """From epoch to epoch, also from one that has expired; a broken link refuses, and a file in between is not skipped."""
+    from retailinfer.clock import ManualClock
+    from retailinfer.release.trust_files import Trust
+
+    path = tmp_path / "trust.json"
+    path.write_bytes(encode_trust(trust_file(expires=moment_text(NOW_S))))
+    clock = ManualClock(wall_ns=NOW_S * 10**9)
+
+    def epoch():
+        return Trust(path, clock=clock).file.epoch
+
+    assert epoch() == 1
+    (tmp_path / "trust-3.sig").write_bytes(next_file("root", epoch=3))
+    assert epoch() == 1
+    (tmp_path / "trust-2.sig").write_bytes(next_file("root", epoch=2))
+    assert epoch() == 3
+    assert read_bundle(signed_files(), trust=Trust(path, clock=clock)).signed_by == ("ci", "lead")
+    (tmp_path / "trust-2.sig").write_bytes(next_file("ci", epoch=2))
+    with pytest.raises(SignatureError):
+        epoch()
+    (tmp_path / "trust-2.sig").write_bytes(signed(pointer(), "root"))
+    with pytest.raises(SignatureError, match="Expected a signed"):
+        epoch()
+    (tmp_path / "trust-2.sig").write_bytes(next_file("root", epoch=2, trust=None))
+    assert epoch() == 2
+
+
+def test_a_trust_file_in_memory_and_odd_files_beside(tmp_path):
+    """No folder is looked at for bytes; what is no list of revocations is said."""
+    from retailinfer.release.trust_files import Trust
+
+    believed = trust()
+    assert "production, epoch 1, 6 keys, from memory" in repr(believed)
+    assert believed.mark_of("fraud") is None
+    believed.remember("fraud", "a" * 64)  # nothing is kept, and nothing fails
+    with pytest.raises(ConfigError, match="no list of revocations"):
+        believed.update(tmp_path / "none.sig")
+    with pytest.raises(SignatureError):
+        read_bundle(tiny(), trust=believed)
+    path = tmp_path / "large.json"
+    path.write_bytes(b" " * (1 << 19))
+    with pytest.raises(ConfigError, match="at most"):
+        Trust(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        Trust("a\0b")
+
+
+def test_a_list_of_revocations_that_was_seen_must_come_again(tmp_path):
+    """A host that has accepted one loads nothing without it, pointers neither."""
+    state = tmp_path / "state.json"
+    role = {"revocation": Role(keys=("security",))}
+    trust(state=state, revocations=revoked(2), **role).remember("fraud", digest_of(tiny()))
+    without = trust(state=state, **role)
+    for ask in (
+        lambda: read_bundle(signed_files(), trust=without),
+        lambda: without.check_pointer(signed(pointer(), "ops"), "fraud"),
+    ):
+        with pytest.raises(RollbackError, match="number 2"):
+            ask()
+
+
 # ---- what ran before what --------------------------------------------------------------------------------------------
 
 

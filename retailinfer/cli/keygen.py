@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import os
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import msgspec
 
 from retailinfer.cli.console import Console
 from retailinfer.cli.extras import need
-from retailinfer.cli.trusting import password_of
+from retailinfer.cli.trusting import password_of, put
 from retailinfer.errors import ConfigError, ManifestError
 from retailinfer.release.statements import seconds_of
 from retailinfer.release.trust import Key, Role, TrustFile, decode_trust, encode_trust
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     text = b"" if new is None else encode_trust(new)  # whatever is wrong is found before a file is written
     _write(out, own.to_pem(password), 0o600)
     if new is not None:
-        _replace(Path(options.trust), text)
+        put(Path(options.trust), text)
     entry = msgspec.to_builtins(record)
     console.emit(
         {
@@ -131,14 +130,3 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(fd)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A file that others may be reading: it is the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
-    try:
-        _write(beside, data, 0o644)
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()

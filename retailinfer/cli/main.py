@@ -33,6 +33,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer keygen ...         make a key that signs, and name it in a trust file
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
+  retailinfer rotate ...         lead hosts to the next trust file
 """
 
 EPILOG = "`retailinfer COMMAND --help` explains a command. Exit code 0: good; 1: refused or broken; 2: wrong arguments."
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         ("keygen", _keygen),
         ("sign", _sign),
         ("revoke", _revoke),
+        ("rotate", _rotate),
     ):
         add(_command(commands, name, json=name != "demo"))
     return parser
@@ -165,6 +167,13 @@ _ABOUT = {
         (
             "Writes the next list of revocations, which takes over what the one before held. Hosts read it beside their trust "
             "file. Needs `pip install 'retailinfer[sign]'`."
+        ),
+    ),
+    "rotate": (
+        "lead hosts to the next trust file",
+        (
+            "Signs a trust file of the next epoch with keys of the role `trust`, and writes it beside the one of the hosts, "
+            "as trust-2.sig, trust-3.sig and so on: they follow from one to the next. Needs `pip install 'retailinfer[sign]'`."
         ),
     ),
 }
@@ -386,6 +395,21 @@ def _revoke(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expires", metavar="MOMENT", help="after which hosts want a newer list")
     parser.add_argument("--out", metavar="FILE", help="default: revocations.sig beside the trust file")
+    _password(parser)
+
+
+def _rotate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", required=True, metavar="FILE", help="the trust file that hosts have")
+    parser.add_argument(
+        "--next", required=True, metavar="FILE", help="the next one: other keys, `epoch` one higher"
+    )
+    parser.add_argument(
+        "--key",
+        action="append",
+        required=True,
+        metavar="KEY.pem",
+        help="of the role `trust`, of both files; repeatable",
+    )
     _password(parser)
 
 

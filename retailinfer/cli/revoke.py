@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 from pathlib import Path
 from time import time
 
 from retailinfer.cli.console import Console
 from retailinfer.cli.extras import need
-from retailinfer.cli.trusting import password_of
+from retailinfer.cli.trusting import password_of, put, rules_of
 from retailinfer.errors import ConfigError, clip
 from retailinfer.release.statements import Revocations, moment_text
-from retailinfer.release.trust import Rules, decode_trust
 from retailinfer.release.trust_files import REVOCATIONS
 
 __all__ = ["run"]
@@ -27,10 +24,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     trust = Path(options.trust)
     out = Path(options.out) if options.out else trust.with_name(REVOCATIONS)
-    try:
-        rules = Rules(decode_trust(trust.read_bytes()))
-    except OSError as exc:
-        raise ConfigError(f"cannot read {trust}: {exc.strerror}") from exc
+    rules = rules_of(options.trust)
     file = rules.file
     now = time()
     seq, releases, keys = 1, {}, {}
@@ -54,7 +48,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     envelope = sign_statement(new, [read_key(Path(key), password_of(options)) for key in options.key])
     rules.revocations(envelope, now_s=now)  # what is written counts, or fails here
-    _put(out, envelope)
+    put(out, envelope)
     console.emit({"ok": True, "out": str(out), "revocations": new})
     console.say(
         f"{out} is list number {seq} of epoch {file.epoch}: {len(releases)} release(s), {len(keys)} key(s)"
@@ -67,17 +61,3 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     if not (name and equals and why):
         raise ConfigError(f"Expected {option} WHAT=WHY, got {clip(text, 80)}")
     return name, why
-
-
-def _put(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
-    try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()

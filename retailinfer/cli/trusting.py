@@ -8,8 +8,10 @@ Rules:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,11 +20,13 @@ from retailinfer.errors import ConfigError
 from retailinfer.release.bundle import SIGNATURE, STATE_VARIABLE, TRUST_VARIABLE, Bundle
 from retailinfer.release.envelope import MAX_ENVELOPE_BYTES, decode_envelope
 from retailinfer.release.statements import ReleaseStatement, decode_statement
+from retailinfer.release.trust import Rules, decode_trust
+from retailinfer.release.trust_files import SUCCESSOR
 
 if TYPE_CHECKING:
     from retailinfer.release.trust_files import Trust
 
-__all__ = ["add_trust", "password_of", "signature_facts", "signature_text", "trust_of"]
+__all__ = ["add_trust", "password_of", "put", "rules_of", "signature_facts", "signature_text", "trust_of"]
 
 PASSWORD_VARIABLE = "RETAILINFER_KEY_PASSWORD"  # noqa: S105 - the name of a setting
 
@@ -59,6 +63,36 @@ def password_of(options: argparse.Namespace) -> str | None:
         return Path(options.password_file).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read the password in {options.password_file}") from exc
+
+
+def put(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file that others may be reading: it is the old one or the new one. Raises: OSError."""
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        beside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def rules_of(trust: str) -> Rules:
+    """The rules of the newest trust file that a path leads to, without revocations. Raises: ConfigError, BundleError."""
+    try:
+        file = decode_trust(Path(trust).read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"cannot read {trust}: {exc.strerror}") from exc
+    rules = Rules(file)
+    while rules.file.trust is not None:
+        successor = Path(trust).with_name(SUCCESSOR.format(rules.file.epoch + 1))
+        if not successor.exists():
+            break
+        rules = Rules(rules.follow(successor.read_bytes(), now_s=time()))
+    return rules
 
 
 def signature_facts(folder: str, bundle: Bundle) -> dict[str, Any]:

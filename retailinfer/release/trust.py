@@ -194,11 +194,7 @@ def _check_trust(file: TrustFile) -> None:
         if key.public in by_public:  # else one person could sign for two
             raise ManifestError(f"the keys {clip(by_public[key.public])} and {clip(name)} are the same")
         by_public[key.public] = name
-        try:
-            canonical = base64.b64encode(binascii.a2b_base64(key.public)).decode() == key.public
-        except binascii.Error:
-            canonical = False
-        if not canonical:
+        if base64.b64encode(binascii.a2b_base64(key.public)).decode() != key.public:
             raise ManifestError(f"Expected base64 of 32 bytes as the public key {clip(name)}")
         begins, ends = key.not_before, key.expires
         if begins is not None and ends is not None and seconds_of(begins) >= seconds_of(ends):
@@ -272,6 +268,10 @@ class Rules:
             label: what the bytes are called in messages and counts, such as the file's name.
         Raises: SignatureError; TrustError when this trust file has expired; ManifestError for a payload that is none.
         """
+        if self.file.expires is not None and now_s >= seconds_of(self.file.expires):
+            raise TrustError(
+                f"the trust file has expired on {self.file.expires}", hint="bring a newer one to this host"
+            )
         payload_type, payload, signed_by = self._signed(label, data, role, now_s)
         if payload_type != kind.payload_type:
             raise SignatureError(
@@ -369,6 +369,7 @@ class Rules:
     def follow(self, data: bytes, *, now_s: float) -> TrustFile:
         """The next trust file, out of an envelope: signed by enough keys of the role `trust` of this file and of that one.
 
+        This file may have expired: a host that was off for a while finds its way by what it has.
         Raises: SignatureError, TrustError, RollbackError when it is not of the next epoch, ConfigError.
         """
         payload_type, payload, signed_by = self._signed("the next trust file", data, "trust", now_s)
@@ -390,13 +391,12 @@ class Rules:
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def _signed(self, label: str, data: bytes, role: str, now_s: float) -> tuple[str, bytes, tuple[str, ...]]:
-        """(type, payload, names of the role's keys whose signatures count). Raises: SignatureError, TrustError."""
+        """(type, payload, names of the role's keys whose signatures count); the payload is not parsed.
+
+        Raises: SignatureError; TrustError where nobody has the role.
+        """
         from retailinfer.release.signature import verify  # noqa: PLC0415 - brings OpenSSL; unsigned releases need not
 
-        if self.file.expires is not None and now_s >= seconds_of(self.file.expires):
-            raise TrustError(
-                f"the trust file has expired on {self.file.expires}", hint="bring a newer one to this host"
-            )
         allowed: Role | None = getattr(self.file, role)
         if allowed is None:
             raise TrustError(f"the trust file has no role `{role}`, so {label} cannot be verified")

@@ -32,9 +32,10 @@ from retailinfer.release.trust import (
 if TYPE_CHECKING:
     from retailinfer.release.trust import TrustFile
 
-__all__ = ["REVOCATIONS", "Trust"]
+__all__ = ["REVOCATIONS", "SUCCESSOR", "Trust"]
 
 REVOCATIONS = "revocations.sig"  # beside the trust file, where no other place is given
+SUCCESSOR = "trust-{}.sig"  # the trust file of that epoch, signed by the keys of the one before
 PathLike = str | os.PathLike[str]
 
 
@@ -42,7 +43,7 @@ class Trust:
     """Whom this host believes; the argument `trust=` of `Scorer.load` and `Ranker.load`.
 
     Args:
-        source: path of the trust file, or its bytes.
+        source: path of the trust file, or its bytes. Beside a path, `trust-2.sig`, `trust-3.sig` and so on lead to newer ones.
         state: path of a file that remembers what was accepted, so that nothing older comes back after a restart. It is made
             when a release was loaded; its folder must be writable. None: nothing is remembered.
         revocations: the signed list of what was revoked, as a path or bytes; by default `revocations.sig` beside the trust
@@ -74,12 +75,9 @@ class Trust:
                     hint='give the path of one, or trust="unsigned"; see docs/releases.md',
                 )
             data = found
-        self._rules = Rules(decode_trust(data))
+        self._rules = Rules(self._newest(decode_trust(data)))
         if revocations is None and self._rules.file.revocation is not None and self.origin != "memory":
-            revocations = _read(
-                os.path.join(os.path.dirname(self.origin), REVOCATIONS),  # noqa: PTH118, PTH120 - one string
-                MAX_ENVELOPE_BYTES,
-            )
+            revocations = _read(_beside(self.origin, REVOCATIONS), MAX_ENVELOPE_BYTES)
         if revocations is not None:
             self.update(revocations)
 
@@ -92,6 +90,17 @@ class Trust:
     def rules(self) -> Rules:
         """The rules with the newest list of revocations."""
         return self._rules
+
+    def _newest(self, file: TrustFile) -> TrustFile:
+        """The trust file that this one leads to, by those that are signed beside it: trust-2.sig, trust-3.sig and so on."""
+        if self.origin == "memory":
+            return file
+        while file.trust is not None:
+            data = _read(_beside(self.origin, SUCCESSOR.format(file.epoch + 1)), MAX_ENVELOPE_BYTES)
+            if data is None:
+                break
+            file = Rules(file).follow(data, now_s=self.now_s())
+        return file
 
     def now_s(self) -> float:
         """Seconds since 1970, by the clock of this host."""
@@ -190,6 +199,10 @@ class Trust:
         return (
             f"<Trust for {file.environment}, epoch {file.epoch}, {len(file.keys)} keys, from {self.origin}>"
         )
+
+
+def _beside(path: str, name: str) -> str:
+    return os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120 - one string
 
 
 def _order(mark: Mark) -> tuple[int, int]:
