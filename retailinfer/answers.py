@@ -78,6 +78,7 @@ class Rungs:
         ladder: never None; without rungs it tells of failures only.
         drills: None where there is nothing to drill.
         hooks: those that were given.
+        last_scores: None without such a rung.
     Raises: ConfigError for a rung that is given and that the contract does not declare.
     """
 
@@ -100,6 +101,7 @@ class Rungs:
                     hint=f'contract={{"ladder": [{{"kind": "{kind}"}}]}} here, or ri.Rung(kind="{kind}") when packing',
                 )
         last = _Last(pipeline, previous, declared["last_score"]) if "last_score" in declared else None
+        self.last_scores = None if last is None else last.scores
         tell: Callable[[Any], None] | None = self.hooks.on_event if self.hooks else None
         if last is not None:
             tell = last.then(tell)

@@ -20,7 +20,7 @@ from retailinfer.answers import RemoteModel, Rungs
 from retailinfer.contracts import Freshness, Health
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
-from retailinfer.errors import ConfigError, DeadlineExceededError, ServingError
+from retailinfer.errors import ConfigError, DeadlineExceededError, OverloadedError, ServingError
 from retailinfer.looplag import LoopLag
 from retailinfer.pipeline import Pipeline, moment_ns
 from retailinfer.resilience.ladder import CONCURRENCY, Call
@@ -225,6 +225,10 @@ class Door:
             ranking: candidates, k, available, exclude.
         Raises: ServingError where there is no `otherwise`; CallerError for bytes that turn out to be no request.
         """
+        if isinstance(error, OverloadedError) and not (self._ladder.present and priority == "critical"):
+            if otherwise is RAISE:  # shed calls go nowhere, at once
+                raise error
+            return otherwise
         pipeline = self._pipeline
         began = pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
         try:

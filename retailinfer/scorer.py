@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -517,6 +517,14 @@ class Scorer(Door):
             )
             return fallen
         return answer
+
+    def forget(self, key: Hashable) -> bool:
+        """Erase what the ladder's last_score rung remembers of an entity in this process. True where there was something.
+
+        key: as the request has it; a tuple where it has several parts.
+        """
+        last = self._rungs.last_scores
+        return last is not None and last.forget(key) > 0
 
     def batcher(self, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> MicroBatcher:
         """Collect requests of coroutines into batches, with the same bits as alone.

@@ -181,6 +181,25 @@ def test_last_score_of_the_entity_answers_by_the_policy_of_now():
         scorer.score(BAD)
 
 
+def test_last_score_of_an_entity_can_be_erased():
+    """`forget` takes the entity's score, and no other's."""
+    scorer = scorer_of("last_score", "static")
+    for card in ("c1", "c2"):
+        scorer.score(GOOD | {"card": card})
+    assert [scorer.forget("c1"), scorer.forget("c1"), scorer.forget("nobody")] == [True, False, False]
+    assert scorer.score(BAD).rung == 4
+    assert scorer.score(BAD | {"card": "c2"}).rung == 3
+    assert scorer_of().forget("c1") is False
+
+
+def test_only_so_many_entities_are_remembered():
+    """The oldest go first, and a null key is nobody's."""
+    scorer = scorer_of(ri.Rung(kind="last_score", max_entities=3), "static")
+    for i in range(5):
+        scorer.score(GOOD | {"card": f"c{i}"})
+    assert [scorer.score(BAD | {"card": f"c{i}"}).rung for i in range(5)] == [4, 4, 3, 3, 3]
+
+
 @pytest.mark.parametrize(("scale", "rung"), [(None, 4), ("risk", 3)])
 def test_scores_of_the_release_before_are_of_another_scale(scale: str | None, rung: int):
     """What it computed is remembered for a release that says it means the same, and for no other."""

@@ -77,3 +77,11 @@ class LastScores:
             return None
         with self._lock:
             return self._scores.get((scale, key))
+
+    def forget(self, key: Hashable) -> int:
+        """Forget an entity, on every scale; how many scores that were."""
+        with self._lock:
+            found = [one for one in self._scores if isinstance(one, tuple) and one[1] == key]
+            for one in found:
+                del self._scores[one]
+        return len(found)
