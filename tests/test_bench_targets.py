@@ -73,6 +73,7 @@ PROMISED = {
     "load_trees_ms": "<= 30",
     "trees_only_saved_mb": ">= 10",
     "prefork_private_dirty_mb": "<= 12",
+    "breaker_ns": "<= 300",
     "budget_deadline_ns": "<= 50",
     "budget_permit_ns": "<= 50",
     "budget_event_ns": "<= 150",
