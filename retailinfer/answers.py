@@ -21,7 +21,7 @@ from retailinfer.contracts import Decision, Health, Ranking, Rung
 from retailinfer.deadline import FOREVER_NS
 from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError
 from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
-from retailinfer.pipeline import Pipeline, parse_available
+from retailinfer.pipeline import DTYPE_NAMES, Pipeline, parse_available
 from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
 from retailinfer.rungs import decisions_of, entity_of, key_reader, reads_field
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Answers: TypeAlias = Callable[[Call, int], Decision | Ranking | None]
 
-__all__ = ["DRILL_EVERY", "RemoteModel", "Rungs"]
+__all__ = ["DRILL_EVERY", "RemoteModel", "Rungs", "remote_inputs", "remote_schema", "remote_score"]
 
 DRILL_EVERY = 1000  # answers; one of them is drilled on every rung
 
@@ -73,7 +73,8 @@ class Rungs:
     """The ladder of one door, what exercises it, and who hears of it.
 
     Args:
-        previous: the release before, loaded. remote: the model server. hooks: who hears of events.
+        previous: the release before, loaded. remote: the model server. remote_first: it answers before the release does, so
+            that there is nothing to ask it on a rung. hooks: who hears of events.
     Holds:
         ladder: never None; without rungs it tells of failures only.
         drills: None where there is nothing to drill.
@@ -89,13 +90,14 @@ class Rungs:
         ranks: bool,
         previous: Pipeline | None = None,
         remote: RemoteModel | None = None,
+        remote_first: bool = False,
         hooks: Iterable[Any] = (),
     ) -> None:
         self.hooks = Hooks(hooks)
         contract, policy = pipeline.contract, pipeline.policy
         declared = {rung.kind: rung for rung in contract.ladder}
         for kind, given in (("previous", previous), ("remote", remote)):
-            if given is not None and kind not in declared:
+            if given is not None and kind not in declared and not (remote_first and kind == "remote"):
                 raise ConfigError(
                     f"{kind}= is given, and the contract's ladder has no such rung",
                     hint=f'contract={{"ladder": [{{"kind": "{kind}"}}]}} here, or ri.Rung(kind="{kind}") when packing',
@@ -107,7 +109,7 @@ class Rungs:
             tell = last.then(tell)
         makes: dict[str, Callable[[], Answers | None]] = {
             "previous": lambda: None if previous is None else _previous(pipeline, previous, ranks=ranks),
-            "remote": lambda: None if remote is None else _remote(pipeline, remote),
+            "remote": lambda: None if remote is None or remote_first else _remote(pipeline, remote),
             "last_score": lambda: None if last is None else _last_score(pipeline, last),
             "static": lambda: _popular(pipeline) if ranks else _static(pipeline),
         }
@@ -126,6 +128,9 @@ class Rungs:
             for rung in contract.ladder
         ]
         tells = None if tell is None else _Tells(pipeline, tell)
+        if tells is not None and callable(watch := getattr(remote, "watch", None)):
+            watch(_changes(tells))
+            self._tells = tells  # what is watched lives as long as the door
         self.ladder = Ladder(steps, clock=pipeline.clock, tells=tells)
         self.drills: Drills | None = None
         engine = pipeline.engine
@@ -209,28 +214,67 @@ def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers
     return rank if ranks else score
 
 
-def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
-    """Features and policy of this release, the model on a server."""
-    engine = pipeline.need_engine()
-    score = pipeline.manifest.score
-    assert score is not None
+def remote_inputs(pipeline: Pipeline) -> list[str]:
+    """Names under which a model server is given the inputs. Raises: ConfigError where they would not tell them apart."""
     names = pipeline.input_names
     if len(set(names)) < len(names):
         raise ConfigError(
             f"two models of the release have an input `{next(n for n in names if names.count(n) > 1)}`: a server of one "
             "model cannot tell them apart"
         )
+    return names
+
+
+def remote_schema(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model server would be sent, and the output that is read: name -> (dtype, shape with None where any will do)."""
+    inputs: dict[str, Any] = {}
+    for model in pipeline.manifest.models:
+        for name, dtype, shape in pipeline.sessions[model.role].inputs:
+            if model.inputs[name].kind != "output":
+                inputs[name] = (DTYPE_NAMES[dtype], shape)
+    score = pipeline.manifest.score
+    assert score is not None
+    outputs = {
+        name: (DTYPE_NAMES[dtype], shape)
+        for name, dtype, shape in pipeline.sessions[score.role].outputs
+        if name == score.output
+    }
+    return inputs, outputs
+
+
+def remote_score(outputs: Mapping[str, Any], name: str, column: int, n_rows: int) -> NDArray[np.float64]:
+    """The scores in what a model server gave. Raises: RemoteError."""
+    try:
+        rows = np.asarray(outputs[name], np.float64).reshape(n_rows, -1)
+        return rows[:, column]
+    except (KeyError, IndexError, TypeError, ValueError) as exc:
+        raise RemoteError(
+            f"the reply has no column {column} in {n_rows} rows of output `{name}`", kind="mismatch"
+        ) from exc
+
+
+def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
+    """Features and policy of this release, the model on a server."""
+    engine = pipeline.need_engine()
+    score = pipeline.manifest.score
+    assert score is not None
+    names = remote_inputs(pipeline)
     release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
+    asked: Any = remote
+    knows_shadow = callable(
+        getattr(remote, "breaker_states", None)
+    )  # ours; of others the Protocol alone is asked
 
     def answer(call: Call, end_ns: int) -> Decision:
         observe = call.observe and not call.counted
         prepared = engine.prepare(call.request, call.now_ns, _left(pipeline, end_ns), observe, call.event_id)
         call.counted = call.counted or prepared.counted
         inputs = dict(zip(names, prepared.inputs, strict=True))
-        outputs = remote.infer(inputs, (score.output,), end_ns=end_ns, clock=pipeline.clock)
+        more = {"shadow": call.shadow} if knows_shadow else {}
+        outputs = asked.infer(inputs, (score.output,), end_ns=end_ns, clock=pipeline.clock, **more)
         made: Decision = engine.finish(
             prepared,
-            _cell(outputs, score.output, score.column),
+            float(remote_score(outputs, score.output, score.column, 1)[0]),
             release=release,
             rung=2,
             request_id=call.request_id,
@@ -238,15 +282,6 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
         return made
 
     return answer
-
-
-def _cell(outputs: Mapping[str, Any], name: str, column: int) -> float:
-    """The score in what a model server gave. Raises: RemoteError."""
-    try:
-        row = np.asarray(outputs[name]).reshape(-1)
-        return float(row[column])
-    except (KeyError, IndexError, TypeError, ValueError) as exc:
-        raise RemoteError(f"the reply has no cell {column} in output `{name}`") from exc
 
 
 class _Last:
@@ -402,6 +437,18 @@ def _copy(request: Any, answer: Any) -> Call:
         call.candidates = list(answer.items)
         call.k = len(answer.items)
     return call
+
+
+def _changes(tells: _Tells) -> Callable[[str, str, str, str], None]:
+    """What a remote holds: it may outlive the door, and serve several."""
+    owner = weakref.ref(tells)
+
+    def changed(part: str, before: str, after: str, why: str) -> None:
+        found = owner()
+        if found is not None:
+            found.changed(part, before, after, why)
+
+    return changed
 
 
 def _weakly(drills: Drills) -> Callable[[Any, Any], None]:

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 __all__ = [
     "RUNGS",
+    "Agreement",
     "Contract",
     "Decision",
     "Explanation",
@@ -219,6 +220,31 @@ class RungHealth(msgspec.Struct, frozen=True, kw_only=True):
     failed_drills: int = 0
     exercised_s: float | None = None
     p99_ms: float = 0.0
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model server and the release that scores beside it compare, in this process: `Scorer.agreement()`.
+
+    Attributes:
+        answers: calls that were answered, or failed. compared: those that both scored.
+        equal_actions: share of the compared ones that both decide alike; None without any.
+        largest_difference: of two scores of one request.
+        local_answers: that the release gave because the server had none. local_failures: where it had none itself.
+        remote_failures: by kind (docs/remote.md), or by the error's class.
+        remote_p50_ms, remote_p99_ms, local_p50_ms, local_p99_ms: of the last 1,024 calls, features included; None before 64.
+    """
+
+    answers: int
+    compared: int
+    equal_actions: float | None
+    largest_difference: float | None
+    local_answers: int
+    local_failures: int
+    remote_failures: dict[str, int]
+    remote_p50_ms: float | None
+    remote_p99_ms: float | None
+    local_p50_ms: float | None
+    local_p99_ms: float | None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,17 +78,24 @@ class Door:
         ranks: bool,
         previous: Pipeline | None = None,
         remote: RemoteModel | None = None,
+        remote_first: bool = False,
         hooks: Iterable[Any] = (),
     ) -> None:
         self._pipeline = pipeline
         self._previous = previous
         self._remote = remote
-        self._rungs = Rungs(pipeline, ranks=ranks, previous=previous, remote=remote, hooks=hooks)
+        self._rungs = Rungs(
+            pipeline, ranks=ranks, previous=previous, remote=remote, remote_first=remote_first, hooks=hooks
+        )
         self._ladder = self._rungs.ladder
         self._engine: Any = (
             pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
         )
         self._loop_lag = LoopLag()
+        if remote_first and remote is not None:
+            from retailinfer.primary import RemoteFirst  # noqa: PLC0415 - for those who move
+
+            self._engine = RemoteFirst(pipeline, remote, self._rungs.drills)
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._closed = False

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
+from retailinfer.answers import remote_schema
 from retailinfer.deadline import budget_ns
 from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 from retailinfer.errors import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from retailinfer.answers import RemoteModel
     from retailinfer.batching import MicroBatcher
-    from retailinfer.contracts import Decision, Explanation, Reason
+    from retailinfer.contracts import Agreement, Decision, Explanation, Reason
     from retailinfer.door import EventId
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
@@ -81,6 +82,7 @@ class Scorer(Door):
         contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         previous: str | os.PathLike[str] | Mapping[str, bytes] | None = None,
         remote: RemoteModel | None = None,
+        primary: Literal["release", "remote"] = "release",
         hooks: Iterable[Hook] = (),
     ) -> Scorer:
         """Load a release: verify every byte, compile the features, open the models, replay the golden rows, warm up.
@@ -100,6 +102,8 @@ class Scorer(Door):
             contract: fields of the release's Contract that are others here: a mapping, or the path of a JSON or TOML file.
             previous: the release before, for the ladder's rung of that name; loaded and verified like the release.
             remote: `ri.Remote`, for the rung of that name.
+            primary: "remote" = the model server answers, the release scores every request beside it and answers where the
+                server does not; `agreement()` says how they compare.
             hooks: who hears of answers, failures and changes: objects with `on_event`, see retailinfer.monitoring.events.
         Raises: BundleError (nothing is loaded then), ConfigError, SpecError for a `contract` that contradicts the release.
         """
@@ -117,7 +121,7 @@ class Scorer(Door):
             max_in_flight=max_in_flight,
             max_waiting=max_waiting,
         )
-        return cls(now, previous=before, remote=remote, hooks=hooks)
+        return cls(now, previous=before, remote=remote, primary=primary, hooks=hooks)
 
     def __init__(
         self,
@@ -125,9 +129,19 @@ class Scorer(Door):
         *,
         previous: Pipeline | None = None,
         remote: RemoteModel | None = None,
+        primary: Literal["release", "remote"] = "release",
         hooks: Iterable[Hook] = (),
     ) -> None:
-        super().__init__(pipeline, ranks=False, previous=previous, remote=remote, hooks=hooks)
+        if primary not in ("release", "remote") or (primary == "remote" and remote is None):
+            raise ConfigError(
+                f'Expected primary="release", or "remote" with a remote=, got {clip(primary)}'
+                + (" without one" if remote is None else "")
+            )
+        first = primary == "remote"
+        super().__init__(
+            pipeline, ranks=False, previous=previous, remote=remote, remote_first=first, hooks=hooks
+        )
+        self._remote_first = first
         self._decode_msgpack: Any = None
         self._encode_msgpack: Any = None
         if pipeline.engine is not None:
@@ -526,6 +540,25 @@ class Scorer(Door):
         last = self._rungs.last_scores
         return last is not None and last.forget(key) > 0
 
+    def agreement(self) -> Agreement:
+        """How the model server and this release compare, in this process. Raises: ConfigError without primary="remote"."""
+        compare = getattr(self._engine, "agreement", None)
+        if compare is None:
+            raise ConfigError('this Scorer compares nothing: it was loaded without primary="remote"')
+        found: Agreement = compare()
+        return found
+
+    def check_remote(self, *, timeout_s: float = 5.0) -> None:
+        """Compare what every endpoint of the remote says of its model with the release's inputs and score.
+
+        Call it when a service starts, or from its readiness probe. Raises: SchemaMismatchError; RemoteError if an endpoint
+        does not answer; ConfigError without a remote that can be asked.
+        """
+        check = getattr(self._remote, "check", None)
+        if check is None:
+            raise ConfigError("this Scorer has no remote whose model could be checked")
+        check(*remote_schema(self._pipeline), timeout_s=timeout_s)
+
     def batcher(self, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> MicroBatcher:
         """Collect requests of coroutines into batches, with the same bits as alone.
 
@@ -534,6 +567,10 @@ class Scorer(Door):
             max_delay_ms: what a request waits for others at most. 0: for those that come in the same turn of the event loop.
         Raises: ConfigError for a release whose rows are not independent, or limits that are none.
         """
+        if self._remote_first:
+            raise ConfigError(
+                'a Scorer with primary="remote" waits for servers in every call: there is nothing to batch'
+            )
         from retailinfer.batching import MicroBatcher  # noqa: PLC0415 - with asyncio, which others do without
 
         return MicroBatcher(self, max_rows=max_rows, max_delay_ms=max_delay_ms)

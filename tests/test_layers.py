@@ -28,7 +28,7 @@ LAYERS: dict[str, int] = {
     "_native": 2,
     **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring", "policy"), 3),
     "rollout": 4,
-    **dict.fromkeys(("answers", "explain", "lookups", "pipeline", "door", "rungs", "batching"), 5),
+    **dict.fromkeys(("answers", "explain", "lookups", "pipeline", "door", "rungs", "batching", "primary"), 5),
     **dict.fromkeys(("scorer", "ranker", "forecaster", "preload"), 6),
     "authoring": 7,
     **dict.fromkeys(("integrations", "cli", "demo", "testing", "__main__"), 8),
