@@ -215,6 +215,8 @@ class Pipeline:
         bundle = read_bundle(source, strict_paths=strict_paths, trust=believed)
         if believed is not None and instead_of is not None:
             check_fallback(bundle.manifest, instead_of)
+        if believed is not None:
+            believed.try_release(bundle.manifest, bundle.files)
         pipeline = cls(bundle, **options)
         if believed is not None and instead_of is None:
             try:

@@ -34,6 +34,7 @@ from retailinfer.errors import (
     clip,
 )
 from retailinfer.release.envelope import decode_envelope
+from retailinfer.release.limited import Limits
 from retailinfer.release.manifest import Manifest, check_name
 from retailinfer.release.parsing import parse
 from retailinfer.release.statements import (
@@ -97,6 +98,7 @@ class TrustFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         release: who signs releases. approval: who must have agreed; None = nobody needs to.
         pointer: who moves the registry's pointer. revocation: who revokes; where it is given, a list is needed.
         trust: who may sign the next trust file (`Rules.follow`).
+        strict: try each release in a process of its own, within these limits, before loading it.
         expires: of this file. grace_hours: for how long a host may start again on the release that it had loaded last, after
             that has expired.
     """
@@ -111,6 +113,7 @@ class TrustFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pointer: Role | None = None
     revocation: Role | None = None
     trust: Role | None = None
+    strict: Limits | None = None
     expires: Moment | None = None
     grace_hours: Annotated[float, Meta(ge=0, le=8760)] = 72.0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +20,8 @@ from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, RollbackError, SignatureError, clip
 from retailinfer.release.envelope import MAX_ENVELOPE_BYTES
 from retailinfer.release.highwater import raise_marks, read_state
+from retailinfer.release.limited import try_release
+from retailinfer.release.manifest import encode_manifest
 from retailinfer.release.trust import (
     MAX_TRUST_BYTES,
     Mark,
@@ -30,6 +32,7 @@ from retailinfer.release.trust import (
 )
 
 if TYPE_CHECKING:
+    from retailinfer.release.manifest import Manifest
     from retailinfer.release.trust import TrustFile
 
 __all__ = ["REVOCATIONS", "SUCCESSOR", "Trust"]
@@ -164,6 +167,11 @@ class Trust:
                 f"Expected a release of {clip(name)}, got one of {clip(verdict.statement.name)}"
             )
         return verdict
+
+    def try_release(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        """Load a release in a process of its own first, where the trust file asks for it. Raises: ModelError, ConfigError."""
+        if self.file.strict is not None:
+            try_release(encode_manifest(manifest), files, limits=self.file.strict)
 
     def check_pointer(self, data: bytes, name: str) -> PointerVerdict:
         """Whether a pointer of a name may be followed. Raises: SignatureError, TrustError, RollbackError, ManifestError."""
