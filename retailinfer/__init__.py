@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         BundleError,
         CallerError,
         ConfigError,
+        ConflictError,
         DeadlineExceededError,
         FeatureError,
         FeatureMissingError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         ManifestError,
         ModelError,
         OverloadedError,
+        RegistryError,
         RemoteError,
         RequestError,
         RetailInferError,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from retailinfer.preload import preload
     from retailinfer.ranker import Ranker
     from retailinfer.release.fallback import Fallback
+    from retailinfer.release.registry import Registry
     from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.remote import Backend
     from retailinfer.resilience.remote.client import Remote
@@ -80,6 +83,7 @@ __all__ = [
     "BundleError",
     "CallerError",
     "ConfigError",
+    "ConflictError",
     "Contract",
     "DeadlineExceededError",
     "Decision",
@@ -106,6 +110,8 @@ __all__ = [
     "Ranker",
     "Ranking",
     "Reason",
+    "Registry",
+    "RegistryError",
     "Remote",
     "RemoteError",
     "RequestError",
@@ -163,6 +169,7 @@ _HOMES = {
     "retailinfer.resilience.remote.client": ("Remote",),
     "retailinfer.release.fallback": ("Fallback",),
     "retailinfer.release.trust_files": ("Trust",),
+    "retailinfer.release.registry": ("Registry",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),

@@ -20,6 +20,8 @@ RetailInferError
 │   ├── RollbackError           older than what this host has accepted already
 │   ├── SchemaMismatchError     model, spec and policy do not fit each other
 │   └── GoldenMismatchError     the golden rows gave other scores than recorded
+├── RegistryError               the registry could not do it: out of reach, held, no such release
+│   └── ConflictError           somebody else was faster: look again, decide again
 └── ServingError                this call could not finish: degrade, retry elsewhere, alert
     ├── SessionError            the inference engine failed
     ├── ScoreError              the model gave a score that is NaN, infinite or out of its declared range
@@ -40,6 +42,7 @@ __all__ = [
     "BundleError",
     "CallerError",
     "ConfigError",
+    "ConflictError",
     "DeadlineExceededError",
     "FeatureError",
     "FeatureMissingError",
@@ -51,6 +54,7 @@ __all__ = [
     "ManifestError",
     "ModelError",
     "OverloadedError",
+    "RegistryError",
     "RemoteError",
     "RequestError",
     "RetailInferError",
@@ -177,6 +181,18 @@ class SchemaMismatchError(BundleError):
 
 class GoldenMismatchError(BundleError):
     """The golden rows gave other tensors, scores or decisions than the release records."""
+
+
+class RegistryError(RetailInferError):
+    """A registry could not do what was asked: it cannot be reached, something is missing, or a rule forbids it."""
+
+    http_status = 503
+
+
+class ConflictError(RegistryError):
+    """Somebody else moved the pointer, or took the version, between the look and the decision. Nothing was lost."""
+
+    http_status = 409
 
 
 class ServingError(RetailInferError):

@@ -17,10 +17,12 @@ from typing import Any
 import hypothesis
 import pytest
 from mlservers import mlserver, own_mlserver
+from object_stores import object_store
 from services import own_postgres, own_redis, postgres_server, redis_server
 
 __all__ = [
     "mlserver",
+    "object_store",
     "own_mlserver",
     "own_postgres",
     "own_redis",

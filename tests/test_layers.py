@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "catboost": ("authoring/convert/",),
     "sklearn": ("authoring/convert/", "demo/"),
     "cryptography": ("release/signature.py",),
+    "fsspec": ("release/registry_files.py",),
     "urllib3": ("resilience/remote/http.py",),
     "grpc": ("resilience/remote/grpc.py",),
     "structlog": ("monitoring/logs.py",),

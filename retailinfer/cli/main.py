@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import retailinfer
+from retailinfer.cli import registry as registry_commands
 from retailinfer.cli.console import Console
 from retailinfer.cli.tables import STORE_HELP
 from retailinfer.cli.trusting import PASSWORD_VARIABLE, add_trust
@@ -34,6 +35,8 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
   retailinfer rotate ...         lead hosts to the next trust file
+
+A registry keeps releases, and which of them answers: publish, approve, promote, rollback, history.
 """
 
 EPILOG = "`retailinfer COMMAND --help` explains a command. Exit code 0: good; 1: refused or broken; 2: wrong arguments."
@@ -47,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        module = import_module(f"retailinfer.cli.{options.command}")
+        home = "registry" if options.command in registry_commands.COMMANDS else options.command
+        module = import_module(f"retailinfer.cli.{home}")
         code: int = module.run(options, Console(as_json=options.json, quiet=options.quiet))
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -103,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         ("rotate", _rotate),
     ):
         add(_command(commands, name, json=name != "demo"))
+    for name in registry_commands.COMMANDS:
+        registry_commands.add_arguments(_command(commands, name, json=True), name)
     return parser
 
 
@@ -180,7 +186,7 @@ _ABOUT = {
 
 
 def _command(commands: Any, name: str, *, json: bool) -> argparse.ArgumentParser:
-    short, long = _ABOUT[name]
+    short, long = (_ABOUT | registry_commands.ABOUT)[name]
     parser: argparse.ArgumentParser = commands.add_parser(name, help=short, description=long)
     if json:
         parser.add_argument("--json", action="store_true", help="one JSON value on stdout instead of text")

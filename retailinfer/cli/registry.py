@@ -1,0 +1,317 @@
+"""A registry by hand: `retailinfer publish`, `approve`, `promote`, `rollback`, `hold`, `history` and the like.
+
+Each is one method of `ri.Registry`, and says what it did in one or two lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from retailinfer.cli.console import Console, bytes_text
+from retailinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from retailinfer.release.registry import Registry
+    from retailinfer.release.statements import Pointer
+
+__all__ = ["ABOUT", "COMMANDS", "add_arguments", "run"]
+
+ABOUT = {
+    "publish": (
+        "put a release into a registry",
+        (
+            "Verifies a release and puts its files into a registry: a folder, or a URL such as s3://bucket/registry. It is "
+            "there whole or not at all; a second time changes nothing. Another content with the same version is refused."
+        ),
+    ),
+    "approve": (
+        "say that a published release may answer",
+        "Records who agrees that a release answers, why, and the SHA-256 of the check report that was read.",
+    ),
+    "promote": (
+        "give a published release a role",
+        (
+            "Makes a release the champion (it answers), the canary (it answers for a share), the challenger or the shadow of "
+            "its name. Of two people who promote at once one wins, and the other is told."
+        ),
+    ),
+    "rollback": (
+        "make the champion before the present one champion again",
+        "Goes back by one champion, or to another earlier one. Allowed while the pointer is held.",
+    ),
+    "hold": (
+        "let nothing be promoted until `resume`",
+        "Holds the pointer of a name: nothing is promoted. Going back stays possible.",
+    ),
+    "resume": ("end a hold", "Ends what `hold`, or `rollback --hold`, began."),
+    "history": (
+        "show which release had which role, who decided it, and why",
+        "Shows every pointer of a name, or with --at the one that was in force at a moment.",
+    ),
+    "releases": ("show what is in a registry", "Shows the releases of a registry with their roles."),
+    "collect": (
+        "take away releases that nothing needs",
+        (
+            "Takes away the files of releases that no pointer names or named lately, that no needed release names as its "
+            "fallback and that are not among the newest, and what interrupted publishers left. Histories stay."
+        ),
+    ),
+}
+COMMANDS = tuple(ABOUT)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """The arguments of one of the commands."""
+    parser.add_argument("registry", metavar="REGISTRY", help="folder, or URL such as s3://bucket/registry")
+    if command == "publish":
+        parser.add_argument("release", metavar="DIR", help="directory of the release")
+    elif command in ("approve", "promote"):
+        parser.add_argument(
+            "release", metavar="RELEASE", help="NAME:VERSION, or 8 digits or more of its digest"
+        )
+    elif command == "releases":
+        parser.add_argument("name", nargs="?", metavar="NAME", help="name of the releases (default: all)")
+    elif command != "collect":
+        parser.add_argument("name", metavar="NAME", help="name of the releases")
+    if command in ("approve", "promote", "rollback", "hold", "resume"):
+        parser.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the history")
+    if command in ("publish", "approve", "promote", "rollback", "hold", "resume"):
+        parser.add_argument(
+            "--by", metavar="WHO", help="who decides, for the history (default: the account that runs this)"
+        )
+    if command not in ("publish", "collect"):
+        parser.add_argument(
+            "--environment",
+            default="production",
+            metavar="NAME",
+            help="whose pointers (default: %(default)s)",
+        )
+    if command in ("approve", "promote"):
+        parser.add_argument(
+            "--valid-days", type=float, metavar="DAYS", help="after which it counts no more (default: never)"
+        )
+    if extra := _EXTRA.get(command):
+        extra(parser)
+
+
+def _approve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", metavar="FILE", help="the check report that was read")
+
+
+def _promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--role",
+        choices=["champion", "challenger", "canary", "shadow"],
+        default="champion",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--share", type=float, metavar="X", help="of the entities for a canary: 0.05 is 5 %%")
+    parser.add_argument(
+        "--seq",
+        type=int,
+        metavar="N",
+        help="number of the pointer that you decided on, as `history` shows it; refused when another is in force",
+    )
+    parser.add_argument(
+        "--approvals", type=int, default=0, metavar="N", help="by how many people it must be approved"
+    )
+
+
+def _rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="RELEASE", help="another earlier champion")
+    parser.add_argument("--hold", action="store_true", help="hold the pointer too, until `resume`")
+
+
+def _history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--at", metavar="MOMENT", help="with its time zone, as in 2026-11-24T14:03Z")
+
+
+def _collect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be taken away")
+    parser.add_argument(
+        "--keep", type=int, default=3, metavar="N", help="newest releases of each name that stay (default: 3)"
+    )
+    parser.add_argument(
+        "--unused-days",
+        type=float,
+        default=30,
+        metavar="D",
+        help="a release stays so long anyway (default: 30)",
+    )
+    parser.add_argument(
+        "--history-days",
+        type=float,
+        default=90,
+        metavar="D",
+        help="and so long after it had a role (default: 90)",
+    )
+
+
+_EXTRA: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "approve": _approve,
+    "promote": _promote,
+    "rollback": _rollback,
+    "history": _history,
+    "collect": _collect,
+}
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Do what the command says. Raises: RegistryError, BundleError, ConfigError."""
+    from retailinfer.release.registry import Registry
+
+    registry = Registry(
+        options.registry,
+        trust=os.environ.get("RETAILINFER_TRUST", "unsigned"),
+        who=getattr(options, "by", None),
+        environment=getattr(options, "environment", "production"),
+        approvals=getattr(options, "approvals", 0),
+    )
+    does: dict[str, Callable[[Registry, argparse.Namespace, Console], Any]] = {
+        "publish": _do_publish,
+        "approve": _do_approve,
+        "promote": _do_promote,
+        "rollback": _do_move,
+        "hold": _do_move,
+        "resume": _do_move,
+        "history": _do_history,
+        "releases": _do_releases,
+        "collect": _do_collect,
+    }
+    console.emit({"ok": True, **does[options.command](registry, options, console)})
+    return 0
+
+
+def _do_publish(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    done = registry.publish(options.release)
+    console.say(
+        f"{done.name}:{done.version} {'published' if done.new else 'was there already'}, digest {done.digest[:12]}"
+    )
+    return done._asdict()
+
+
+def _do_approve(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    approval = registry.approve(
+        options.release, why=options.why, report=options.report, valid_days=options.valid_days
+    )
+    report = "" if approval.report is None else f", having read report {approval.report[:12]}"
+    console.say(
+        f"{approval.name} {approval.digest[:12]} approved for {approval.environment} by {approval.who}{report}"
+    )
+    n = len({one.who for one in registry.approvals(options.release)})
+    console.say(f"approved by {n} {'person' if n == 1 else 'people'}")
+    return {"approval": approval, "people": n}
+
+
+def _do_promote(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    pointer = registry.promote(
+        options.release,
+        why=options.why,
+        role=options.role,
+        share=options.share,
+        seq=options.seq,
+        valid_days=options.valid_days,
+    )
+    return _say_pointer(registry, pointer, console)
+
+
+def _do_move(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    if options.command == "rollback":
+        pointer = registry.roll_back(options.name, why=options.why, to=options.to, hold=options.hold)
+    elif options.command == "hold":
+        pointer = registry.hold(options.name, why=options.why)
+    else:
+        pointer = registry.resume(options.name, why=options.why)
+    return _say_pointer(registry, pointer, console)
+
+
+def _say_pointer(registry: Registry, pointer: Pointer, console: Console) -> dict[str, Any]:
+    releases = {one.digest: f"{one.name}:{one.version}" for one in registry.releases(pointer.name)}
+    console.say(f"pointer {pointer.seq} of {pointer.name} in {pointer.environment}, {pointer.issued}")
+    console.table(_role_rows(pointer, releases))
+    return {"pointer": pointer}
+
+
+def _do_history(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    releases = {one.digest: f"{one.name}:{one.version}" for one in registry.releases(options.name)}
+    if options.at is not None:
+        pointer = registry.at(options.name, options.at)
+        if pointer is None:
+            raise ConfigError(f"nothing of `{options.name}` was promoted yet at {options.at}")
+        console.say(f"pointer {pointer.seq}, in force since {pointer.issued}")
+        console.table(_role_rows(pointer, releases))
+        console.say(f"decided by {pointer.who}: {pointer.why}")
+        return {"pointer": pointer, "releases": releases}
+    pointers = registry.history(options.name)
+    rows: list[tuple[object, ...]] = [
+        (one.seq, one.issued, ", ".join(map(" ".join, _role_rows(one, releases))), one.who, one.why)
+        for one in pointers
+    ]
+    console.table([("seq", "issued", "roles", "who", "why"), *rows] if rows else [], right=(0,))
+    if not rows:
+        console.say(f"nothing of `{options.name}` was promoted in {options.environment}")
+    return {"pointers": pointers, "releases": releases}
+
+
+def _role_rows(pointer: Pointer, releases: dict[str, str]) -> list[tuple[str, str]]:
+    canary = pointer.canary
+    found = {
+        "champion": pointer.champion,
+        "challenger": pointer.challenger,
+        "canary": None if canary is None else canary.digest,
+        "shadow": pointer.shadow,
+    }
+    rows = [(role, releases.get(digest, digest[:12])) for role, digest in found.items() if digest is not None]
+    if canary is not None:
+        rows = [
+            (role, f"{which} ({canary.share:.2%})" if role == "canary" else which) for role, which in rows
+        ]
+    if pointer.hold is not None:
+        rows.append(("held", pointer.hold))
+    return rows
+
+
+def _do_releases(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    releases = registry.releases(options.name)
+    rows = [
+        (
+            f"{one.name}:{one.version}",
+            one.digest[:12],
+            one.issued,
+            one.who,
+            "collected" if one.collected else bytes_text(one.size),
+            ", ".join(one.roles),
+            f"{one.approvals} approved" if one.approvals else "",
+        )
+        for one in releases
+    ]
+    console.table(rows)
+    if not rows:
+        console.say("no releases")
+    return {"releases": [one._asdict() for one in releases]}
+
+
+def _do_collect(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    found = registry.collect_garbage(
+        unused_days=options.unused_days,
+        history_days=options.history_days,
+        keep=options.keep,
+        dry_run=options.dry_run,
+    )
+    verb = "would be collected" if options.dry_run else "collected"
+    for release in found.releases:
+        console.say(f"  {release}")
+    console.say(
+        f"{len(found.releases)} releases {verb} ({bytes_text(found.size)}), {found.kept} stay; "
+        f"{found.uploads} unfinished uploads and {found.litter} other files of interrupted writers {verb}"
+    )
+    return {**found._asdict(), "dry_run": options.dry_run}

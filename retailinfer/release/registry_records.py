@@ -1,0 +1,311 @@
+"""The files of a registry as what they mean: taken versions, pointers, approvals, pins, marks. No decision is made here.
+
+Rules:
+  * What is read is checked against the place where it lay: a pointer of another name or environment is refused.
+  * Files that never change are read once. The pointer in force is the highest number; `latest` is a hint that may be old.
+  * Names in the store that nobody of ours would write are passed over.
+The layout is drawn in registry.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from retailinfer.clock import Clock
+from retailinfer.errors import ConflictError, IntegrityError, RegistryError, clip
+from retailinfer.release.bundle import parse
+from retailinfer.release.envelope import MAX_ENVELOPE_BYTES, decode_envelope
+from retailinfer.release.manifest import MANIFEST, MAX_MANIFEST_BYTES, sha256_hex
+from retailinfer.release.registry_files import Files
+from retailinfer.release.registry_rules import Publication, follows
+from retailinfer.release.statements import (
+    Approval,
+    Pointer,
+    Statement,
+    decode_statement,
+    encode_statement,
+    moment_text,
+    seconds_of,
+)
+
+__all__ = ["NAME", "Records", "is_before", "told"]
+
+S = TypeVar("S", bound=Statement)
+
+MAX_RECORD_BYTES = 1 << 16
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+_CLAIM = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.([0-9]{4})\.json")
+_POSITION = re.compile(r"([0-9]{8})\.json")
+_STAMPED = re.compile(
+    r"(.+)[.-]([0-9]{8}t[0-9]{6}z)[.-][0-9a-f]{12}"
+)  # what it is about, when, a random number
+
+
+class Records:
+    """What a registry holds. All methods raise RegistryError, and IntegrityError for what cannot be.
+
+    Args:
+        keys: private keys that sign what is written.
+    """
+
+    def __init__(self, files: Files, keys: tuple[Any, ...], clock: Clock) -> None:
+        self.files = files
+        self.keys = keys
+        self.clock = clock
+        self._claims: dict[str, Publication] = {}
+        self._pointers: dict[tuple[str, str, int], Pointer] = {}
+        self._seen: dict[tuple[str, str], int] = {}  # the highest number that was there
+
+    # ---- releases ----------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of which a version is taken."""
+        return [name for name in self.files.names("names") if NAME.fullmatch(name)]
+
+    def versions(self, name: str) -> dict[str, tuple[int, Publication]]:
+        """Version -> its newest generation and what that says. Publishing a collected release again makes a new one."""
+        newest: dict[str, int] = {}
+        for file in self.files.names(f"names/{name}"):
+            if found := _CLAIM.fullmatch(file):
+                newest[found[1]] = max(int(found[2]), newest.get(found[1], 0))
+        return {version: (n, self._claim(name, version, n)) for version, n in newest.items()}
+
+    def newest(self, name: str, version: str) -> tuple[int, Publication] | None:
+        """The same for one version."""
+        return self.versions(name).get(version)
+
+    def publications(self) -> list[Publication]:
+        """What every taken version says now."""
+        return [claim for name in self.names() for _, claim in self.versions(name).values()]
+
+    def take(self, claim: Publication, generation: int) -> bool:
+        """Take a version; False when somebody else has it."""
+        path = _claim_path(claim.name, claim.version, generation)
+        return self.files.create(path, msgspec.json.encode(claim))
+
+    def manifest_bytes(self, claim: Publication) -> bytes | None:
+        """manifest.json of a release; None when its files are gone."""
+        return self.files.read(f"releases/{claim.folder}/{MANIFEST}", MAX_MANIFEST_BYTES)
+
+    def delete_release(self, folder: str) -> None:
+        """Take files away, the manifest first: without it the rest is nothing."""
+        self.files.delete(f"releases/{folder}/{MANIFEST}")
+        self.files.delete_folder(f"releases/{folder}")
+
+    def gone(self, claim: Publication) -> RegistryError:
+        """The error for a release whose files are not there."""
+        if self.is_collected(claim):
+            return RegistryError(
+                f"the files of {claim.release} were collected as garbage", hint="publish the release again"
+            )
+        return RegistryError(
+            f"the registry lost files of {claim.release}", hint=f"look at releases/{claim.folder} there"
+        )
+
+    def _claim(self, name: str, version: str, generation: int) -> Publication:
+        path = _claim_path(name, version, generation)
+        if (known := self._claims.get(path)) is not None:
+            return known
+        data = self.files.read(path, MAX_RECORD_BYTES)
+        try:
+            claim = msgspec.json.decode(b"" if data is None else data, type=Publication)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise IntegrityError(f"{path} of the registry cannot be read: {clip(str(exc), 200)}") from exc
+        if (claim.name, claim.version) != (name, version):
+            raise IntegrityError(
+                f"Expected {name}:{version}, got {claim.release} - at {path} of the registry"
+            )
+        self._claims[path] = claim
+        return claim
+
+    # ---- pins and marks ----------------------------------------------------------------------------------------------
+
+    def pin(self, claim: Publication) -> str:
+        """Say that a pointer is about to name a release; returns what `unpin` takes."""
+        path = f"pins/{claim.folder}.{self.stamp('.')}"
+        self.files.put(path, b"{}")
+        return path
+
+    def unpin(self, path: str) -> None:
+        """The pointer is written, or will not be. What cannot be taken away now is old tomorrow."""
+        with contextlib.suppress(RegistryError):
+            self.files.delete(path)
+
+    def is_pinned(self, claim: Publication) -> bool:
+        """Whether a pointer is about to name it."""
+        pins = map(_STAMPED.fullmatch, self.files.names("pins"))
+        return any(pin is not None and pin[1] == claim.folder for pin in pins)
+
+    def mark(self, claim: Publication) -> str:
+        """Say that the files of a release are about to go; returns the file that says so."""
+        path = f"collected/{claim.folder}/{self.stamp('.')}"
+        self.files.put(path, b"{}")
+        return path
+
+    def is_collected(self, claim: Publication) -> bool:
+        """Whether its files are gone, or about to go."""
+        return bool(self.files.names(f"collected/{claim.folder}"))
+
+    # ---- pointers ----------------------------------------------------------------------------------------------------
+
+    def latest(self, environment: str, name: str) -> tuple[int, Pointer | None]:
+        """Position and pointer of what is in force; (0, None) when nothing is."""
+        key = (environment, name)
+        last = self._seen.get(key) or self._hinted(*key)
+        pointer = self._read_pointer(*key, last) if last else None
+        if pointer is None:
+            found = map(_POSITION.fullmatch, self.files.names(f"pointers/{environment}/{name}"))
+            last = max((int(one[1]) for one in found if one), default=0)
+            pointer = self._read_pointer(*key, last) if last else None
+        while (following := self._read_pointer(*key, last + 1)) is not None:
+            last, pointer = last + 1, following
+        if pointer is not None:
+            self._seen[key] = last
+        return last, pointer
+
+    def history(self, environment: str, name: str) -> tuple[Pointer, ...]:
+        """Every pointer, oldest first; each follows the one before it."""
+        found: list[Pointer] = []
+        while (pointer := self._read_pointer(environment, name, len(found) + 1)) is not None:
+            if not follows(found[-1] if found else None, pointer):
+                raise IntegrityError(
+                    f"pointer {len(found) + 1} of `{name}` does not follow the one before it: epoch {pointer.epoch}, "
+                    f"number {pointer.seq}"
+                )
+            found.append(pointer)
+        last = self.latest(environment, name)[0]
+        if last > len(found) and self._read_pointer(environment, name, len(found) + 1) is None:
+            raise IntegrityError(f"the registry lost pointer {len(found) + 1} of `{name}`; there are {last}")
+        return tuple(found)
+
+    def histories(self) -> list[tuple[Pointer, ...]]:
+        """Those of all names in all environments."""
+        return [
+            self.history(environment, name)
+            for environment in self.files.names("pointers")
+            if NAME.fullmatch(environment)
+            for name in self.files.names(f"pointers/{environment}")
+            if NAME.fullmatch(name)
+        ]
+
+    def write_pointer(self, after: Pointer, position: int) -> None:
+        """Put the next pointer in force. Raises: ConflictError when somebody else's is there."""
+        key = (after.environment, after.name)
+        path, data = _pointer_path(*key, position), self._seal(after)
+        try:
+            won = self.files.create(path, data)
+        except RegistryError:
+            # It may be there, and not yet for good: once more makes sure, or tells.
+            won = self.files.create(path, data)
+        if not won:
+            raise ConflictError(
+                f"somebody else moved the pointer of `{after.name}` first: {told(self.latest(*key)[1])}",
+                hint="look at the history, then decide again",
+            )
+        with contextlib.suppress(RegistryError):  # a hint for readers; they look further by themselves
+            self.files.put(_hint_path(*key), b"%d" % position)
+
+    def _hinted(self, environment: str, name: str) -> int:
+        data = None
+        with contextlib.suppress(RegistryError):
+            data = self.files.read(_hint_path(environment, name), 64)
+        return int(data) if data is not None and data.isdigit() and len(data) <= 8 else 0
+
+    def _read_pointer(self, environment: str, name: str, position: int) -> Pointer | None:
+        key = (environment, name, position)
+        if (known := self._pointers.get(key)) is not None:
+            return known
+        path = _pointer_path(*key)
+        data = self.files.read(path, MAX_ENVELOPE_BYTES)
+        if data is None:
+            return None
+        pointer = self._unseal(Pointer, data, path)
+        if (pointer.environment, pointer.name) != (environment, name):
+            raise IntegrityError(
+                f"Expected a pointer of `{name}` in {environment}, got one of `{pointer.name}` in {pointer.environment} "
+                f"- at {path} of the registry"
+            )
+        self._pointers[key] = pointer
+        return pointer
+
+    # ---- approvals ---------------------------------------------------------------------------------------------------
+
+    def approvals(self, environment: str, claim: Publication) -> list[Approval]:
+        """Those that count in an environment now, oldest first."""
+        now_s = self.clock.wall_ns() // 10**9
+        found: list[Approval] = []
+        for file in self.files.names(f"approvals/{claim.digest}"):
+            path = f"approvals/{claim.digest}/{file}"
+            data = self.files.read(path, MAX_ENVELOPE_BYTES)
+            if data is None:
+                continue
+            approval = self._unseal(Approval, data, path)
+            if (approval.digest, approval.environment) == (claim.digest, environment) and (
+                approval.expires is None or seconds_of(approval.expires) > now_s
+            ):
+                found.append(approval)
+        return sorted(found, key=lambda one: (one.issued, one.who))
+
+    def add_approval(self, approval: Approval) -> None:
+        """Keep an approval."""
+        data = self._seal(approval)
+        self.files.create(f"approvals/{approval.digest}/{sha256_hex(data)[:32]}.json", data)
+
+    # ---- statements and moments --------------------------------------------------------------------------------------
+
+    def _seal(self, statement: Statement) -> bytes:
+        if not self.keys:
+            return encode_statement(statement)
+        from retailinfer.release.signature import sign_statement  # noqa: PLC0415 - brings OpenSSL
+
+        return sign_statement(statement, self.keys)
+
+    def _unseal(self, kind: type[S], data: bytes, path: str) -> S:
+        if data.startswith(b'{"payload":'):
+            data = decode_envelope(data).payload
+        return parse(path, lambda payload: decode_statement(kind, payload), data)
+
+    def stamp(self, separator: str) -> str:
+        """The moment and a random number, for the names of what may become litter."""
+        moment = re.sub(r"[-:]", "", moment_text(self.clock.wall_ns() / 1e9)).lower()
+        return f"{moment}{separator}{os.urandom(6).hex()}"
+
+
+def _claim_path(name: str, version: str, generation: int) -> str:
+    return f"names/{name}/{version}.{generation:04d}.json"
+
+
+def _pointer_path(environment: str, name: str, position: int) -> str:
+    return f"pointers/{environment}/{name}/{position:08d}.json"
+
+
+def _hint_path(environment: str, name: str) -> str:
+    return f"pointers/{environment}/{name}/latest"
+
+
+def is_before(stamped: str, moment_s: float) -> bool:
+    """Whether a name with a moment in it is older than another moment; what has none is left alone."""
+    found = _STAMPED.fullmatch(stamped)
+    if found is None:
+        return False
+    text = found[2]
+    moment = f"{text[:4]}-{text[4:6]}-{text[6:8]}T{text[9:11]}:{text[11:13]}:{text[13:15]}Z"
+    try:
+        return seconds_of(moment) < moment_s
+    except Exception:  # noqa: BLE001 - a moment that no calendar has: nobody of ours wrote it
+        return False
+
+
+def told(pointer: Pointer | None) -> str:
+    """A pointer in few words."""
+    return (
+        "none"
+        if pointer is None
+        else f"pointer {pointer.seq} of {pointer.issued}, by {clip(pointer.who)} ({clip(pointer.why, 120)})"
+    )

@@ -1,0 +1,159 @@
+"""`retailinfer publish`, `approve`, `promote`, `rollback`, `hold`, `history`, `releases`, `collect`: what they say and do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registries import digest, release
+
+import retailinfer as ri
+from retailinfer.cli.main import main
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a command beside a registry; returns exit code, stdout, stderr. Releases lie beside it by version."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETAILINFER_TRUST", raising=False)
+    for version in ("1.0", "1.1"):
+        (tmp_path / version).mkdir()
+        for name, data in release(version).items():
+            (tmp_path / version / name).write_bytes(data)
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        code = main(list(arguments))
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return go
+
+
+def test_a_release_goes_in_and_comes_to_answer(run, tmp_path):
+    """The whole way, each step told in a line or two."""
+    assert run("publish", "registry", "1.0", "--by", "anna") == (
+        0,
+        f"fraud:1.0 published, digest {digest(release('1.0'))[:12]}\n",
+        "",
+    )
+    assert "was there already" in run("publish", "registry", "1.0")[1]
+    run("publish", "registry", "1.1")
+    (tmp_path / "report.html").write_text("good")
+    code, out, _ = run(
+        "approve", "registry", "fraud:1.0", "--why", "fine", "--by", "ben", "--report", "report.html"
+    )
+    assert (code, out.splitlines()[1]) == (0, "approved by 1 person")
+    code, out, _ = run(
+        "promote", "registry", "fraud:1.0", "--why", "first", "--by", "anna", "--approvals", "1"
+    )
+    assert code == 0
+    assert "pointer 1 of fraud in production" in out
+    code, out, _ = run(
+        *(
+            "promote",
+            "registry",
+            "fraud:1.1",
+            "--why",
+            "try",
+            "--by",
+            "ben",
+            "--role",
+            "canary",
+            "--share",
+            "0.05",
+        )
+    )
+    assert "canary    fraud:1.1 (5.00%)" in out
+    run("promote", "registry", digest(release("1.1"))[:10], "--why", "better", "--by", "ben", "--seq", "2")
+    code, out, _ = run("rollback", "registry", "fraud", "--why", "worse", "--by", "carol", "--hold")
+    assert (code, out.splitlines()[1:]) == (0, ["  champion  fraud:1.0", "  held      worse"])
+    code, _, err = run("promote", "registry", "fraud:1.1", "--why", "again")
+    assert code == 1
+    assert "is held" in err
+    assert run("resume", "registry", "fraud", "--why", "over")[0] == 0
+    assert run("hold", "registry", "fraud", "--why", "freeze")[0] == 0
+    code, out, _ = run("history", "registry", "fraud")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows] == ["seq", "1", "2", "3", "4", "5", "6"]
+    assert "champion fraud:1.0, canary fraud:1.1 (5.00%)" in out
+    code, out, _ = run("releases", "registry")
+    assert [line.split()[0] for line in out.splitlines()] == ["fraud:1.0", "fraud:1.1"]
+    assert "champion" in out
+    assert "1 approved" in out
+
+
+def test_history_answers_who_decided(run):
+    """`--at` gives one pointer, its releases by name, who and why."""
+    run("publish", "registry", "1.0")
+    run("promote", "registry", "fraud:1.0", "--why", "it is good", "--by", "anna")
+    code, out, _ = run("history", "registry", "fraud", "--at", "2100-01-01T00:00Z")
+    assert code == 0
+    assert out.splitlines()[1:] == ["  champion  fraud:1.0", "decided by anna: it is good"]
+    code, _, err = run("history", "registry", "fraud", "--at", "1999-01-01T00:00Z")
+    assert (code, "nothing of `fraud` was promoted yet" in err) == (1, True)
+    assert "time zone" in run("history", "registry", "fraud", "--at", "1999-01-01T00:00")[2]
+    assert (
+        "nothing of `fraud` was promoted in staging"
+        in run("history", "registry", "fraud", "--environment", "staging")[1]
+    )
+
+
+def test_collect_says_what_goes(run):
+    """A dry run takes nothing away."""
+    run("publish", "registry", "1.0")
+    code, out, _ = run("collect", "registry", "--dry-run", "--keep", "0")
+    assert (code, out) == (
+        0,
+        (
+            "0 releases would be collected (0 bytes), 1 stay; "
+            "0 unfinished uploads and 0 other files of interrupted writers would be collected\n"
+        ),
+    )
+    assert run("collect", "registry", "--unused-days", "2", "--history-days", "10")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("publish", "registry", "1.1"),
+        ("approve", "registry", "fraud:1.0", "--why", "good", "--valid-days", "3"),
+        ("promote", "registry", "fraud:1.0", "--why", "again"),
+        ("hold", "registry", "fraud", "--why", "stop"),
+        ("resume", "registry", "fraud", "--why", "go"),
+        ("history", "registry", "fraud"),
+        ("history", "registry", "fraud", "--at", "2100-01-01T00:00Z"),
+        ("releases", "registry", "fraud"),
+        ("collect", "registry"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+def test_json_is_one_value(run, arguments):
+    """For machines: one JSON value, and nothing else on stdout."""
+    run("publish", "registry", "1.0", "--by", "anna")
+    run("promote", "registry", "fraud:1.0", "--why", "first", "--by", "anna")
+    code, out, _ = run(*arguments, "--json")
+    value = json.loads(out)
+    assert (code, value["ok"]) == (0, True)
+    assert len(value) > 1
+
+
+def test_errors_are_one_line(run):
+    """What is not there, and what somebody else was faster at, end with exit code 1 and a hint."""
+    code, out, err = run("promote", "registry", "fraud:1.0", "--why", "first")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "is empty; is it the right place? publish a release first" in err
+    run("publish", "registry", "1.0")
+    run("promote", "registry", "fraud:1.0", "--why", "first")
+    code, out, err = run("promote", "registry", "fraud:1.0", "--why", "second", "--seq", "7", "--json")
+    assert (code, json.loads(out)["error"]["type"]) == (1, "ConflictError")
+    assert "look at the history" in err
+
+
+def test_a_registry_made_by_hand_is_one_for_programs(run, tmp_path):
+    """The command line and Python share it."""
+    run("publish", "registry", "1.0")
+    registry = ri.Registry(tmp_path / "registry", trust="unsigned", who="anna")
+    registry.promote("fraud:1.0", why="from Python")
+    assert "from Python" in run("history", "registry", "fraud")[1]

@@ -1,0 +1,364 @@
+"""A registry whose writers are killed, whose disk fails, who race: always exactly the old state or the new one.
+
+Rules:
+  * After every accident another process looks, repeats what was interrupted without any step by hand, and collects the litter.
+  * Kills hit each call to the operating system in turn, and random instants. Failures hit each call once, with each errno.
+`RETAILINFER_CRASHES` says how many random kills (make soak: thousands).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registries import all_files, check, digest, release
+
+import retailinfer as ri
+from retailinfer.clock import ManualClock
+from retailinfer.errors import ConflictError, RegistryError
+from retailinfer.release import registry_files
+
+OLD, NEW, NEXT = release("1.0"), release("1.1"), release("1.2")
+N_KILLS = int(os.environ.get("RETAILINFER_CRASHES", "300"))
+TOUCHES = (
+    "open",
+    "write",
+    "fsync",
+    "link",
+    "unlink",
+    "replace",
+    "mkdir",
+    "rmdir",
+    "listdir",
+    "read",
+    "fstat",
+    "close",
+)
+
+
+class WatchedOs:
+    """`os` as registry_files sees it: counts the calls that touch the disk, and does something at one of them."""
+
+    def __init__(self, at: int | None, accident: Callable[[str], Any] | None = None) -> None:
+        self.n = 0
+        self.at = at
+        self.accident = accident
+        self.hit: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        return (
+            real if name not in TOUCHES else lambda *args, **kwargs: self._call(name, real, *args, **kwargs)
+        )
+
+    def _call(self, name: str, real: Any, *args: Any, **kwargs: Any) -> Any:
+        self.n += 1
+        if self.n == self.at:
+            self.hit = name
+            if name == "close":  # the descriptor is gone, whatever close says
+                real(*args)
+            answer = self.accident(name)
+            if answer == "short":
+                return real(args[0], args[1][:1]) if name == "write" else real(*args, **kwargs)
+        return real(*args, **kwargs)
+
+
+def open_registry(folder: Path, clock: ManualClock | None = None, who: str = "anna") -> ri.Registry:
+    """The registry as a process of its own would see it."""
+    return ri.Registry(folder, trust="unsigned", who=who, clock=clock or ManualClock())
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """A registry with a champion, its successor, and one that nobody needs; to be copied."""
+    registry = open_registry(tmp_path / "template")
+    for files in (release("0.9"), OLD, NEW):
+        registry.publish(files)
+    registry.promote("fraud:1.0", why="first")
+    return tmp_path / "template"
+
+
+# Name -> what is done, and what is then true (of a registry: done or not).
+ACTIONS: dict[str, tuple[Callable[[ri.Registry], Any], Callable[[ri.Registry], bool]]] = {
+    "publish": (
+        lambda registry: registry.publish(NEXT),
+        lambda registry: "1.2" in {one.version for one in registry.releases()},
+    ),
+    "promote": (
+        lambda registry: registry.promote("fraud:1.1", why="better"),
+        lambda registry: registry.pointer("fraud").champion == digest(NEW),
+    ),
+    "hold": (
+        lambda registry: registry.hold("fraud", why="stop"),
+        lambda registry: registry.pointer("fraud").hold is not None,
+    ),
+    "approve": (
+        lambda registry: registry.approve("fraud:1.1", why="good"),
+        lambda registry: len(registry.approvals("fraud:1.1")) == 1,
+    ),
+    "collect": (
+        lambda registry: registry.collect_garbage(keep=0, unused_days=1),
+        lambda registry: registry.releases()[0].collected,
+    ),
+}
+
+
+def late() -> ManualClock:
+    """Long after what the template holds, so that there is garbage."""
+    clock = ManualClock()
+    clock.advance_ns(50 * 86_400 * 10**9)
+    return clock
+
+
+def look_and_repeat(folder: Path, action: str, *, collectable: bool = True) -> bool:
+    """Check what an accident left, repeat the action, clean up; returns whether the accident came after the deed."""
+    do, is_done = ACTIONS[action]
+    registry = open_registry(folder, late())
+    check(registry)
+    history = registry.history("fraud")
+    assert history[0].champion == digest(OLD)
+    done = is_done(registry)
+    do(registry)
+    assert is_done(registry)
+    check(registry)
+    assert len(registry.history("fraud")) <= 2
+    if collectable:
+        clock = late()
+        clock.advance_ns(2 * 86_400 * 10**9)
+        for path in (folder / "temporary").iterdir():
+            os.utime(path, (1_000, 1_000))
+        open_registry(folder, clock).collect_garbage(keep=9)
+        clean = open_registry(folder, clock)
+        check(clean)
+        files = clean._records.files
+        assert files.names("temporary") == []
+        assert files.names("pins") == []
+        wanted = {clean.find(one.digest).folder for one in clean.releases() if not one.collected}
+        assert set(files.names("releases")) == wanted
+    return done
+
+
+def in_child(folder: Path, action: str, watched: WatchedOs | None = None) -> int:
+    """Start a process that does it; returns its id. Exit code 0 when it came to the end."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1  # pragma: no cover - in the child
+    try:
+        if watched is not None:
+            registry_files.os = watched  # type: ignore[attr-defined]
+        ACTIONS[action][0](open_registry(folder, late()))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_killed_at_each_call_to_the_system(tmp_path, template, action):
+    """Before the n-th call, for every n: the state is old or new, and both happen."""
+    seen: set[bool] = set()
+    for n in range(1, 1000):
+        folder = tmp_path / str(n)
+        shutil.copytree(template, folder)
+        pid = in_child(folder, action, WatchedOs(n, lambda _: os.kill(os.getpid(), signal.SIGKILL)))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        seen.add(look_and_repeat(folder, action))
+    assert n > 10
+    assert seen == {False, True}
+
+
+def test_killed_at_random_instants(tmp_path, template):
+    """Hundreds of kills of publishers and promoters; one registry takes many of them, and never needs a hand."""
+    rng = random.Random(6)
+    killed, n_registry = 0, 0
+    for i in range(N_KILLS):
+        if i % 20 == 0:
+            folder = tmp_path / str(n_registry)
+            n_registry += 1
+            shutil.copytree(template, folder)
+        action = rng.choice(["publish", "promote", "collect", "hold"])
+        version = f"2.{i}"
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - in the child
+            code = 1
+            try:
+                registry = open_registry(folder, late())
+                registry.publish(release(version))
+                registry.resume("fraud", why="on")
+                registry.promote(f"fraud:{version}", why="next")
+                if action != "publish":
+                    ACTIONS[action][0](registry)
+                code = 0
+            finally:
+                os._exit(code)
+        select.select([], [], [], rng.uniform(0, 0.08))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        registry = open_registry(folder, late())
+        check(registry)
+        registry.publish(release(version))
+        registry.resume("fraud", why="on")
+        registry.promote(f"fraud:{version}", why="next")
+        assert registry.read("fraud") == release(version)
+    assert killed > N_KILLS // 4
+
+
+@pytest.mark.parametrize(
+    ("action", "failure"),
+    [
+        *((action, failure) for action in ACTIONS for failure in (errno.ENOSPC, "short")),
+        *(("promote", failure) for failure in (errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES)),
+    ],
+)
+def test_each_call_to_the_system_fails_once(tmp_path, template, monkeypatch, action, failure):
+    """A full, broken or read-only disk, at every call: a typed error or success, old or new, and the next try works."""
+
+    def accident(_: str) -> str | None:
+        if failure == "short":
+            return "short"
+        raise OSError(failure, os.strerror(failure))
+
+    hit: set[str] = set()
+    for n in range(1, 1000):
+        folder = tmp_path / str(n)
+        shutil.copytree(template, folder)
+        with monkeypatch.context() as patch:
+            watched = WatchedOs(n, accident)
+            patch.setattr(registry_files, "os", watched)
+            registry = open_registry(folder, late())
+            failed = False
+            try:
+                ACTIONS[action][0](registry)
+            except RegistryError:
+                failed = True
+        if watched.hit is None:
+            break
+        hit.add(watched.hit)
+        if not failed:
+            assert ACTIONS[action][1](open_registry(folder, late()))
+        look_and_repeat(folder, action, collectable=n % 7 == 0)
+    assert n > 10
+    assert {"open", "write", "fsync", "unlink", "read"} <= hit
+
+
+def test_publishers_race(tmp_path):
+    """Six processes publish the same release and six another one of its version: one content wins, everybody is told."""
+    for round_ in range(8):
+        folder = tmp_path / str(round_)
+        contents = [release("3.0"), release("3.0", "other")]
+        go_read, go_write = os.pipe()
+        pids = []
+        for i in range(12):
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover - in the child
+                code = 1
+                try:
+                    os.close(go_write)
+                    registry = open_registry(folder)
+                    os.read(go_read, 1)
+                    try:
+                        code = 10 if registry.publish(contents[i % 2]).new else 11
+                    except ConflictError:
+                        code = 12
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        os.close(go_read)
+        os.close(go_write)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        registry = open_registry(folder)
+        check(registry)
+        winner = contents.index(registry.read("fraud:3.0"))
+        assert codes.count(10) == 1
+        assert codes[winner::2].count(11) == 5
+        assert codes[1 - winner :: 2].count(12) == 6
+        assert len(all_files(registry._records.files)) == len(contents[0]) + 1  # losers left nothing
+
+
+def test_promoters_race(tmp_path):
+    """Eight processes promote at once, again and again: each number is one decision, and who lost was told so."""
+    versions = [f"4.{i}" for i in range(8)]
+    registry = open_registry(tmp_path / "registry")
+    for version in versions:
+        registry.publish(release(version))
+    pipes = [os.pipe() for _ in versions]
+    pids = []
+    for version, (read, write) in zip(versions, pipes, strict=True):
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - in the child
+            code = 1
+            try:
+                os.close(read)
+                mine = open_registry(tmp_path / "registry", who=version)
+                done = []
+                for i in range(20):
+                    try:
+                        pointer = mine.promote(f"fraud:{version}", why=f"{version} {i}")
+                        if pointer.why == f"{version} {i}":
+                            done.append(pointer.seq)
+                    except ConflictError:
+                        pass
+                os.write(write, b",".join(b"%d" % seq for seq in done))
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(write)
+        pids.append(pid)
+    won: dict[int, str] = {}
+    for version, (read, _) in zip(versions, pipes, strict=True):
+        data = b""
+        while part := os.read(read, 4096):
+            data += part
+        os.close(read)
+        for seq in filter(None, data.split(b",")):
+            assert int(seq) not in won
+            won[int(seq)] = version
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 8
+    history = open_registry(tmp_path / "registry").history("fraud")
+    assert won == {pointer.seq: pointer.who for pointer in history}
+    assert len(history) > 8
+    check(registry)
+
+
+def test_collecting_races_promoting(tmp_path):
+    """While releases are promoted, others are collected as fast as possible: no pointer ever names what is gone."""
+    folder, clock = tmp_path / "registry", late()
+    early = open_registry(folder)
+    versions = [f"5.{i}" for i in range(40)]
+    for version in versions:
+        early.publish(release(version))
+    early.promote("fraud:5.0", why="first")
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - in the child
+        code = 1
+        try:
+            registry = open_registry(folder, clock)
+            for _ in range(40):
+                registry.collect_garbage(keep=0, unused_days=1, history_days=0)
+            code = 0
+        finally:
+            os._exit(code)
+    registry, promoted, reasons = open_registry(folder, clock), 0, []
+    for version in versions[1:]:
+        try:
+            registry.promote(f"fraud:{version}", why="next")
+            promoted += 1
+        except RegistryError as exc:
+            reasons.append(str(exc))
+        assert registry.read("fraud")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    check(open_registry(folder, clock))
+    assert promoted + len(reasons) == 39
+    assert reasons
+    assert all("collected as garbage" in reason for reason in reasons)
