@@ -315,7 +315,7 @@ class Scorer(Door):
 
         Args:
             errors: "raise" the first error, or give it as the "row" in which it happened.
-            deadline_ms: of the whole batch.
+            deadline_ms: of the whole batch. The contract's is about one request: of a batch it bounds the waiting alone.
             observe: count each request after the ones before it. With errors="raise" none is counted unless all can be.
             event_ids: one a request.
             priority: as in `score`; the batch is one call.

@@ -515,6 +515,10 @@ def test_deadline_of_the_contract_holds_for_every_call():
     with pytest.raises(DeadlineExceededError, match="1 ms after the deadline"):
         scorer.score({"a": Slow(clock, 3 * MS_NS)})
     assert scorer.score({"a": Slow(clock, 3 * MS_NS)}, deadline_ms=10).score == 1.0
+    many = [{"a": Slow(clock, 3 * MS_NS)} for _ in range(5)]  # a batch is as long as it is
+    assert [d.score for d in scorer.score_batch(many)] == [1.0] * 5
+    with pytest.raises(DeadlineExceededError):
+        scorer.score_batch(many, deadline_ms=10)
 
 
 def test_rankings_are_admitted_by_their_size():

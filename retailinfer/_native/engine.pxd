@@ -330,7 +330,7 @@ cdef class Engine:
     cdef object score_object(self, object request, object request_id, int64_t now_ns, Call* call, bint observe,
                              object event_id, bint may_wait, object priority, int64_t* marks)
     cdef list batch_core(self, object requests, bint row_errors, int64_t now_ns, object request_ids, int64_t first_row, Call* call,
-                         bint observe, object event_ids, object priority)
+                         int64_t budget_ns, bint observe, object event_ids, object priority)
     cdef object rank_list(self, object context, object candidates, int64_t k, object available, object exclude, object request_id,
                           int64_t now_ns, Call* call, bint observe, object event_id, bint may_wait, object priority)
     cdef object _segment_bands(self, Workspace ws)

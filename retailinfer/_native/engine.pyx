@@ -1192,7 +1192,7 @@ cdef class Engine:
 
     cdef int begin(self, Workspace ws, int64_t now_ns, int64_t budget_ns, bint observe, object event_id, bint may_wait,
                    bint copy) except -1:
-        """What a call brings beside its request. Before every call of an engine with a resolver; others refuse to observe."""
+        """What a call brings beside its request; `budget_ns` is for waiting in calls that have no deadline. Before every call of an engine with a resolver; others refuse to observe."""
         if self.resolver is None:
             if observe:
                 raise ConfigError("these features count no events: there is nothing to observe", hint=_OBSERVE_HINT)
@@ -1207,10 +1207,10 @@ cdef class Engine:
         ws.options.may_wait = may_wait
         ws.options.may_ask = True
         if self.resolver.waits:
-            if ws.call == NULL:
-                ws.options.end_ns = self.end_of(budget_ns)
-            elif ws.call.end_ns < FOREVER:
+            if ws.call != NULL and ws.call.end_ns < FOREVER:
                 ws.options.end_ns = self.wait_until(ws.call)
+            else:
+                ws.options.end_ns = self.end_of(budget_ns)
         ws.lease.begin(copy or self.has_text)
         return 0
 
@@ -1645,7 +1645,7 @@ cdef class Engine:
         ws.call = call
         try:
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, 0, observe, event_id, may_wait, marks != NULL)
+                self.begin(ws, now_ns, FOREVER, observe, event_id, may_wait, marks != NULL)
                 if ws.lease is not None:
                     ws.lease.timed = marks != NULL
             self.resolve_row(request, ws, now_ns, -1)
@@ -1734,17 +1734,18 @@ cdef class Engine:
         """Many requests -> decisions, in order; with `row_errors` an error stands where its decision would.
 
         Observed rows are read and added one after the other, so each sees those before it; without `row_errors` none is
-        added unless all of them can be.
+        added unless all of them can be. Without a budget of its own a batch has no deadline, however long it is; but its waiting
+        ends within the engine's, as that of one request.
         """
         cdef Call call
-        self.enter(&call, priority, budget_ns, None)
+        self.enter(&call, priority, budget_ns if budget_ns else FOREVER, None)
         try:
-            return self.batch_core(requests, row_errors, now_ns, request_ids, first_row, &call, observe, event_ids, priority)
+            return self.batch_core(requests, row_errors, now_ns, request_ids, first_row, &call, budget_ns, observe, event_ids, priority)
         finally:
             self.leave(&call)
 
     cdef list batch_core(self, object requests, bint row_errors, int64_t now_ns, object request_ids, int64_t first_row, Call* call,
-                         bint observe, object event_ids, object priority):
+                         int64_t budget_ns, bint observe, object event_ids, object priority):
         cdef Workspace ws
         # occlusion fills the tile with one request's rows
         cdef int64_t n, start, i, filled, tile = self.tile if self.occlusion is None else 1, ready = 0, answers = 0, n_fresh = 0
@@ -1766,7 +1767,7 @@ cdef class Engine:
         ws.call = call
         try:
             if rich or observe or ids is not None:
-                self.begin(ws, now_ns, 0, observe, ids[0] if ids else None, True, False)
+                self.begin(ws, now_ns, budget_ns, observe, ids[0] if ids else None, True, False)
             if observe and not row_errors:
                 self.check_events(items, ids, first_row, ws)
             for start in range(0, n, tile):
@@ -2255,7 +2256,7 @@ cdef class Engine:
         try:
             ws.reserve(len(ids))
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, 0, observe, event_id, may_wait, True)
+                self.begin(ws, now_ns, FOREVER, observe, event_id, may_wait, True)
             ranking = self.rank_core(context, ids, len(ids), ws, k, available, exclude, request_id, now_ns, NULL)
             ranking = self.conclude(call, ranking, context, priority)
             self.n_answers += 1
@@ -2307,7 +2308,7 @@ cdef class Engine:
                 ws.reserve(n)
             self.admit(call, n)
             if self.resolver is not None or observe or event_id is not None:
-                self.begin(ws, now_ns, 0, observe, event_id, True, True)
+                self.begin(ws, now_ns, FOREVER, observe, event_id, True, True)
             ranking = self.rank_core(context, ids, n, ws, k, available, exclude, request_id, now_ns, marks)
             ranking = self.conclude(call, ranking, context, priority)
             self.n_answers += 1
