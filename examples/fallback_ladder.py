@@ -102,7 +102,7 @@ def main() -> None:
         bare = ri.Scorer.load(folder / "42", trust="unsigned", hooks=[Alarm()], contract={"ladder": []})
         print("without rungs:", bare.score(REFUND, otherwise="ask a person"))
         for rung in both.health().rungs:
-            print(f"{rung.kind}: {rung.state}, {rung.answers} answers")
+            print(f"{rung.kind}: {rung.answers} answers")
 
 
 if __name__ == "__main__":

@@ -22,19 +22,18 @@ from retailinfer.deadline import FOREVER_NS
 from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError
 from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
 from retailinfer.pipeline import DTYPE_NAMES, Pipeline, parse_available
+from retailinfer.resilience.drills import EVERY as DRILL_EVERY
+from retailinfer.resilience.drills import Drills
 from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
 from retailinfer.rungs import decisions_of, entity_of, key_reader, reads_field
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailinfer.resilience.drills import Drills
 
 Answers: TypeAlias = Callable[[Call, int], Decision | Ranking | None]
 
 __all__ = ["DRILL_EVERY", "RemoteModel", "Rungs", "remote_inputs", "remote_schema", "remote_score"]
-
-DRILL_EVERY = 1000  # answers; one of them is drilled on every rung
 
 
 class RemoteModel(Protocol):
@@ -141,11 +140,14 @@ class Rungs:
         if tells is not None:
             pipeline.permits.set_on_change(partial(tells.changed, "overload"))
         if self.ladder.present:
-            from retailinfer.resilience.drills import Drills  # noqa: PLC0415 - most releases have no ladder
-
-            permits = pipeline.permits
-            self.drills = Drills(self.ladder, _copy, lambda: _has_room(permits))
-            engine.set_drill(_weakly(self.drills), DRILL_EVERY)
+            permits, offered = pipeline.permits, _Offered()
+            self.drills = Drills(
+                self.ladder,
+                _copy,
+                may=lambda: _has_room(permits),
+                sample=lambda every: engine.set_drill(offered, every),
+            )
+            offered.owner = weakref.ref(self.drills)
 
     def health(self, pipeline: Pipeline, *, ready: bool, remote: Any) -> Health:
         """Everything that is known of how the door is doing."""
@@ -451,16 +453,16 @@ def _changes(tells: _Tells) -> Callable[[str, str, str, str], None]:
     return changed
 
 
-def _weakly(drills: Drills) -> Callable[[Any, Any], None]:
-    """What the engine holds: the drills belong to the door, and so does the engine."""
-    owner = weakref.ref(drills)
+class _Offered:
+    """What the engine holds: the drills belong to the door, as the engine does."""
 
-    def offer(request: Any, answer: Any) -> None:
-        found = owner()
-        if found is not None:
-            found.offer(dict(request) if type(request) is dict else request, answer)
+    def __init__(self) -> None:
+        self.owner: Callable[[], Drills | None] = lambda: None
 
-    return offer
+    def __call__(self, request: Any, answer: Any) -> None:
+        drills = self.owner()
+        if drills is not None:
+            drills.offer(dict(request) if type(request) is dict else request, answer)
 
 
 def _has_room(permits: Any) -> bool:

@@ -71,7 +71,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             last_score and static rungs decide is the policy's review action.
         deadline_ms: after so long an answer is worth nothing: it is dropped, and the call ends in a DeadlineExceededError.
         p50_ms, p95_ms, p99_ms: latency objectives of the whole call.
-        stages_ms: budget per stage (decode, resolve, fill, run, decide, encode).
+        stages_ms: budget per stage: decode, resolve, fill, run, decide, encode; remote.
         availability: share of requests that get an answer, such as 0.9995.
         throughput: requests a second and process that must fit.
         freshness: share of answers whose stored values were all within their `max_age`.

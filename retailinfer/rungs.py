@@ -1,4 +1,4 @@
-"""The rungs of one release: what its contract declares, checked and built from what `load` was given.
+"""The contract of one release and its rungs: what they may say, and what configuration lays over them.
 
 Rules:
   * A ladder is declared with the release, or laid over it by configuration; both are held to the same rules, here.
@@ -28,6 +28,7 @@ __all__ = ["check_ladder", "decisions_of", "entity_of", "key_reader", "laid_over
 
 NEEDS_A_PERSON = RUNGS.index("last_score")  # from this rung on, fraud is a person's to decide
 MAX_CONFIG_BYTES = 1 << 20
+STAGES = ("decode", "resolve", "fill", "run", "decide", "encode", "remote")
 _LITERALS = {"float": (int, float), "int": (int, float), "str": (str,), "bool": (bool,)}
 
 
@@ -41,6 +42,7 @@ def check_ladder(
 
     Raises: SpecError, which names the rung and says what to do.
     """
+    _check_times(contract)
     kinds = [rung.kind for rung in contract.ladder]
     order = [RUNGS.index(kind) for kind in kinds]
     if 0 in order:
@@ -62,6 +64,20 @@ def check_ladder(
         return
     for rung in contract.ladder:
         _check_rung(rung, contract, policy, spec, fallback)
+
+
+def _check_times(contract: Contract) -> None:
+    """Promises of time that contradict each other, or name a stage that there is not."""
+    named = {name: getattr(contract, name) for name in ("p50_ms", "p95_ms", "p99_ms", "deadline_ms")}
+    given = [(name, ms) for name, ms in named.items() if ms is not None]
+    for (name, ms), (next_name, next_ms) in pairwise(given):
+        if ms > next_ms:
+            raise SpecError(f"Expected {name} of at most {next_name}, got {ms:g} and {next_ms:g}")
+    unknown = [stage for stage in contract.stages_ms if stage not in STAGES]
+    if unknown:
+        raise SpecError(
+            f"stages_ms names the stage {clip(unknown[0])}", hint=f"there are {', '.join(STAGES)}"
+        )
 
 
 def _check_rung(

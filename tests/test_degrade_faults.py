@@ -40,7 +40,8 @@ from retailinfer.errors import (
 )
 from retailinfer.monitoring.events import Answered, Changed, Failed
 from retailinfer.ranker import Ranker
-from retailinfer.resilience.ladder import COLD_NS
+from retailinfer.resilience.drills import Drills
+from retailinfer.resilience.ladder import COLD_NS, Call, Ladder, Step
 from retailinfer.scorer import Scorer
 
 MS = 10**6
@@ -264,6 +265,7 @@ def test_whatever_fails_every_call_ends_as_declared(calls: list[dict[str, Any]],
         remote=remote,
         store=ri.Store(clock=clock),
     )
+    scorer._rungs.close()  # drills would move the clock from their own thread
     for call in calls:
         remote.ns = call["ns"]
         remote.score = 0.3 if call["remote"] == "score" else float("nan")
@@ -362,7 +364,7 @@ class Hangs:
         threading.Event().wait(60)
 
 scorer = scorer_of("remote", remote=Hangs())
-scorer._rungs.drills.offer(GOOD, scorer.score(GOOD))
+scorer.score(GOOD)  # the first answer is drilled
 assert Hangs.inside.wait(10)
 print("leaving", flush=True)
 sys.exit(0)
@@ -438,29 +440,54 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
     raise AssertionError("it did not come")
 
 
-def test_every_thousandth_answer_drills_every_rung():
+def test_first_and_every_thousandth_answer_drill_every_rung():
     """In a thread of its own, counted apart, told to nobody but hooks of changes."""
     heard = Heard()
     remote = Remote()
     kinds = "previous", "remote", "last_score", "static"
     scorer = scorer_of(*kinds, remote=remote, hooks=[heard])
+    scorer.score(GOOD)
+    wait_for(lambda: [r.drills for r in scorer.health().rungs] == [1, 1, 1, 1])
     for _ in range(DRILL_EVERY):
         scorer.score(GOOD)
-    wait_for(lambda: [r.drills for r in scorer.health().rungs] == [1, 1, 1, 1])
+    wait_for(lambda: [r.drills for r in scorer.health().rungs] == [2, 2, 2, 2])
     health = scorer.health()
     assert [r.state for r in health.rungs] == ["ready"] * 4
     assert [(r.answers, r.failures, r.failed_drills) for r in health.rungs] == [(0, 0, 0)] * 4
     assert health.degraded == 0
     assert {e.after for e in heard.of(Changed)} == {"ready"}
-    assert len(heard.of(Answered)) == DRILL_EVERY
-    assert len(remote.asked) == 1
+    assert len(heard.of(Answered)) == DRILL_EVERY + 1
+    assert len(remote.asked) == 2
     remote.error = RemoteError("down")
     for _ in range(DRILL_EVERY):
         scorer.score(GOOD)
-    wait_for(lambda: scorer.health().rungs[3].drills == 2)
+    wait_for(lambda: scorer.health().rungs[3].drills == 3)
     assert [r.state for r in scorer.health().rungs] == ["ready", "failing", "ready", "ready"]
     assert heard.of(Changed)[-1].part == "rung remote"
     scorer.close()
+
+
+def test_service_with_few_calls_drills_by_time():
+    """A hundred times a day the next call is drilled, however few there are; a closed scorer drills no more."""
+    asked: list[int] = []
+    step = Step("static", lambda call, end_ns: None)
+    drills = Drills(
+        Ladder([step], clock=ManualClock()),
+        lambda request, answer: Call(request, began_ns=0, end_ns=0),
+        sample=asked.append,
+        again_s=0.01,
+    )
+    assert asked == [1]
+    drills.offer(GOOD, None)
+    assert asked[1] == DRILL_EVERY
+    wait_for(lambda: len(asked) > 2)
+    assert asked[2] == 1
+    drills.offer(GOOD, None)
+    wait_for(lambda: step.drills == 2)
+    drills.end_with_process()
+    assert asked[-1] == 0
+    drills.offer(GOOD, None)
+    assert (step.drills, drills.dropped) == (2, 1)
 
 
 def test_rung_that_is_not_exercised_for_a_day_is_an_alarm():
@@ -490,8 +517,7 @@ def test_drills_never_wait_and_never_pile_up():
     scorer = scorer_of("remote", remote=Hangs())
     drills = scorer._rungs.drills
     assert drills is not None
-    decision = scorer.score(GOOD)
-    drills.offer(GOOD, decision)
+    decision = scorer.score(GOOD)  # the first one is drilled
     assert inside.wait(10)
     for _ in range(20):
         drills.offer(GOOD, decision)
@@ -510,18 +536,16 @@ def test_scorer_with_a_ladder_is_gone_with_its_last_reference():
 def dropped_scorer() -> weakref.ref[Any]:
     """What is left of a scorer that was drilled and forgotten, with the collector switched off."""
     scorer = scorer_of("previous", "last_score", "static", hooks=[Heard()])
-    drills: Any = scorer._rungs.drills
     gc.collect()
     gc.disable()
     try:
-        drills.offer(GOOD, scorer.score(GOOD))
+        scorer.score(GOOD)
         for _ in range(5_000):
             if scorer.health().rungs[0].drills:
                 break
             threading.Event().wait(0.002)
         return weakref.ref(scorer._pipeline)
     finally:
-        del drills
         gc.enable()
 
 
@@ -529,8 +553,7 @@ def dropped_scorer() -> weakref.ref[Any]:
 def test_forked_child_has_a_ladder_of_its_own():
     """Rungs answer, drills run, counts begin at nothing, and the child ends at once."""
     scorer = scorer_of("previous", "last_score", "static")
-    drills: Any = scorer._rungs.drills
-    drills.offer(GOOD, scorer.score(GOOD))
+    scorer.score(GOOD)
     wait_for(lambda: scorer.health().rungs[0].drills == 1)
     scorer.score(BAD)
     pid = os.fork()
@@ -539,7 +562,6 @@ def test_forked_child_has_a_ladder_of_its_own():
         try:
             before = [(r.answers, r.drills) for r in scorer.health().rungs]
             rungs = [scorer.score(request).rung for request in (GOOD, BAD, WORSE)]
-            drills.offer(GOOD, scorer.score(GOOD))
             wait_for(lambda: scorer.health().rungs[0].drills == 1)
             code = 0 if before == [(0, 0)] * 3 and rungs == [0, 1, 3] else 2
         finally:
@@ -689,8 +711,7 @@ def test_every_door_of_a_ranker_goes_down_the_ladder():
 def test_rankings_are_drilled_with_what_they_brought_up():
     """The candidates of a drill are the items of the answer."""
     ranker = ranker_of("previous", "static")
-    for _ in range(DRILL_EVERY):
-        ranker.rank(FINE, IDS, k=5)
+    ranker.rank(FINE, IDS, k=5)
     wait_for(lambda: [r.drills for r in ranker.health().rungs] == [1, 1])
     assert [r.state for r in ranker.health().rungs] == ["ready", "ready"]
 

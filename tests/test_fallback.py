@@ -39,8 +39,8 @@ def packed(**given: Any) -> dict[str, bytes]:
     ladder = tuple(
         rung if isinstance(rung, ri.Rung) else ri.Rung(kind=rung) for rung in given.pop("ladder", ("static",))
     )
-    more = {name: given.pop(name, None) for name in ("use_case", "deadline_ms")}
-    contract = ri.Contract(ladder=ladder, **more)
+    more = {name: given.pop(name, None) for name in ("use_case", "deadline_ms", "p50_ms", "p99_ms")}
+    contract = ri.Contract(ladder=ladder, stages_ms=given.pop("stages_ms", {}), **more)
     options = {"policy": POLICY, "fallback": ri.Fallback(score=0.6)} | given
     return releases.packed("shop", logistic(2), spec, contract=contract, **options)
 
@@ -168,6 +168,9 @@ def test_broken_file_of_a_release_is_the_releases_fault():
             "ranks",
         ),
         ({"features": None}, "takes arrays"),
+        ({"deadline_ms": 5, "p99_ms": 6}, "p99_ms of at most deadline_ms"),
+        ({"p50_ms": 5, "p99_ms": 4}, "p50_ms of at most p99_ms"),
+        ({"stages_ms": {"rum": 1}}, "stages_ms names the stage 'rum'"),
     ],
 )
 def test_ladder_that_cannot_mean_anything_is_not_packed(given: dict[str, Any], says: str):

@@ -1,6 +1,7 @@
-"""Drills: every rung of a ladder answers a copy of every n-th call in the shadow, so that none is cold when it is needed.
+"""Drills: every rung of a ladder answers a copy of some calls in the shadow, so that none is cold when it is needed.
 
 Rules:
+  * Drilled are the first call, every n-th, and where calls are few one about every quarter of an hour: 100 a day.
   * The call itself only leaves its request here; a thread of this process's own does the rest. Where the queue is full the
     drill is dropped and counted: drills never cost a caller anything else.
   * A drill counts nothing in windows, and its answer goes to nobody.
@@ -19,8 +20,10 @@ from typing import Any
 from retailinfer.life import begin_again_in_children, end_with_process
 from retailinfer.resilience.ladder import Call, Ladder
 
-__all__ = ["QUEUE", "Drills"]
+__all__ = ["AGAIN_S", "EVERY", "QUEUE", "Drills"]
 
+EVERY = 1000  # answers; one of them is drilled
+AGAIN_S = 864.0  # a hundredth of a day; after so long without a drill the next call is drilled
 QUEUE = 16
 TIME_NS = 10**9  # of a rung that says nothing of its own
 JOIN_S = 0.5
@@ -32,6 +35,9 @@ class Drills:
     Args:
         call_of: (request, answer) of a call that was answered -> the copy that the rungs get, without its times.
         may: asked before each drill; False while there is no room for work that nobody waits for.
+        sample: called with n: from now on every n-th call is offered; 0 = none.
+        again_s: how long there may be no drill where there are calls.
+    `dropped`: calls that were offered and not drilled.
     """
 
     def __init__(
@@ -39,10 +45,14 @@ class Drills:
         ladder: Ladder,
         call_of: Callable[[Any, Any], Call],
         may: Callable[[], bool] = lambda: True,
+        sample: Callable[[int], None] = lambda every: None,
+        again_s: float = AGAIN_S,
     ) -> None:
         self._ladder = ladder
         self._call_of = call_of
         self._may = may
+        self._sample = sample
+        self._again_s = again_s
         self.dropped = 0
         self._begin()
         begin_again_in_children(self)
@@ -54,6 +64,12 @@ class Drills:
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = False
+        self.ask()
+
+    def ask(self) -> None:
+        """The next call is to be offered."""
+        self._asked = True
+        self._sample(1)
 
     def begin_in_child(self) -> None:
         """A forked child has neither the thread nor what waits for it."""
@@ -66,6 +82,7 @@ class Drills:
     def end_with_process(self) -> None:
         """Finish the drill under way; those that wait are dropped. Waits half a second at most."""
         self._ended = True
+        self._sample(0)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake.release()
@@ -73,6 +90,9 @@ class Drills:
 
     def offer(self, request: Any, answer: Any) -> None:
         """Drill a call that was just answered. Returns at once, and never raises for want of room."""
+        if self._asked:
+            self._asked = False
+            self._sample(EVERY)
         if self._ended or len(self._queue) >= QUEUE:
             self.dropped += 1
             return
@@ -87,7 +107,10 @@ class Drills:
         try:
             if self._thread is None:
                 thread = threading.Thread(
-                    target=_run, args=(weakref.ref(self), self._wake), name="retailinfer-drills", daemon=True
+                    target=_run,
+                    args=(weakref.ref(self), self._wake, self._again_s),
+                    name="retailinfer-drills",
+                    daemon=True,
                 )
                 thread.start()
                 self._thread = thread
@@ -124,11 +147,15 @@ class Drills:
         ladder.look()
 
 
-def _run(owner: weakref.ref[Drills], wake: threading.Semaphore) -> None:
+def _run(owner: weakref.ref[Drills], wake: threading.Semaphore, again_s: float) -> None:
     while True:
-        wake.acquire()
+        was_offered = wake.acquire(timeout=again_s)
         drills = owner()
         if drills is None or drills._ended:
             return
-        drills.run_waiting()
+        if was_offered:
+            drills.run_waiting()
+        else:
+            drills.ask()
+            drills._ladder.look()  # nobody else may, where there are no calls
         del drills  # not kept while there is nothing to do
