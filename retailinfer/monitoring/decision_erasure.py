@@ -1,8 +1,9 @@
 """Take an entity out of a decision log, while processes go on writing to it.
 
 Rules:
-  * All processes are asked to seal what they write, which they do within half a second: what was answered before the call is
-    in files that nobody writes to any more. These are rewritten without the entity's rows, each whole or not at all.
+  * A row is in a file half a second after its answer; so long is waited. Then all processes are asked to seal what they write,
+    which they do within another: what was answered before the call is in files that nobody writes to any more. These are
+    rewritten without the entity's rows, each whole or not at all.
   * A process that does not react in time (stopped, or its machine asleep) is named in the report; erase again then.
   * A row of the entity goes as a whole. Files whose keys were hashed with another hash key are named, not guessed at.
   * Rows of answers that are given after the call are new rows: stop asking about the entity first.
@@ -29,8 +30,9 @@ from retailinfer.monitoring.decision_folder import (
 )
 from retailinfer.monitoring.decision_rows import Keys, declarations
 
-__all__ = ["ErasureReport", "erase"]
+__all__ = ["QUEUED_S", "ErasureReport", "erase"]
 
+QUEUED_S: Final = 0.5  # a row is in a file half a second after its answer
 _SEAL_WAIT_S: Final = 5.0
 _ROUND_S: Final = 0.02
 
@@ -85,6 +87,8 @@ def erase(
             else "the keys of this log are hashed: erasing needs the hash key",
             hint="give the hash_key that the log was given",
         )
+    ask_to_seal(folder)  # so that who keeps the folder now lets go of it
+    threading.Event().wait(QUEUED_S)  # for rows of processes that have no live file yet
     with keeping(folder, wait_s=wait_s) as keeper:
         if keeper is None:
             raise Unavailable(

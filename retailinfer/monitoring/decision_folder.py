@@ -255,11 +255,11 @@ def asked_to_seal(folder: Path) -> tuple[int, int]:
 
 
 def ask_to_seal(folder: Path) -> None:
-    """Ask all processes to seal their live files; they do so within half a second. Raises: OSError.
+    """Ask all processes to seal their live files, which they do within half a second, and to let others keep the folder.
 
-    Only who keeps the folder may.
+    Raises: OSError.
     """
-    write_whole(folder / _SEAL, b"")
+    write_whole(folder / _SEAL, b"", begun_as=".new-")
 
 
 # ---- keeping the folder ----------------------------------------------------------------------------------------------

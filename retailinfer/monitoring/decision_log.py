@@ -170,6 +170,7 @@ class DecisionLog:
         self._asked = (0, 0)
         self._keeper: files.Keeper | None = None
         self._to_do: list[files.LogFile] = []
+        self._kept_since = (0, 0)
         self._converts: ToParquet | None = None
         self._keep_next_ns = -(1 << 62)
         self._state = "ready"
@@ -379,7 +380,10 @@ class DecisionLog:
         if segment is None:
             return
         old = now_ns - self._opened_ns >= self._rotate_ns
-        if old or segment.size >= self._rotate_bytes or files.asked_to_seal(self.folder) != self._asked:
+        asked = files.asked_to_seal(self.folder) != self._asked
+        if asked and not self.flush(0.0):  # who asks wants all that was answered before in the file
+            return
+        if old or asked or segment.size >= self._rotate_bytes:
             if segment.is_here():
                 self._seal()
             else:
@@ -398,6 +402,10 @@ class DecisionLog:
                 return False
             self._keeper = keeper
             self._to_do = self._housekeeping()
+            self._kept_since = files.asked_to_seal(self.folder)
+        if self._converts is None and files.asked_to_seal(self.folder) != self._kept_since:
+            self._to_do = []  # somebody wants to erase
+            self._keep_next_ns = now_ns + int(_KEEP_S / 10 * 1e9)
         if self._converts is None and self._to_do:
             file = self._to_do.pop(0)
             if self._format == "jsonl":

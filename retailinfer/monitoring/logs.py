@@ -157,7 +157,7 @@ class LogHook:
                 "release": item.release,
                 "took_us": item.took_ns / 1000,
                 "priority": item.priority,
-                "late": item.late,
+                "late": item.late or None,
             }
             return logging.WARNING, "failed", {k: v for k, v in facts.items() if v is not None}
         return self._answered(*item)
