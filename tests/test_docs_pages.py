@@ -96,6 +96,24 @@ def test_serving_page_lists_every_error_with_its_status():
     assert rows == {name: status for name, status in classes.items() if name not in bases}
 
 
+def test_remote_page_lists_every_kind_of_failure():
+    """The table of kinds is that of the code, and says the same about second attempts."""
+    from retailinfer.resilience.outcome import KINDS
+
+    rows = re.findall(r"^\| `(\w+)` \| .* \|([^|]*)\|$", text_of(DOCS / "remote.md"), re.MULTILINE)
+    kinds = {name: again.strip() != "" for name, again in rows if name in KINDS}
+    assert kinds == {name: meaning.again for name, meaning in KINDS.items()}
+
+
+def test_remote_page_lists_every_setting():
+    """Each argument of `ri.Remote`, but for those of simulations."""
+    import inspect
+
+    text = text_of(DOCS / "remote.md")
+    settings = set(inspect.signature(ri.Remote).parameters) - {"clock", "chance", "sleep"}
+    assert [name for name in settings if f"`{name}`" not in text] == []
+
+
 def test_cli_page_explains_every_option():
     """Each option of each command is named below the command's heading."""
     text = text_of(DOCS / "cli.md")

@@ -217,3 +217,15 @@ def test_flask_app_answers_and_refuses(packed, monkeypatch):
     assert wrong.status_code == 422
     assert "$.amount" in wrong.get_data(as_text=True)
     assert client.post("/score", data=b"{").status_code == 400
+
+
+@pytest.mark.requires("sklearn", "skl2onnx", "pyarrow", "urllib3")
+def test_remote_fallback_goes_through_what_it_says(tmp_path):
+    """The server answers and agrees; slow, lying and dead it is not believed, and the release decides."""
+    said = run("remote_fallback.py", cwd=tmp_path)
+    assert "remote:fraud gave the last one; 100% of 100 actions are the same" in said
+    assert "slow: decline by fraud, rung 0" in said
+    assert "lies: decline by fraud, rung 0" in said
+    assert "{'timeout': 1, 'malformed': 1}" in said
+    assert "the breaker is open: 5 times in a row it was not reached" in said
+    assert re.search(r"'open': [1-9]", said)
