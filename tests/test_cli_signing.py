@@ -262,6 +262,32 @@ def test_model_signing_is_made_and_checked(shop, good, bad):
     assert "no model.sig" in bad("verify fraud --model-signing oms.pub")
 
 
+def test_signing_fails_whole(shop, good, monkeypatch):
+    """No key, a signature that is of another kind, a folder that cannot be written: nothing is left behind."""
+    from retailinfer.authoring import signing
+
+    good("keygen ci --out ci.pem")
+    with pytest.raises(ri.ConfigError, match="at least one key"):
+        ri.sign("fraud", key=[])
+    good("sign fraud --key ci.pem")
+    key = signing.read_key("ci.pem")
+    approval = signing.approve("fraud", key=key, who="Ada", why="x")
+    assert approval.who == "Ada"
+    path = next(Path("fraud").glob("approval-*.sig"))
+    path.replace("fraud/manifest.sig")
+    with pytest.raises(SignatureError, match="signs no release"):
+        ri.sign("fraud", key=key)
+    before = sorted(shop.rglob("*"))
+
+    def refuse(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ri.BundleError, match="No space left"):
+        ri.sign("fraud", key=key, replace=True)
+    assert sorted(shop.rglob("*")) == before
+
+
 def test_python_signs_as_the_command_line_does(shop, good):
     """`ri.sign` and approvals beside a release."""
     from retailinfer.authoring.signing import approve

@@ -402,3 +402,31 @@ def test_signatures_can_be_added_one_after_the_other():
     envelope = decode_envelope(together)
     for key in keys:
         assert verify(key.public, envelope.signed, envelope.signatures[key.id])
+
+
+def test_keys_on_other_curves_and_weak_pems_are_refused(tmp_path):
+    """What model-signing does not take, a key of another sort as a public one, an empty password."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from retailinfer.authoring.signing import read_key
+    from retailinfer.release.signature import EcPrivateKey, EcPublicKey, PrivateKey
+
+    other = ec.generate_private_key(ec.SECP256K1())
+    with pytest.raises(ConfigError, match="secp256k1"):
+        EcPrivateKey(other)
+    pem = (
+        PrivateKey.generate()
+        ._key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    with pytest.raises(ConfigError, match="elliptic curve"):
+        EcPublicKey.from_pem(pem)
+    with pytest.raises(ConfigError, match="at most"):
+        EcPublicKey.from_pem(b"x" * 100_000)
+    with pytest.raises(ConfigError, match="empty"):
+        PrivateKey.generate().to_pem("")
+    key = PrivateKey.generate()
+    assert read_key(key) is key
+    (tmp_path / "key.pem").write_bytes(key.to_pem())
+    assert read_key(tmp_path / "key.pem").id == key.id

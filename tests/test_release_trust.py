@@ -101,6 +101,54 @@ def test_trust_files_that_mean_nothing_are_refused(data, says):
         decode_trust(data)
 
 
+def small_order_points():
+    """Encodings of all points of order 1, 2, 4 and 8, worked out from the curve's equation."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+
+    def add(a, b):
+        x1, y1, x2, y2 = *a, *b
+        k = d * x1 * x2 * y1 * y2 % p
+        return (
+            (x1 * y2 + x2 * y1) * pow(1 + k, -1, p) % p,
+            (y1 * y2 + x1 * x2) * pow(1 - k, -1, p) % p,
+        )
+
+    def points(y):
+        square = (y * y - 1) * pow(d * y * y + 1, -1, p) % p
+        x = pow(square, (p + 3) // 8, p)
+        if x * x % p != square:
+            x = x * pow(2, (p - 1) // 4, p) % p
+        return [(x, y), (-x % p, y)] if x * x % p == square else []
+
+    found, y = set(), 2
+    while len(found) < 8:  # the multiples of (order of the large group) * any point have small order
+        for point in points(y):
+            total, base, n = (0, 1), point, 2**252 + 27742317777372353535851937790883648493
+            while n:
+                total, base, n = (add(total, base) if n & 1 else total), add(base, base), n >> 1
+            found.add(total)
+        y += 1
+    for x, y in found:
+        for value in {y, y + p} if y + p < 2**255 else {y}:
+            for sign in {x & 1, 1 if x == 0 else x & 1}:
+                yield (value | sign << 255).to_bytes(32, "little")
+
+
+def test_keys_that_anybody_can_sign_for_are_refused():
+    """Points of small order, each of their spellings; and such a signature, shown to hold for one of them."""
+    from retailinfer.release.signature import verify
+
+    assert verify(b"\1" + bytes(31), b"anything", b"\1" + bytes(63))
+    tried = 0
+    for public in small_order_points():
+        entry = {"algorithm": "ed25519", "public": base64.b64encode(public).decode()}
+        with pytest.raises(ConfigError, match="small order"):
+            decode_trust(changed(keys=KEYS | {"weak": entry}))
+        tried += 1
+    assert tried >= 10
+
+
 def test_trust_is_a_path_a_setting_or_an_object(tmp_path, monkeypatch):
     """And says where it came from when there is none."""
     path = tmp_path / "trust.json"

@@ -199,6 +199,8 @@ def _check_trust(file: TrustFile) -> None:
         by_public[key.public] = name
         if base64.b64encode(binascii.a2b_base64(key.public)).decode() != key.public:
             raise ManifestError(f"Expected base64 of 32 bytes as the public key {clip(name)}")
+        if _is_weak(binascii.a2b_base64(key.public)):
+            raise ManifestError(f"the key {clip(name)} is a point of small order: anybody can sign for it")
         begins, ends = key.not_before, key.expires
         if begins is not None and ends is not None and seconds_of(begins) >= seconds_of(ends):
             raise ManifestError(f"the key {clip(name)} expires before it begins to count")
@@ -524,6 +526,26 @@ class Rules:
                 hint=f"the trust file asks {', '.join(role.keys)}",
             )
         return tuple(sorted(found))
+
+
+# Ed25519 points whose order is 1, 2, 4 or 8, in every spelling that decoders take, the sign aside. There is no private key to
+# them, and signatures that hold for any message.
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(one)
+    for one in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+
+
+def _is_weak(public: bytes) -> bool:
+    return public[:31] + bytes([public[31] & 0x7F]) in _SMALL_ORDER
 
 
 def _version(text: str) -> tuple[int, ...]:
