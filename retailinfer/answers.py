@@ -10,6 +10,7 @@ Built once, by `door.Door`. What a ladder may be is rungs.py.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 
 from retailinfer.contracts import Decision, Health, Ranking, Rung
 from retailinfer.deadline import FOREVER_NS
-from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError
+from retailinfer.errors import CallerError, ConfigError, DeadlineExceededError, RemoteError, ServingError
 from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
 from retailinfer.pipeline import DTYPE_NAMES, Pipeline, parse_available
 from retailinfer.resilience.drills import EVERY as DRILL_EVERY
@@ -112,10 +113,11 @@ class Rungs:
             "last_score": lambda: None if last is None else _last_score(pipeline, last),
             "static": lambda: _popular(pipeline) if ranks else _static(pipeline),
         }
+        count = _counting(pipeline)
         steps = [
             Step(
                 rung.kind,
-                makes[rung.kind](),
+                count(makes[rung.kind]()),
                 max_ns=0 if rung.max_ms is None else max(1, int(rung.max_ms * 1e6)),
                 max_concurrency=rung.max_concurrency or CONCURRENCY,
                 decisions=decisions_of(rung, contract, policy),
@@ -186,6 +188,8 @@ def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers
     """The release before, with its own features, model and policy."""
     engine = previous.need_engine()
     project = _projection(pipeline, previous)
+    # It never counts: its windows may be others than the release's. An id lets it see that the request is in them already.
+    knows_events = engine.resolver is not None and engine.resolver.can_observe
 
     def score(call: Call, end_ns: int) -> Decision:
         made: Decision = engine.score(
@@ -193,8 +197,8 @@ def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers
             call.request_id,
             call.now_ns,
             _left(pipeline, end_ns),
-            call.observe and not call.counted,
-            call.event_id,
+            False,
+            call.event_id if knows_events else None,
         )
         return made
 
@@ -208,12 +212,35 @@ def _previous(pipeline: Pipeline, previous: Pipeline, *, ranks: bool) -> Answers
             call.request_id,
             call.now_ns,
             _left(pipeline, end_ns),
-            call.observe and not call.counted,
-            call.event_id,
+            False,
+            call.event_id if knows_events else None,
         )
         return made
 
     return rank if ranks else score
+
+
+def _counting(pipeline: Pipeline) -> Callable[[Answers | None], Answers | None]:
+    """What makes a rung count a request that the release had no time to count: it happened, whoever decided about it."""
+    observer = pipeline.request_observer
+
+    def count(answers: Answers | None) -> Answers | None:
+        if answers is None or observer is None:
+            return answers
+
+        def counting(call: Call, end_ns: int) -> Decision | Ranking | None:
+            made = answers(call, end_ns)
+            if made is not None and call.observe and not call.counted:
+                with contextlib.suppress(
+                    CallerError, ServingError
+                ):  # an event that is none is not worth the answer
+                    observer.observe(call.request, call.event_id, call.now_ns)
+                    call.counted = True
+            return made
+
+        return counting
+
+    return count
 
 
 def remote_inputs(pipeline: Pipeline) -> list[str]:

@@ -49,6 +49,7 @@ from retailinfer.errors import (
 from retailinfer.features.arrow import Canonical, Columns
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
+from retailinfer.features.streams import request_stream
 from retailinfer.features.transform import fill
 from retailinfer.life import begin_again_in_children
 from retailinfer.lookups import compile_lookups, compile_observer
@@ -809,6 +810,12 @@ class Pipeline:
             known = ", ".join(f"`{name}`" for name in self._observers) or "none"
             raise ConfigError(f"Expected a stream that some window counts ({known}), got {clip(stream)}")
         return found
+
+    @property
+    def request_observer(self) -> Observer | None:
+        """The way of requests into windows of this process's own memory; None where nothing there counts them."""
+        found = self._observers.get(request_stream(self.spec.body) or "")
+        return None if found is None or found.resolver.shared else found
 
     def need_engine(self) -> Engine:
         """The engine. Raises: ConfigError for a release of arrays."""

@@ -388,43 +388,95 @@ def test_process_ends_while_a_drill_hangs():
 # ---- windows ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_is_counted_once_whoever_answers():
-    """The release counts it and then has no score: the release before reads the same windows, and does not count again."""
+@functools.cache
+def counting_files(name: str) -> dict[str, bytes]:
+    """Score of "now" = root of the amount; of "before" = amount + 100 times the card's payments of an hour, this one too."""
     import pyarrow as pa
 
-    fields = {"card": str, "amount": float, "at": ri.Timestamp}
-    rows = pa.table({"card": ["a"], "amount": [1.0], "at": [1.7e9], "n": [1.0]})
-    files = {}
-    for name, then in (("now", ("Sqrt",)), ("before", ())):
-        columns = [
+    windows = ri.FeatureSpec(
+        request={"card": str, "amount": float, "at": ri.Timestamp},
+        event_time="at",
+        entities={"card": "card"},
+        streams={"payment": None},
+        columns=[
             c.numeric("amount"),
             c.window("card", "count", on="payment", over="1h", name="n", unknown=0.0, on_unavailable=0.0),
-        ]
-        windows = ri.FeatureSpec(
-            request=fields,
-            event_time="at",
-            entities={"card": "card"},
-            streams={"payment": None},
-            columns=columns,
-        )
-        ladder = (ri.Rung(kind="previous"),) if name == "now" else ()
-        files[name] = releases.packed(
-            name,
-            releases.weighted(1.0, 0.0 if name == "now" else 100.0, then=then),
-            windows,
-            golden=rows,
-            contract=ri.Contract(ladder=ladder),
-            engine="onnx",
-        )
+        ],
+    )
+    is_now = name == "now"
+    ladder = (ri.Rung(kind="previous"), ri.Rung(kind="static")) if is_now else ()
+    return releases.packed(
+        name,
+        releases.weighted(1.0, 0.0 if is_now else 100.0, then=("Sqrt",) if is_now else ()),
+        windows,
+        golden=pa.table({"card": ["a"], "amount": [1.0], "at": [1.7e9], "n": [1.0]}),
+        policy=ri.Policy([("approve", -10.0), ("review", 0.5)]),
+        contract=ri.Contract(ladder=ladder),
+        fallback=ri.Fallback(score=0.5) if is_now else None,
+        engine="onnx",
+    )
+
+
+PAID = {"card": "a", "amount": -1.0, "at": 1.7e9}  # no root: the release fails once it has counted it
+
+
+def counting_scorer(**options: Any) -> tuple[Any, Any]:
+    """The release over windows in memory, and what tells how many payments the card has in them."""
     clock = ManualClock(wall_ns=1_700_000_000 * 10**9)
     store = ri.Store(windows=ri.Windows.memory(clock=clock), clock=clock)
-    scorer = releases.scorer_of(files["now"], previous=files["before"], store=store)
-    request = {"card": "a", "amount": -1.0, "at": 1.7e9}
-    made = [scorer.score(request, observe=True) for _ in range(3)]
-    assert [d.rung for d in made] == [1, 1, 1]
-    counts = [round((d.score + 1) / 100) for d in made]
-    assert counts in ([1, 2, 3], [2, 3, 4])  # with the request itself, and each of the others once
-    assert made[2].score - made[0].score == 200.0
+    before = counting_files("before")
+    scorer = releases.scorer_of(counting_files("now"), previous=before, store=store, **options)
+    reader = releases.scorer_of(before, store=store)
+    # less the one that is asked about, and the amount
+    return scorer, lambda: round((reader.score(PAID).score + 1) / 100) - 1
+
+
+def test_a_request_is_counted_once_whoever_answers():
+    """The release counts it and then has no score; the rung below does not count it again."""
+    scorer, counted = counting_scorer()
+    assert [scorer.score(PAID, observe=True).rung for _ in range(3)] == [1, 1, 1]
+    assert counted() == 3
+    assert scorer.score(PAID).rung == 1
+    assert counted() == 3
+
+
+def test_rung_below_sees_the_request_once_by_its_id():
+    """Windows that include the request itself: with an id, what was counted already is not included a second time."""
+    scorer, counted = counting_scorer()
+    seen = [scorer.score(PAID, observe=True, event_id=f"e{i}").score for i in range(3)]
+    assert [round((score + 1) / 100) for score in seen] == [1, 2, 3]
+    again = scorer.score(PAID, observe=True, event_id="e2").score
+    assert (round((again + 1) / 100), counted()) == (3, 3)
+
+
+def test_request_that_was_shed_is_counted_by_the_rung_that_decides():
+    """The release never saw it; the rule decided, and the payment happened. With its id, once."""
+    hook = Nested("critical")
+    scorer, counted = counting_scorer(hooks=[hook], max_in_flight=1)
+    seen: list[int] = []
+
+    def shed(event: Any) -> None:
+        if event.answer.rung == 0:
+            seen.extend(scorer.score(PAID, observe=True, event_id="e").rung for _ in range(2))
+
+    hook.on_event = shed  # type: ignore[method-assign]
+    scorer._engine.set_hook(shed)
+    assert scorer.score(PAID | {"amount": 1.0}).rung == 0
+    scorer._engine.set_hook(None)
+    assert (seen, counted()) == ([4, 4], 1)
+
+
+def test_batches_count_each_row_once():
+    """Rows that fail after they were counted are not counted again, in either way of telling errors."""
+    scorer, counted = counting_scorer()
+    rows = [PAID, PAID | {"amount": 4.0}, PAID]
+    assert [d.rung for d in scorer.score_batch(rows, errors="row", observe=True)] == [1, 0, 1]
+    assert counted() == 3
+    ids = ["a", "b", "c"]
+    assert [d.rung for d in scorer.score_batch(rows, observe=True, event_ids=iter(ids))] == [1, 0, 1]
+    assert counted() == 6
+    with pytest.raises(ServingError):  # without ids nobody knows which rows were counted
+        scorer.score_batch(rows, observe=True)
 
 
 # ---- drills ----------------------------------------------------------------------------------------------------------------
