@@ -27,6 +27,7 @@ from pathlib import Path
 import fuzz_models
 import fuzz_releases
 import fuzz_requests
+import fuzz_signatures
 import fuzz_state
 import pytest
 from native_programs import (
@@ -145,7 +146,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "windows-fuzzed": _windows_fuzzed,
     **{
         name: functools.partial(_guided, f"{module.__name__}.py", name)
-        for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_state)
+        for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_signatures, fuzz_state)
         for name in module.TARGETS
     },
 }

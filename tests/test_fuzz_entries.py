@@ -1,7 +1,8 @@
-"""Hostile bytes at every entry but models: requests, objects, events, tables, releases, dumps, answers of Redis.
+"""Hostile bytes at every entry but models: requests, objects, events, tables, releases, signatures, dumps, answers of Redis.
 
 Thousands of mutants, the same every time, and some seconds of coverage-guided fuzzing of each; `make soak` goes on for hours.
-What they are: fuzz_requests.py, fuzz_releases.py, fuzz_state.py, fuzzing.py. Model files: test_fuzz_models.py.
+What they are: fuzz_requests.py, fuzz_releases.py, fuzz_signatures.py, fuzz_state.py, fuzzing.py; model
+files: test_fuzz_models.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import fuzz_releases
 import fuzz_requests
+import fuzz_signatures
 import fuzz_state
 import msgspec
 import pytest
@@ -29,7 +31,12 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="platform: memory is bounded by what Linux says of a process"
 )
 HERE = Path(__file__).resolve().parent
-FILES = {"fuzz_requests.py": fuzz_requests, "fuzz_releases.py": fuzz_releases, "fuzz_state.py": fuzz_state}
+FILES = {
+    "fuzz_requests.py": fuzz_requests,
+    "fuzz_releases.py": fuzz_releases,
+    "fuzz_signatures.py": fuzz_signatures,
+    "fuzz_state.py": fuzz_state,
+}
 CASES = [
     pytest.param(file, name, marks=pytest.mark.requires(*target.needs), id=name)
     for file, module in FILES.items()

@@ -98,6 +98,21 @@ def test_every_spare_bit_of_base64_is_refused(size):
     assert tried == {30: 3, 31: 15, 32: 18}[size]  # two spare bits after two bytes, four after one
 
 
+def test_an_envelope_may_have_exactly_its_largest_size():
+    """64 KiB, and not a byte more."""
+    for kind in ("x" * n for n in range(1, 5)):
+        empty = len(encode_envelope(kind, b"xyz", {"0" * 64: b"sig"})) - 4
+        payload = b"x" * ((MAX_ENVELOPE_BYTES - empty) // 4 * 3)
+        data = encode_envelope(kind, payload, {"0" * 64: b"sig"})
+        if len(data) == MAX_ENVELOPE_BYTES:
+            assert decode_envelope(data).payload == payload
+            break
+    else:
+        pytest.fail("no envelope of that size was made")
+    with pytest.raises(SignatureError, match="at most"):
+        encode_envelope(kind + "x", payload, {"0" * 64: b"sig"})
+
+
 def test_every_place_for_white_space_is_refused():
     """Each of JSON's blanks, put at each place of the envelope."""
     data = encode_envelope(TYPE, b"payload", SIGNATURES)

@@ -1,0 +1,261 @@
+"""Hostile signatures: envelopes, statements that the right keys signed, trust files, model-signing bundles, remembered state.
+
+    python tests/fuzz_signatures.py pointer --mutants 500 --seed 7       the same mutants every time; more in fuzzing.py
+
+Rules:
+  * A signature would stop almost all of it, so statements are signed again by the right keys after they were changed, and
+    most are brought into their canonical form before: what somebody who may sign could do by mistake.
+  * Every end is a verdict or a typed refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+
+import msgspec
+from fuzzing import Target, bytes_mutant, document_mutant, likely_mutant, main, number_mutant
+
+__all__ = ["TARGETS"]
+
+
+def _canonical(kind, data: bytes) -> bytes:
+    """The one encoding of a statement, for seven mutants of eight that are one at all."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        statement = msgspec.json.decode(data, type=kind)
+        if len(data) % 8:
+            return msgspec.json.encode(statement, order="deterministic")
+    return data
+
+
+def _signed(kind, data: bytes, *names: str) -> bytes:
+    from signed_releases import key
+
+    from retailinfer.release.signature import sign_payload
+
+    return sign_payload(kind.payload_type, _canonical(kind, data) or b"{}", [key(name) for name in names])
+
+
+@functools.cache
+def _trust(**changes):
+    from signed_releases import trust
+
+    return trust(**changes)
+
+
+def _payloads(*statements) -> list[bytes]:
+    from retailinfer.release.statements import encode_statement
+
+    return [encode_statement(one) for one in statements]
+
+
+# ---- statements ------------------------------------------------------------------------------------------------------------
+
+
+def _releases() -> list[bytes]:
+    from signed_releases import statement_of, tiny
+
+    one = statement_of(tiny())
+    more = {
+        "not_before": one.issued,
+        "environments": ("production", "staging"),
+        "requires": {"msgspec": "0.18"},
+    }
+    return _payloads(one, msgspec.structs.replace(one, **more))
+
+
+def _release(data: bytes):
+    from signed_releases import tiny
+
+    from retailinfer.release.bundle import read_bundle
+    from retailinfer.release.statements import ReleaseStatement
+
+    files = tiny() | {"manifest.sig": _signed(ReleaseStatement, data, "ci", "lead")}
+    return read_bundle(files, trust=_trust()).verdict.signed_by
+
+
+def _pointers() -> list[bytes]:
+    from signed_releases import pointer
+
+    from retailinfer.release.statements import Canary
+
+    return _payloads(
+        pointer(7),
+        pointer(
+            8,
+            canary=Canary(digest="f" * 64, share=0.05),
+            shadow="e" * 64,
+            challenger="d" * 64,
+            hold="incident",
+        ),
+    )
+
+
+def _pointer(data: bytes):
+    from retailinfer.release.statements import Pointer
+    from retailinfer.release.trust import Mark
+
+    data = _signed(Pointer, data, "ops")
+    from signed_releases import NOW_S
+
+    return _trust().rules.pointer(data, "fraud", now_s=NOW_S, mark=Mark(epoch=1, seq=6)).signed_by
+
+
+def _lists() -> list[bytes]:
+    from signed_releases import EXPIRES, ISSUED
+
+    from retailinfer.release.statements import Revocations
+
+    return _payloads(
+        Revocations(epoch=1, seq=3, issued=ISSUED),
+        Revocations(
+            epoch=1,
+            seq=4,
+            issued=ISSUED,
+            expires=EXPIRES,
+            releases={"d" * 64: "leak"},
+            keys={"e" * 64: "stolen"},
+        ),
+    )
+
+
+def _list(data: bytes):
+    from signed_releases import NOW_S, trust_file
+
+    from retailinfer.release.statements import Revocations
+    from retailinfer.release.trust import Mark, Role, Rules
+
+    rules = Rules(trust_file(revocation=Role(keys=("security",))))
+    found, _ = rules.revocations(
+        _signed(Revocations, data, "security"), now_s=NOW_S, mark=Mark(epoch=1, seq=2)
+    )
+    return (str(found.revoked.seq),)
+
+
+# ---- envelopes and what stands beside --------------------------------------------------------------------------------------
+
+
+def _envelopes() -> list[bytes]:
+    from signed_releases import approval_of, signed_files
+
+    files = signed_files()
+    return [files["manifest.sig"], approval_of(files, "risk", "lead")]
+
+
+def _envelope(data: bytes):
+    from retailinfer.release.envelope import decode_envelope, encode_envelope
+
+    found = decode_envelope(data)
+    assert encode_envelope(*found) == data, "an envelope has two spellings"
+    return tuple(found.signatures)
+
+
+def _trust_files() -> list[bytes]:
+    from signed_releases import record, trust_file
+
+    from retailinfer.release.limited import Limits
+    from retailinfer.release.trust import Role, encode_trust
+
+    keys = {name: record(name, who="x", expires="2027-01-01T00:00:00Z") for name in ("ci", "lead")}
+    more = {
+        "keys": keys,
+        "pointer": None,
+        "trust": None,
+        "strict": Limits(),
+        "expires": "2027-01-01T00:00:00Z",
+    }
+    return [encode_trust(trust_file()), encode_trust(trust_file(**more, approval=Role(keys=("ci",))))]
+
+
+def _trust_file(data: bytes):
+    from retailinfer.release.trust import Rules, decode_trust, encode_trust
+
+    file = decode_trust(data)
+    assert decode_trust(encode_trust(file)) == file
+    return tuple(name for name, _, _ in Rules(file).known.values())
+
+
+def _states() -> list[bytes]:
+    from retailinfer.release.highwater import State
+    from retailinfer.release.trust import Mark
+
+    marks = {
+        "fraud": Mark(epoch=1, seq=7, sha256="a" * 64, loaded="b" * 64),
+        "shop-1": Mark(epoch=1, loaded="c" * 64),
+    }
+    return [
+        msgspec.json.encode(State(names=marks, revocations=Mark(epoch=1, seq=2))),
+        msgspec.json.encode(State()),
+    ]
+
+
+def _state(data: bytes):
+    import tempfile
+    from pathlib import Path
+
+    from retailinfer.release.highwater import read_state
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state.json")
+        path.write_bytes(data)
+        return tuple(read_state(str(path)).names)
+
+
+@functools.cache
+def _ec_key():
+    from retailinfer.release.signature import EcPrivateKey
+
+    return EcPrivateKey.generate()
+
+
+def _bundles() -> list[bytes]:
+    from signed_releases import tiny
+
+    from retailinfer.release.oms import sign_files
+
+    bundle = sign_files("fraud", tiny(), _ec_key())
+    return [bundle, json.dumps(json.loads(bundle), indent=1).encode()]
+
+
+def _bundle(data: bytes):
+    from signed_releases import tiny
+
+    from retailinfer.release.oms import verify_files
+
+    return (verify_files(data, tiny(), _ec_key().public),)
+
+
+def _check(names, data: bytes) -> None:
+    assert isinstance(names, tuple)
+    assert all(isinstance(name, str) for name in names)
+
+
+def _refusals() -> dict[type[Exception], str]:
+    from retailinfer.errors import BundleError, ConfigError
+
+    return {BundleError: "refused", ConfigError: "refused"}
+
+
+def _target(name: str, seeds, door, **more) -> Target:
+    ways = (bytes_mutant, number_mutant, document_mutant, document_mutant, *[likely_mutant] * 6)
+    return Target(name, seeds, door, ways, _refusals, _check, needs=("cryptography",), slow=2.0, **more)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        _target("statement", _releases, _release),
+        _target("pointer", _pointers, _pointer),
+        _target("revocations", _lists, _list),
+        _target("envelope", _envelopes, _envelope),
+        _target("trust-file", _trust_files, _trust_file),
+        _target("accepted-state", _states, _state),
+        _target("model-signing", _bundles, _bundle),
+    )
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(TARGETS))
