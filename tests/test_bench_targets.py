@@ -74,6 +74,7 @@ PROMISED = {
     "trees_only_saved_mb": ">= 10",
     "prefork_private_dirty_mb": "<= 12",
     "breaker_ns": "<= 300",
+    "remote_overrun_ms": "<= 5",
     "budget_deadline_ns": "<= 50",
     "budget_permit_ns": "<= 50",
     "budget_event_ns": "<= 150",
