@@ -5,8 +5,11 @@ Each test runs a script in a process of its own with a bounded wait: a hang is a
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from processes import run_script
@@ -150,6 +153,23 @@ def test_c51_fork_while_other_threads_score_and_rank(hold_gil_below_us, forks):
         print(codes.count(0))
     """)
     assert out == str(forks)
+
+
+@POSIX
+@pytest.mark.slow
+def test_c51_240_forks_over_the_whole_matrix():
+    """What was loaded when, whose sessions, which threads, which way to leave: every child answers and ends (more: soak.py)."""
+    pytest.importorskip("onnxruntime")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("fork_matrix.py")), "--forks", "240"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])},
+        capture_output=True, text=True, check=False, timeout=170,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout[-3000:]
+    report = json.loads(done.stdout)
+    assert (report["forks"], report["cases"]) == (240, 24)
+    assert report["first_ms_p50"] <= 250
+    assert report["exit_ms_p99"] <= 1_000
 
 
 @POSIX
