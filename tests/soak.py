@@ -136,6 +136,33 @@ def _guided(file: str, name: str, seconds: float, seed: int) -> tuple[bool, str]
     return _ended(command, seconds, PYTHONPATH=path)
 
 
+def _forks(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 forks over the matrix, however long they take; fewer in a run of minutes."""
+    forks = 10_000 if seconds >= 60 else 480
+    program = ROOT / "tests/fork_matrix.py"
+    report = FOLDER / "forks.json"
+    return _ended(
+        [sys.executable, program, "--forks", forks, "--seed", seed, "--report", report],
+        max(seconds, forks),
+        PYTHONPATH=_TESTS,
+    )
+
+
+def _overload(seconds: float, seed: int) -> tuple[bool, str]:  # noqa: ARG001 - nothing here is drawn
+    """A minute of ten times as much as fits. Another part may use the other processor: goodput is for the figures to say."""
+    report = FOLDER / "overload.json"
+    command = [sys.executable, ROOT / "tests/overload.py", "--seconds", min(seconds, 60), "--report", report]
+    fine, said = _ended(command, seconds, PYTHONPATH=_TESTS)
+    if not fine:
+        return False, said
+    found = json.loads(report.read_text())
+    failed = sum(phase["failed"] for phase in found["phases"].values())
+    fine = failed == 0 and found["recovered_s"] <= 2 and found["grown_mb"] <= 8 and found["in_flight"] == 0
+    return fine, f"goodput {found['goodput']:.2f}, p99 {found['p99_ms']:.0f} ms, {failed} failed; {report}"
+
+
+_TESTS = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
+
 PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "forest-sanitised": functools.partial(_sanitised, "forest-sanitised", SANITISED, "cc", LINUX_X86),
     "forest-uninitialised": functools.partial(
@@ -144,6 +171,8 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "forest-fuzzed": _forest_fuzzed,
     "forest-same-bits": _same_bits,
     "windows-fuzzed": _windows_fuzzed,
+    "forks": _forks,
+    "overload": _overload,
     **{
         name: functools.partial(_guided, f"{module.__name__}.py", name)
         for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_signatures, fuzz_state)

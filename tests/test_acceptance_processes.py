@@ -158,7 +158,7 @@ def test_c51_fork_while_other_threads_score_and_rank(hold_gil_below_us, forks):
 @POSIX
 @pytest.mark.slow
 def test_c51_240_forks_over_the_whole_matrix():
-    """What was loaded when, whose sessions, which threads, which way to leave: every child answers and ends (more: soak.py)."""
+    """What was loaded when, whose sessions, which threads, which way to leave: every child answers and ends."""
     pytest.importorskip("onnxruntime")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fork_matrix.py")), "--forks", "240"],
