@@ -309,8 +309,9 @@ class Engine:
         """Decisions in order; with `row_errors` an error stands where its decision would, be it the request's or its score's.
 
         first_row: number of the first request, for messages. budget_ns: of the whole batch; 0 = no deadline, but waiting for
-        sources ends within the engine's. Rows for which there is no time left get a DeadlineExceededError. observe: each is counted after those before it; without
-        `row_errors` none is counted unless all of them can be. Raises: LimitError, as `score`.
+        sources ends within the engine's. Rows for which there is no time left get a DeadlineExceededError.
+        observe: each is counted after those before it; without `row_errors` none is counted unless all of them can be.
+        Raises: LimitError, as `score`.
         """
 
     def check_events(self, items: list[Any], ids: list[Any] | None, first_row: int, ws: Workspace) -> None:
