@@ -298,6 +298,10 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
         observe = call.observe and not call.counted
         prepared = engine.prepare(call.request, call.now_ns, _left(pipeline, end_ns), observe, call.event_id)
         call.counted = call.counted or prepared.counted
+        if pipeline.clock.monotonic_ns() >= end_ns:  # a source took longer than it was given
+            raise DeadlineExceededError(
+                "the features took all of the time that there was for the remote model"
+            )
         inputs = dict(zip(names, prepared.inputs, strict=True))
         more = {"shadow": call.shadow} if knows_shadow else {}
         outputs = asked.infer(inputs, (score.output,), end_ns=end_ns, clock=pipeline.clock, **more)

@@ -334,6 +334,7 @@ class Scorer(Door):
                 requests, row_errors, now_ns, None, 0, budget, observe, event_ids, priority
             )
             return answers
+        began, clock = self._pipeline.clock.monotonic_ns(), self._pipeline.clock
         # Who may be asked again must be there again.
         items = _kept(requests, engine.max_rows)
         ids = None if event_ids is None else _kept(event_ids, engine.max_rows)
@@ -363,6 +364,9 @@ class Scorer(Door):
                     answers[i] = exc
             elif isinstance(answer, RetailInferError) and not row_errors:
                 raise answer
+        over = clock.monotonic_ns() - began - (budget or self._pipeline.budget_ns)
+        if over > 0:  # while rows went down the ladder
+            engine.drop_late(over)
         return answers
 
     def score_table(self, table: Any, *, at: dt.datetime | float | None = None) -> Any:

@@ -163,6 +163,24 @@ def _overload(seconds: float, seed: int) -> tuple[bool, str]:
 
 _TESTS = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
 
+
+def _deadlines(clock: str, requests: int, seconds: float, seed: int) -> tuple[bool, str]:
+    """None late on the simulated clock, in a million requests or more; how late on the real one is reported."""
+    more = ["--seconds", seconds] if clock == "simulated" else []
+    command = [
+        sys.executable,
+        ROOT / "tests/deadline_faults.py",
+        clock,
+        "--requests",
+        requests,
+        "--seed",
+        seed,
+        *more,
+    ]
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
+    return _ended(command, max(seconds, 3_000), PYTHONPATH=path)
+
+
 PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "forest-sanitised": functools.partial(_sanitised, "forest-sanitised", SANITISED, "cc", LINUX_X86),
     "forest-uninitialised": functools.partial(
@@ -173,6 +191,8 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
     "overload": _overload,
+    "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),
+    "deadlines-real": functools.partial(_deadlines, "real", 100_000),
     **{
         name: functools.partial(_guided, f"{module.__name__}.py", name)
         for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_signatures, fuzz_state)

@@ -240,6 +240,9 @@ class Engine:
     def set_drill(self, on_drill: Callable[[Any, Any], object] | None, every: int) -> None:
         """Call on_drill(request, answer) with every n-th answer, inside its call: it must not wait. None, or 0: never."""
 
+    def drop_late(self, late_ns: int) -> None:
+        """Count an answer that somebody else made too late. Raises: DeadlineExceededError, always."""
+
     def outside_counts(self) -> dict[str, int]:
         """Column -> how many values lay outside its training range since the engine was made; only those above zero."""
 

@@ -1048,6 +1048,9 @@ cdef class Engine:
         error.late = True
         raise error
 
+    def drop_late(self, int64_t late_ns):
+        self.refuse_late(late_ns)
+
     cdef int begin_wait(self, Workspace ws) except -1:
         """Before a call waits: its permit goes back. Where too many wait already, it does not wait."""
         cdef Call* call = ws.call
@@ -1820,7 +1823,7 @@ cdef class Engine:
                                                       self.reasons_of(ws, at) if failed is None else alone[at])
                             answers += 1
                             n_fresh += fresh
-                        except (ScoreError, SessionError) as exc:
+                        except (ScoreError, SessionError, DeadlineExceededError) as exc:
                             exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
                                 raise exc
@@ -1885,8 +1888,12 @@ cdef class Engine:
                     if ws.masks[t] != NULL:
                         memcpy(ws.masks[t], ws.masks[t] + at * self.cells[t], <size_t>self.cells[t])
             try:
+                if ws.call != NULL and ws.call.end_ns < FOREVER:
+                    stopped = self.no_time_for(ws.call, 1)
+                    if stopped is not None:
+                        raise stopped
                 self.run_model(ws, 1, False)
-            except (ScoreError, SessionError) as exc:
+            except (ScoreError, SessionError, DeadlineExceededError) as exc:
                 failed.append(exc)
                 scores.append(0.0)
                 reasons.append(())
