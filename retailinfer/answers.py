@@ -25,7 +25,7 @@ from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
 from retailinfer.pipeline import DTYPE_NAMES, Pipeline, parse_available
 from retailinfer.resilience.drills import EVERY as DRILL_EVERY
 from retailinfer.resilience.drills import Drills
-from retailinfer.resilience.ladder import CONCURRENCY, Call, Ladder, Step
+from retailinfer.resilience.ladder import CONCURRENCY, Call, CallersOwn, Ladder, Step
 from retailinfer.rungs import decisions_of, entity_of, key_reader, reads_field
 
 if TYPE_CHECKING:
@@ -296,7 +296,12 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
 
     def answer(call: Call, end_ns: int) -> Decision:
         observe = call.observe and not call.counted
-        prepared = engine.prepare(call.request, call.now_ns, _left(pipeline, end_ns), observe, call.event_id)
+        try:
+            prepared = engine.prepare(
+                call.request, call.now_ns, _left(pipeline, end_ns), observe, call.event_id
+            )
+        except CallerError as exc:
+            raise CallersOwn(exc) from exc
         call.counted = call.counted or prepared.counted
         if pipeline.clock.monotonic_ns() >= end_ns:  # a source took longer than it was given
             raise DeadlineExceededError(
@@ -356,23 +361,18 @@ class _Last:
 
 
 def _last_score(pipeline: Pipeline, last: _Last) -> Answers:
-    engine = pipeline.need_engine()
 
     def answer(call: Call, end_ns: int) -> Decision | None:
         score = last.scores.score(last.scale, last.key_of(call.request))
         if score is None:
             return None
-        made: Decision = engine.finish_static(
-            call.request, None, score, release=pipeline.manifest.release, rung=3, request_id=call.request_id
-        )
-        return made
+        return _decided(pipeline, call, None, score, rung=3)
 
     return answer
 
 
 def _static(pipeline: Pipeline) -> Answers:
     """A rule or a prior of the release itself."""
-    engine = pipeline.need_engine()
     fallback = pipeline.fallback
     assert fallback is not None
     fields = {field.name: field for field in pipeline.spec.fields}
@@ -380,17 +380,27 @@ def _static(pipeline: Pipeline) -> Answers:
 
     def answer(call: Call, end_ns: int) -> Decision:
         action = fallback.action_for(lambda name: reads_field(call.request, fields[name]))
-        made: Decision = engine.finish_static(
-            call.request,
-            action,
-            prior,
-            release=pipeline.manifest.release,
-            rung=4,
-            request_id=call.request_id,
-        )
-        return made
+        return _decided(pipeline, call, action, prior, rung=4)
 
     return answer
+
+
+def _decided(
+    pipeline: Pipeline, call: Call, action: str | None, score: float | None, *, rung: int
+) -> Decision:
+    """A decision without a model, by the policy of now. Raises: CallersOwn where the policy's segment cannot be read."""
+    try:
+        made: Decision = pipeline.need_engine().finish_static(
+            call.request,
+            action,
+            score,
+            release=pipeline.manifest.release,
+            rung=rung,
+            request_id=call.request_id,
+        )
+    except CallerError as exc:
+        raise CallersOwn(exc) from exc
+    return made
 
 
 def _popular(pipeline: Pipeline) -> Answers:

@@ -202,8 +202,8 @@ class RungHealth(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind, rung: of it, and the number that its answers carry.
-        state: "untried" since the start; "ready"; "failing" = its last try or drill failed; "cold" = nothing and nobody has
-            exercised it for a day; "absent" = the contract names it, and `load` was not given it.
+        state: "untried" since the start; "ready"; "failing" = its last drill failed, or most of its last calls; "cold" =
+            nothing has exercised it for a day; "absent" = the contract names it, and `load` was not given it.
         answers, failures: calls that it answered, or could not. refused: it was full, or too slow for what was left.
         drills, failed_drills: copies of calls that it answered in the shadow, to see whether it still can.
         exercised_s: seconds since it last answered a call or a drill; None before the first.

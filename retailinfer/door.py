@@ -292,7 +292,9 @@ class Door:
             from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
 
             # A thread a CPU; threads that wait for a source or a round trip use none, so there may be more.
-            workers = max(WAITING if self._engine.waits else 1, min(usable_cpus(), MOST_THREADS))
+            workers = max(
+                WAITING if self._engine.waits or self._ladder.waits else 1, min(usable_cpus(), MOST_THREADS)
+            )
             self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
             self._executor_pid = os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

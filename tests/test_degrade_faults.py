@@ -24,7 +24,7 @@ import pytest
 import releases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_degrade import BAD, GOOD, TILL, WORSE, Heard, scorer_of
+from test_degrade import BAD, GOOD, TILL, WORSE, Heard, golden, scorer_of, spec
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -101,6 +101,36 @@ def test_overload_goes_past_the_release_before_and_only_critical_calls_go_down()
     assert isinstance(under_overload("critical"), OverloadedError)
     for priority in ("sheddable", "batch", "shadow"):
         assert isinstance(under_overload(priority, "previous", "static"), OverloadedError)
+
+
+def test_mistake_that_the_release_had_no_time_to_see_is_still_the_callers():
+    """A static answer to a request that is none would hide the mistake for as long as the overload lasts."""
+    policy = ri.Policy(
+        [("approve", 0.0), ("review", 0.5)], segment_by="card", segments={"vip": [("approve", 0.0)]}
+    )
+    files = releases.packed(
+        "segments",
+        releases.weighted(1.0),
+        spec(),
+        policy=policy,
+        golden=golden(),
+        contract=ri.Contract(ladder=(ri.Rung(kind="static"),)),
+        fallback=ri.Fallback(score=0.6),
+        engine="onnx",
+    )
+    found: list[Any] = []
+    scorer = releases.scorer_of(files, max_in_flight=1)
+
+    def nested(event: Any) -> None:
+        for request in (GOOD, GOOD | {"card": "vip"}, GOOD | {"card": 5}):
+            try:
+                found.append(scorer.score(request).action)
+            except CallerError as exc:
+                found.append(type(exc).__name__)
+
+    scorer._engine.set_hook(nested)
+    scorer.score(GOOD)
+    assert found == ["review", "approve", "FeatureTypeError"]
 
 
 def test_shed_calls_are_counted_without_an_event():

@@ -23,7 +23,7 @@ from retailinfer.errors import (
     SessionError,
     Unavailable,
 )
-from retailinfer.resilience.ladder import COLD_NS, RETRY_SKIPPED, Call, Ladder, Step
+from retailinfer.resilience.ladder import COLD_NS, RETRY_SKIPPED, Call, CallersOwn, Ladder, Step
 
 MS = 10**6
 FOREVER = 1 << 62
@@ -118,6 +118,38 @@ def test_rung_that_knows_nothing_of_a_call_is_well():
     alone, _ = ladder(clock, step)
     with pytest.raises(Unavailable, match="knows nothing of it"):
         alone.answer(call(clock), SessionError("x"))
+
+
+def test_requests_that_ask_too_much_do_not_make_a_rung_flap():
+    """Every other call fails: that is no news. Most of them in a row is, once; and so is the end of it."""
+    clock = ManualClock()
+    rung = Rung(clock)
+    ways, heard = ladder(clock, Step("previous", rung), Step("static", Rung(clock)))
+
+    def ask(error: Any, n: int) -> list[tuple[str, str]]:
+        heard.events.clear()
+        for i in range(n):
+            rung.error = error(i) if callable(error) else error
+            ways.answer(call(clock), SessionError("x"))
+        return [e[2:] for e in heard.events if e[0] == "changed" and "previous" in e[1]]
+
+    assert ask(None, 1) == [("untried", "ready")]
+    assert ask(lambda i: RemoteError("x") if i % 2 else None, 50) == []
+    assert ask(RemoteError("x"), 10) == [("ready", "failing")]
+    assert ask(None, 10) == [("failing", "ready")]
+
+
+def test_callers_own_mistake_found_by_a_rung_is_raised_as_such():
+    """Where the release did not look at the request, the rung that reads it as the release does says what is wrong."""
+    clock = ManualClock()
+    mistake = FeatureTypeError("Expected `float`, got `str`")
+    step = Step("remote", Rung(clock, error=CallersOwn(mistake)))
+    ways, heard = ladder(clock, step, Step("static", Rung(clock)))
+    with pytest.raises(FeatureTypeError) as caught:
+        ways.answer(call(clock), DeadlineExceededError("too little left"))
+    assert caught.value is mistake
+    assert (step.in_flight, step.failures, step.answers) == (0, 0, 0)
+    assert [e for e in heard.events if e[0] == "failed"] == []
 
 
 def test_what_ends_a_program_is_no_failure_of_a_rung():
@@ -241,6 +273,7 @@ def test_answers_after_the_deadline_are_dropped_and_nobody_below_is_asked():
     assert caught.value.late
     assert static.calls == 0
     assert heard.events[-1] == ("failed", "DeadlineExceededError", 6 * MS, True)
+    assert ways.report()[0].answers == 0
 
 
 def test_rung_that_fails_past_the_deadline_ends_the_walk():

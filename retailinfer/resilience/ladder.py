@@ -6,7 +6,8 @@ Rules:
   * A rung is begun only where its recent p99 (what it may take at most, while nothing is known) fits what is left. What it
     gives after the deadline is dropped: then nobody below is asked either.
   * A rung decides what it may decide: another action becomes the review action where that is among them, else the next rung.
-  * Caller's mistakes never come here. Calls that were shed go past rungs that cost as much as the release, and only critical
+  * Caller's mistakes never come here; where the release did not look at the request and a rung finds one (`CallersOwn`), it
+    is raised as such. Calls that were shed go past rungs that cost as much as the release, and only critical
     ones go at all.
   * The end is the answer of a rung, `Unavailable`, or the error that needs no other name: overload, a deadline.
 What the rungs do is told by who builds them (rungs.py); exercising them is drills.py.
@@ -23,15 +24,16 @@ import msgspec
 
 from retailinfer.clock import Clock
 from retailinfer.contracts import RUNGS, Decision, Ranking, RungHealth
-from retailinfer.errors import DeadlineExceededError, OverloadedError, ServingError, Unavailable
+from retailinfer.errors import CallerError, DeadlineExceededError, OverloadedError, ServingError, Unavailable
 from retailinfer.life import begin_again_in_children
 
-__all__ = ["COLD_NS", "CONCURRENCY", "Call", "Ladder", "Step", "Tells"]
+__all__ = ["COLD_NS", "CONCURRENCY", "Call", "CallersOwn", "Ladder", "Step", "Tells"]
 
 Answer: TypeAlias = Decision | Ranking
 
 CONCURRENCY = 10
 COLD_NS = 24 * 3600 * 10**9  # a rung that nobody has exercised for so long may not be there when it is needed
+FAILING_ABOVE, WELL_BELOW = 0.6, 0.3  # shares of lately failed calls, the later ones weighing more
 RECENT = 128  # durations that a rung's p99 is taken of
 RETRY_SKIPPED = 32  # of calls that a slow rung is passed over for, one tries it: it may be fast again
 
@@ -41,6 +43,14 @@ _WHY = {
     "failing": "its last call or drill failed",
     "ready": "it answered",
 }
+
+
+class CallersOwn(Exception):  # noqa: N818 - it carries an error, and is none of its own
+    """A rung that reads requests as the release does found the caller's mistake. `error`: what to raise."""
+
+    def __init__(self, error: CallerError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Call:
@@ -154,6 +164,7 @@ class Step:
         self.began_ns = now_ns
         self.exercised_ns: int | None = None
         self.failing = False
+        self._trouble = 0.0
         self._took = [0] * RECENT
         self._n_took = 0
         self._skipped = 0
@@ -176,6 +187,17 @@ class Step:
         if self._n_took <= RECENT or self._n_took % 16 == 0 or took_ns > self._p99:
             known = sorted(self._took[: min(self._n_took, RECENT)])
             self._p99 = known[int(0.99 * len(known))]
+
+    def judge(self, *, ok: bool, shadow: bool) -> None:
+        """It answered, or did not. A drill decides at once; of calls, some in a row do, because one may ask too much."""
+        if shadow or (not ok and self.exercised_ns is None):
+            self._trouble = 0.0 if ok else 1.0
+        else:
+            self._trouble += (float(not ok) - self._trouble) / 4
+        if self._trouble > FAILING_ABOVE:
+            self.failing = True
+        elif self._trouble < WELL_BELOW:
+            self.failing = False
 
     def fits(self, left_ns: int) -> bool:
         """Whether it is worth beginning with so much time left."""
@@ -289,6 +311,8 @@ class Ladder:
             end_ns = call.end_ns if step.max_ns == 0 else min(call.end_ns, now + step.max_ns)
             try:
                 made = self._try(step, call, now, end_ns)
+            except CallersOwn as exc:
+                raise exc.error from None
             except Exception as exc:  # noqa: BLE001 - whatever a rung breaks of, the next one is there for it
                 last = exc
                 tried.append(f"{step.kind}: {type(exc).__name__}")
@@ -345,15 +369,17 @@ class Ladder:
                 if made is None:
                     raise Unavailable(f"the {step.kind} rung may not give what it would")
             is_well = True
-            return made
+        except CallersOwn:
+            is_well = True
+            raise
         finally:
             now = self.clock.monotonic_ns()
+            answered = made is not None and now <= call.end_ns
             with self._lock:
                 step.in_flight = max(0, step.in_flight - 1)
-                self._learn(
-                    step, now - began_ns, now, ok=is_well, answered=made is not None, shadow=call.shadow
-                )
+                self._learn(step, now - began_ns, now, ok=is_well, answered=answered, shadow=call.shadow)
             self._look(step, now)
+        return made
 
     def _learn(
         self, step: Step, took_ns: int, now_ns: int, *, ok: bool, answered: bool, shadow: bool
@@ -361,7 +387,7 @@ class Ladder:
         # A failure that came quickly, such as a breaker's, says nothing of how long answers take; one that took long does.
         if ok or (step.known and took_ns > step.p99_ns):
             step.note(took_ns)
-        step.failing = not ok
+        step.judge(ok=ok, shadow=shadow)
         if ok:
             step.exercised_ns = now_ns
         if shadow:
