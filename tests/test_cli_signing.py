@@ -165,6 +165,24 @@ def test_revocations_take_effect_and_keep_what_they_held(shop, good, bad):
     assert "Expected 1 signature(s)" in bad("revoke --trust trust.json --key ci.pem")
 
 
+def test_a_list_of_keys_that_left_is_begun_again(shop, good, bad):
+    """It cannot be verified any more, so nothing of it is taken over unseen."""
+    good("keygen ci --out ci.pem --trust trust.json")
+    good("keygen security --out security.pem --trust trust.json --role revocation")
+    good("revoke --trust trust.json --key security.pem --revoked-key ci=stolen")
+    file = json.loads(Path("trust.json").read_text(encoding="utf-8"))
+    good("keygen security-2 --out security-2.pem --trust scratch.json")
+    file["keys"] |= json.loads(Path("scratch.json").read_text(encoding="utf-8"))["keys"]
+    del file["keys"]["security"]
+    file |= {"epoch": 2, "revocation": {"keys": ["security-2"]}}
+    Path("trust.json").write_text(json.dumps(file), encoding="utf-8")
+    assert "cannot be taken over" in bad("revoke --trust trust.json --key security-2.pem")
+    said = good("revoke --trust trust.json --key security-2.pem --fresh")
+    assert "list number 1 of epoch 2: 0 release(s), 0 key(s)" in said
+    good("sign fraud --key ci.pem")
+    good("verify fraud --trust trust.json")
+
+
 def test_hosts_are_led_to_new_keys(shop, good, bad):
     """The next trust file, signed by the root key, beside the old one: what the old key signed counts no more."""
     good("keygen ci --out ci.pem --trust trust.json")
@@ -188,6 +206,8 @@ def test_hosts_are_led_to_new_keys(shop, good, bad):
     assert "Expected a trust file of epoch 3" in bad(
         "rotate --trust trust.json --next next.json --key root.pem"
     )
+    again = "revoke --trust trust.json --key ci-2.pem"
+    assert "no role `revocation`" in bad(again)
     assert "cannot read none.json" in bad("rotate --trust trust.json --next none.json --key root.pem")
 
 

@@ -399,6 +399,11 @@ def _revoke(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=WHY",
         help="a key that counts no more; repeatable",
     )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin a new list, without what is there: after a change of the keys that signed it",
+    )
     parser.add_argument("--expires", metavar="MOMENT", help="after which hosts want a newer list")
     parser.add_argument("--out", metavar="FILE", help="default: revocations.sig beside the trust file")
     _password(parser)

@@ -9,7 +9,7 @@ from time import time
 from retailinfer.cli.console import Console
 from retailinfer.cli.extras import need
 from retailinfer.cli.trusting import password_of, put, rules_of
-from retailinfer.errors import ConfigError, clip
+from retailinfer.errors import ConfigError, SignatureError, clip
 from retailinfer.release.statements import Revocations, moment_text
 from retailinfer.release.trust_files import REVOCATIONS
 
@@ -28,8 +28,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     file = rules.file
     now = time()
     seq, releases, keys = 1, {}, {}
-    if out.exists():
-        old, _ = rules.open("revocations", out.read_bytes(), Revocations, "revocation", now_s=now)
+    if out.exists() and not options.fresh:
+        try:
+            old, _ = rules.open("revocations", out.read_bytes(), Revocations, "revocation", now_s=now)
+        except SignatureError as exc:
+            raise SignatureError(
+                f"the list that is there cannot be taken over: {exc}",
+                hint="--fresh begins a new one, without it",
+            ) from exc
         releases, keys = dict(old.releases), dict(old.keys)
         seq = old.seq + 1 if old.epoch == file.epoch else 1
     for text in options.release:
