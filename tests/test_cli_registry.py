@@ -139,6 +139,36 @@ def test_json_is_one_value(run, arguments):
     assert len(value) > 1
 
 
+@pytest.mark.requires("cryptography")
+def test_decisions_are_signed_with_keys(run, tmp_path):
+    """A trust file, a key that may move pointers and one that may not."""
+    import msgspec
+    from signed_releases import key, record, signed, statement_of, trust_file
+
+    from retailinfer.release.statements import moment_text
+    from retailinfer.release.trust import Role, encode_trust
+
+    keys = {name: record(name) for name in ("ci", "ops")}
+    file = msgspec.structs.replace(
+        trust_file(), keys=keys, release=Role(keys=("ci",)), pointer=Role(keys=("ops",)), trust=None
+    )
+    (tmp_path / "trust.json").write_bytes(encode_trust(file))
+    for name in ("ci", "ops"):
+        (tmp_path / f"{name}.pem").write_bytes(key(name).to_pem("secret"))
+    (tmp_path / "password").write_text("secret\n")
+    statement = statement_of(release("1.0"), issued=moment_text(1_700_000_000), expires=None)
+    (tmp_path / "1.0" / "manifest.sig").write_bytes(signed(statement, "ci"))
+    trusted, with_key = ("--trust", "trust.json"), ("--password-file", "password", "--key")
+    assert run("publish", "registry", "1.0", *trusted)[0] == 0
+    code, _, err = run("publish", "registry", "1.1", *trusted)
+    assert (code, err.count("\n")) == (1, 1)
+    promote = ("promote", "registry", "fraud:1.0", "--why", "first", *trusted)
+    assert "Expected keys=" in run(*promote)[2]
+    assert "Expected 1 signature(s)" in run(*promote, *with_key, "ci.pem")[2]
+    assert run(*promote, *with_key, "ops.pem")[0] == 0
+    assert "first" in run("history", "registry", "fraud", *trusted)[1]
+
+
 def test_errors_are_one_line(run):
     """What is not there, and what somebody else was faster at, end with exit code 1 and a hint."""
     code, out, err = run("promote", "registry", "fraud:1.0", "--why", "first")

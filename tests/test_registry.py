@@ -453,19 +453,6 @@ def test_a_lost_or_foreign_pointer_is_noticed(registry, place):
     assert len(another(registry, place).history("fraud")) == 3
 
 
-@pytest.mark.parametrize(
-    "hint", [b"", b"nonsense", b"99999999", b"1", b"-3", b"0", b"\xff" * 60, b"1" * 1000]
-)
-def test_a_hint_that_lies_changes_nothing(registry, place, hint):
-    """`latest` only says where to begin looking."""
-    registry.publish(OLD)
-    registry.publish(NEW)
-    for files in (OLD, NEW, OLD):
-        registry.promote(digest(files), why="again")
-    registry._records.files.put("pointers/production/fraud/latest", hint)
-    assert another(registry, place).pointer("fraud").seq == 3
-
-
 # ---- approvals -------------------------------------------------------------------------------------------------------
 
 
@@ -673,11 +660,11 @@ def test_a_damaged_release_is_refused(registry):
         with pytest.raises((IntegrityError, RegistryError)):
             registry.read("fraud:1.1")
     files.delete(f"{at}/model.onnx")
-    with pytest.raises(RegistryError, match="lost files"):
+    with pytest.raises(IntegrityError, match=r"lacks 'model\.onnx'"):
         registry.read("fraud:1.1")
     files.put(f"{at}/model.onnx", whole)
     files.put(f"{at}/manifest.json", OLD["manifest.json"])
-    with pytest.raises(IntegrityError, match=r"Expected fraud:1\.1"):
+    with pytest.raises(IntegrityError, match="Expected the release"):
         registry.read("fraud:1.1")
 
 

@@ -6,11 +6,11 @@ Each is one method of `ri.Registry`, and says what it did in one or two lines.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retailinfer.cli.console import Console, bytes_text
+from retailinfer.cli.trusting import PASSWORD_VARIABLE, add_trust, password_of, trust_of
 from retailinfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ ABOUT = {
     ),
 }
 COMMANDS = tuple(ABOUT)
+SIGN = ("approve", "promote", "rollback", "hold", "resume")  # who decides may sign it
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -79,19 +80,28 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("name", nargs="?", metavar="NAME", help="name of the releases (default: all)")
     elif command != "collect":
         parser.add_argument("name", metavar="NAME", help="name of the releases")
-    if command in ("approve", "promote", "rollback", "hold", "resume"):
+    if command in SIGN:
         parser.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the history")
-    if command in ("publish", "approve", "promote", "rollback", "hold", "resume"):
+    if command in ("publish", *SIGN):
         parser.add_argument(
             "--by", metavar="WHO", help="who decides, for the history (default: the account that runs this)"
         )
     if command not in ("publish", "collect"):
         parser.add_argument(
             "--environment",
-            default="production",
             metavar="NAME",
-            help="whose pointers (default: %(default)s)",
+            help="whose pointers (default: that of the trust file, else production)",
         )
+    if command in SIGN:
+        parser.add_argument(
+            "--key", action="append", default=[], metavar="KEY.pem", help="who signs it; repeatable"
+        )
+        parser.add_argument(
+            "--password-file",
+            metavar="FILE",
+            help=f"password of the keys (default: the setting {PASSWORD_VARIABLE})",
+        )
+    add_trust(parser)
     if command in ("approve", "promote"):
         parser.add_argument(
             "--valid-days", type=float, metavar="DAYS", help="after which it counts no more (default: never)"
@@ -169,11 +179,18 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Do what the command says. Raises: RegistryError, BundleError, ConfigError."""
     from retailinfer.release.registry import Registry
 
+    keys = []
+    if getattr(options, "key", None):
+        from retailinfer.authoring.signing import read_key
+
+        password = password_of(options)
+        keys = [read_key(path, password) for path in options.key]
     registry = Registry(
         options.registry,
-        trust=os.environ.get("RETAILINFER_TRUST", "unsigned"),
+        trust=trust_of(options) or "unsigned",
+        keys=keys,
         who=getattr(options, "by", None),
-        environment=getattr(options, "environment", "production"),
+        environment=getattr(options, "environment", None),
         approvals=getattr(options, "approvals", 0),
     )
     does: dict[str, Callable[[Registry, argparse.Namespace, Console], Any]] = {
@@ -258,7 +275,7 @@ def _do_history(registry: Registry, options: argparse.Namespace, console: Consol
     ]
     console.table([("seq", "issued", "roles", "who", "why"), *rows] if rows else [], right=(0,))
     if not rows:
-        console.say(f"nothing of `{options.name}` was promoted in {options.environment}")
+        console.say(f"nothing of `{options.name}` was promoted in {registry.environment}")
     return {"pointers": pointers, "releases": releases}
 
 

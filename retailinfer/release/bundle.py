@@ -48,10 +48,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SIGNATURE",
     "Bundle",
+    "assemble",
     "check_fallback",
+    "is_detached",
     "parse",
     "parser_calls",
     "read_bundle",
+    "read_detached",
     "resolve_trust",
     "write_bundle",
 ]
@@ -192,6 +195,25 @@ def read_bundle(
         os.close(folder)
 
 
+def read_detached(source: PathLike | Mapping[str, bytes]) -> dict[str, bytes]:
+    """The signatures and approvals beside a release: bytes that nobody has verified. Raises: IntegrityError, OSError."""
+    if isinstance(source, Mapping):
+        return {name: bytes(data) for name, data in source.items() if is_detached(name)}
+    folder = os.open(os.fspath(source), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        names = [name for name in _list(folder, os.fspath(source), strict_paths=False) if is_detached(name)]
+        return {
+            name: _read_file(folder, name, None, MAX_MANIFEST_BYTES, strict_paths=False) for name in names
+        }
+    finally:
+        os.close(folder)
+
+
+def is_detached(name: str) -> bool:
+    """Whether a file is beside a release, and not of it: a signature, an approval."""
+    return _DETACHED.fullmatch(name) is not None
+
+
 def _from_folder(
     folder: int, origin: str, trust: Trust | None, expected: str | None, *, strict_paths: bool
 ) -> Bundle:
@@ -204,7 +226,7 @@ def _from_folder(
     def read(name: str, size: int | None, cap: int) -> bytes:
         return _read_file(folder, name, size, cap, strict_paths=strict_paths)
 
-    return _assemble(names, read, origin, trust, expected)
+    return assemble(names, read, origin, trust, expected)
 
 
 def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str | None) -> Bundle:
@@ -224,18 +246,23 @@ def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str
             raise _wrong_size(name, size, str(len(data)))
         return data
 
-    return _assemble(set(held), read, "memory", trust, expected)
+    return assemble(set(held), read, "memory", trust, expected)
 
 
-def _assemble(
+def assemble(
     names: set[str],
     read: Callable[[str, int | None, int], bytes],
     origin: str,
     trust: Trust | None,
     expected: str | None,
 ) -> Bundle:
-    """The rest is the same for every source. The order is the point: signature, manifest, names, files."""
-    detached = {name for name in names if _DETACHED.fullmatch(name)}
+    """A release out of any source. The order is the point: signature, manifest, names, files.
+
+    Args:
+        names: of everything that is there. read: (name, size or None, cap) -> bytes; raises IntegrityError.
+    Raises: as `read_bundle`.
+    """
+    detached = {name for name in names if is_detached(name)}
     data = read(MANIFEST, None, MAX_MANIFEST_BYTES)
     verdict = None
     if trust is not None:

@@ -12,10 +12,12 @@ Rules:
     folder of its own, so two of them meet at one file only, and one of them wins.
   * Moving a pointer means making the file of the next number: who decided on what is no longer true loses, and is told.
   * Before a release gets a role it is pinned, so that nobody collects it (registry_garbage.py).
+  * With a trust file, what counts is what its keys have signed: releases, approvals, pointers. Whoever can write to the place
+    can then delete, and nothing else.
 
     names/fraud/1.2.0001.json        a version is taken: by which content, where it lies
     releases/fraud-1.2-.../          the files of a release, its manifest last
-    pointers/production/fraud/00000007.json, latest
+    pointers/production/fraud/00000007.json
     approvals/<digest>/...           pins/...   collected/<folder>/...   temporary/...
 
 What a move means is registry_rules.py, what files mean is registry_records.py, how they get there is registry_files.py.
@@ -29,20 +31,29 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, ConflictError, IntegrityError, RegistryError, clip
-from retailinfer.release.bundle import parse, read_bundle, resolve_trust
-from retailinfer.release.manifest import MANIFEST, decode_manifest, encode_manifest, sha256_hex
+from retailinfer.release.bundle import (
+    SIGNATURE,
+    assemble,
+    is_detached,
+    read_bundle,
+    read_detached,
+    resolve_trust,
+)
+from retailinfer.release.manifest import MANIFEST, MAX_MANIFEST_BYTES, encode_manifest, sha256_hex
 from retailinfer.release.registry_files import open_files
 from retailinfer.release.registry_garbage import DAY_S, Garbage, collect
 from retailinfer.release.registry_records import NAME, Records, told
 from retailinfer.release.registry_rules import (
     Changes,
+    Listed,
     Publication,
+    Published,
     Role,
     in_force,
     moment_of,
@@ -53,7 +64,10 @@ from retailinfer.release.registry_rules import (
     same_roles,
     withdrawn,
 )
-from retailinfer.release.statements import Approval, Pointer, moment_text
+from retailinfer.release.statements import Approval, Pointer, ReleaseStatement, moment_text
+
+if TYPE_CHECKING:
+    from retailinfer.release.trust_files import Trust
 
 __all__ = ["Garbage", "Listed", "Published", "Registry"]
 
@@ -64,47 +78,18 @@ UPLOAD_S = DAY_S // 2  # a publisher gives up after half the time after which it
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 
-class Published(NamedTuple):
-    """What publishing did. `new`: it was not there before."""
-
-    name: str
-    version: str
-    digest: str
-    new: bool
-
-
-class Listed(NamedTuple):
-    """A release of the registry.
-
-    Attributes:
-        issued, who: when it was published, and by whom.
-        size: of its files, in bytes.
-        roles: that it has in this environment.
-        approvals: how many people approved it here.
-        collected: its files are gone; its version stays taken.
-    """
-
-    name: str
-    version: str
-    digest: str
-    issued: str
-    who: str
-    size: int
-    roles: tuple[str, ...]
-    approvals: int
-    collected: bool
-
-
 class Registry:
     """Releases, and the pointers that say which of them answer.
 
     Args:
         place: a folder, or a URL that fsspec knows (`pip install 'retailinfer[registry]'`).
-        trust: whose signatures count; "unsigned" = nobody's. None reads the setting RETAILINFER_TRUST.
-        keys: private keys that sign the pointers and approvals made here.
+        trust: a trust file, a `Trust`, or "unsigned"; None reads the setting RETAILINFER_TRUST.
+        keys: private keys (`PrivateKey`) that sign the pointers and approvals made here.
         who: who decides here, for the history; None = the account of this process.
-        environment: whose pointers are meant. Several share the releases: "staging", "production".
-        approvals: of how many different people a release needs before it becomes champion or canary.
+        environment: whose pointers are meant; by default that of the trust file, else "production". Several environments share
+            the releases.
+        approvals: of how many different people a release needs before it becomes champion or canary. It counts names; whose
+            agreement must be signed is said by the trust file.
         single_writer: no two processes ever write at once; needed where a store cannot tell who came first.
         storage_options: for fsspec: credentials, endpoints.
     Raises: ConfigError. Nothing is read or made before the first call. Safe to use from several threads.
@@ -114,10 +99,10 @@ class Registry:
         self,
         place: PathLike,
         *,
-        trust: str | None = None,
+        trust: str | os.PathLike[str] | Trust | None = None,
         keys: Iterable[Any] = (),
         who: str | None = None,
-        environment: str = "production",
+        environment: str | None = None,
         approvals: int = 0,
         single_writer: bool = False,
         storage_options: Mapping[str, Any] | None = None,
@@ -125,14 +110,19 @@ class Registry:
     ) -> None:
         if not isinstance(approvals, int) or approvals < 0:
             raise ConfigError(f"Expected approvals to be a whole number >= 0, got {clip(approvals)}")
-        if resolve_trust(trust) is not None:
-            raise ConfigError('Expected trust="unsigned": a registry does not check signatures yet')
+        self.trust = resolve_trust(trust)
+        if environment is None:
+            environment = "production" if self.trust is None else self.trust.file.environment
         self.environment = _name("environment", environment)
+        if self.trust is not None and self.trust.file.environment != environment:
+            raise ConfigError(
+                f"Expected the environment of the trust file, `{self.trust.file.environment}`, got {clip(environment)}"
+            )
         self._n_approvals = approvals
         self._who = who
         self._clock: Clock = SystemClock() if clock is None else clock
         files = open_files(place, single_writer=single_writer, storage_options=storage_options)
-        self._records = Records(files, tuple(keys), self._clock)
+        self._records = Records(files, self.trust, tuple(keys), self._clock)
 
     def __repr__(self) -> str:
         return f"<Registry {self._records.files.origin} ({self.environment})>"
@@ -143,30 +133,35 @@ class Registry:
         """Put a release into the registry; a second time it changes nothing.
 
         Args:
-            source: its directory, or its files by name. It is verified before anything is written.
+            source: its directory, or its files by name. It is verified before anything is written; signatures and approvals
+                beside it come along.
         Raises: BundleError, ConflictError when its version is taken by another content, RegistryError.
         """
         bundle, records = read_bundle(source), self._records
-        manifest = bundle.manifest
+        manifest, data = bundle.manifest, encode_manifest(bundle.manifest)
+        beside = read_detached(source)
+        if self.trust is not None:  # approvals may come later; they are asked for when it is promoted
+            signature = ReleaseStatement, "release"
+            self.trust.rules.open(SIGNATURE, beside.get(SIGNATURE, b""), *signature, now_s=self.trust.now_s())
         generation = 1
         if (taken := records.newest(manifest.name, manifest.version)) is not None:
             same = _same_or_refuse(taken[1], manifest.digest)
             if not records.is_collected(taken[1]):
                 return same
             generation = taken[0] + 1
-        data = encode_manifest(manifest)
+        files = {**bundle.files, **beside}
         claim = Publication(
             name=manifest.name,
             version=manifest.version,
             digest=manifest.digest,
             folder=f"{manifest.name}-{manifest.version}-{manifest.digest[:12]}-{records.stamp('-')}",
-            size=len(data) + sum(map(len, bundle.files.values())),
+            size=len(data) + sum(map(len, files.values())),
             issued=moment_text(self._now_s()),
             who=self._person(who),
         )
         end_ns = self._clock.monotonic_ns() + UPLOAD_S * 10**9
         try:
-            for name, content in [*bundle.files.items(), (MANIFEST, data)]:
+            for name, content in [*files.items(), (MANIFEST, data)]:
                 records.files.put(f"releases/{claim.folder}/{name}", content)
             self._check_time(claim, end_ns)
             won = records.take(claim, generation)
@@ -185,7 +180,7 @@ class Registry:
         """Every release, or those of one name; the newest last. Raises: RegistryError."""
         found: list[Listed] = []
         for one in self._records.names() if name is None else [_name("name", name)]:
-            roles = roles_of(self.pointer(one))
+            roles = roles_of(self._records.latest(self.environment, one)[1])
             found += [
                 Listed(
                     *(claim.name, claim.version, claim.digest, claim.issued, claim.who, claim.size),
@@ -207,28 +202,35 @@ class Registry:
         return self._find(ref)
 
     def read(self, ref: str) -> dict[str, bytes]:
-        """The files of a release by name, as `Scorer.load` and `Ranker.load` take them; sizes and hashes are checked.
+        """The files of a release by name, as `Scorer.load` and `Ranker.load` take them, verified as these will do it again.
 
-        Raises: RegistryError, IntegrityError, ManifestError.
+        Raises: RegistryError, IntegrityError, ManifestError; with a trust file also SignatureError, TrustError, RollbackError.
         """
         claim = self._find(ref)
-        data = self._records.manifest_bytes(claim)
-        if data is None:
+        at = f"releases/{claim.folder}"
+        names = set(self._records.files.names(at))
+        if MANIFEST not in names:
             raise self._records.gone(claim)
-        manifest = parse(MANIFEST, decode_manifest, data)
-        if (manifest.name, manifest.version, manifest.digest) != (claim.name, claim.version, claim.digest):
-            raise IntegrityError(
-                f"Expected {claim.release} {claim.digest[:12]}, got {manifest.release} {manifest.digest[:12]} "
-                f"- at releases/{claim.folder} of the registry"
-            )
-        files = {MANIFEST: data}
-        for entry in manifest.files:
-            content = self._records.files.read(f"releases/{claim.folder}/{entry.file}", entry.size)
-            if content is None:
+        approvals = self._records.signed_approvals(claim)
+        held: dict[str, bytes] = {}
+
+        def read(name: str, size: int | None, cap: int) -> bytes:
+            data = approvals.get(name)
+            if data is None:
+                data = self._records.files.read(f"{at}/{name}", cap if size is None else size)
+            if data is None or (size is not None and len(data) != size):
                 raise self._records.gone(claim)
-            files[entry.file] = content
-        read_bundle(files)
-        return files
+            held[name] = data
+            return data
+
+        manifest = assemble(names | approvals.keys(), read, at, self.trust, claim.digest).manifest
+        if (manifest.name, manifest.version) != (claim.name, claim.version):
+            raise IntegrityError(
+                f"Expected {claim.release}, got {manifest.release} - at {at} of the registry"
+            )
+        for name in sorted({*filter(is_detached, names), *approvals} - held.keys()):
+            read(name, None, MAX_MANIFEST_BYTES)
+        return held
 
     def approve(
         self,
@@ -274,11 +276,20 @@ class Registry:
     # ---- pointers ----------------------------------------------------------------------------------------------------
 
     def pointer(self, name: str) -> Pointer | None:
-        """Which releases of a name have which role now; None before the first promotion. Raises: RegistryError."""
-        return self._records.latest(self.environment, _name("name", name))[1]
+        """Which releases of a name have which role now; None before the first promotion.
+
+        Raises: RegistryError; with a trust file also TrustError and RollbackError for a pointer that must not be followed:
+            expired, revoked, older than what this host has accepted.
+        """
+        return self._records.in_force(self.environment, _name("name", name))
 
     def history(self, name: str) -> tuple[Pointer, ...]:
-        """Every pointer of a name, oldest first: what was decided, when, by whom and why. Raises: RegistryError."""
+        """Every pointer of a name, oldest first: what was decided, when, by whom and why.
+
+        With a trust file these are the pointers that its keys have signed in its epoch; "unsigned" shows all.
+
+        Raises: RegistryError.
+        """
         return self._records.history(self.environment, _name("name", name))
 
     def at(self, name: str, moment: dt.datetime | str) -> Pointer | None:
@@ -415,6 +426,10 @@ class Registry:
     ) -> Pointer:
         """Make the next pointer, unless nothing changes. `pins`: the release that the new pointer puts in charge."""
         position, before = self._records.latest(self.environment, _name("name", name))
+        if self.trust is not None and not self._records.keys:
+            raise ConfigError(
+                "Expected keys= that sign pointers", hint="the trust file names who may, as `pointer`"
+            )
         if seq is not None and (0 if before is None else before.seq) != seq:
             raise ConflictError(
                 f"Expected pointer {seq} of `{name}` to be in force, got {told(before)}",
@@ -435,7 +450,7 @@ class Registry:
             change(before),
             name=name,
             environment=self.environment,
-            epoch=1,
+            epoch=1 if self.trust is None else self.trust.file.epoch,
             issued=moment_text(now_s),
             expires=_end(now_s, valid_days),
             who=self._person(who),
@@ -461,6 +476,8 @@ class Registry:
         try:
             if self._records.is_collected(claim) or self._records.manifest_bytes(claim) is None:
                 raise self._records.gone(claim)
+            if self.trust is not None:  # nobody is pointed at what no host would load
+                self.read(claim.digest)
             yield
         finally:
             self._records.unpin(pin)

@@ -2,7 +2,9 @@
 
 Rules:
   * What is read is checked against the place where it lay: a pointer of another name or environment is refused.
-  * Files that never change are read once. The pointer in force is the highest number; `latest` is a hint that may be old.
+  * Files never change, so each is read once. The pointer in force is the highest number.
+  * Where signatures count, the pointers that are there are those that the keys of the trust file have signed, in the order of
+    the numbers that were signed; nothing else is parsed. Collecting garbage alone believes everything: it can only keep more.
   * Names in the store that nobody of ours would write are passed over.
 The layout is drawn in registry.py.
 """
@@ -12,13 +14,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from retailinfer.clock import Clock
-from retailinfer.errors import ConflictError, IntegrityError, RegistryError, clip
-from retailinfer.release.bundle import parse
+from retailinfer.errors import (
+    ConflictError,
+    IntegrityError,
+    RegistryError,
+    SignatureError,
+    clip,
+)
+from retailinfer.release.bundle import MAX_APPROVALS, parse
 from retailinfer.release.envelope import MAX_ENVELOPE_BYTES, decode_envelope
 from retailinfer.release.manifest import MANIFEST, MAX_MANIFEST_BYTES, sha256_hex
 from retailinfer.release.registry_files import Files
@@ -33,11 +41,16 @@ from retailinfer.release.statements import (
     seconds_of,
 )
 
+if TYPE_CHECKING:
+    from retailinfer.release.trust import Rules
+    from retailinfer.release.trust_files import Trust
+
 __all__ = ["NAME", "Records", "is_before", "told"]
 
 S = TypeVar("S", bound=Statement)
 
 MAX_RECORD_BYTES = 1 << 16
+_ENVELOPE = b'{"payload":'
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 _CLAIM = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.([0-9]{4})\.json")
@@ -51,15 +64,19 @@ class Records:
     """What a registry holds. All methods raise RegistryError, and IntegrityError for what cannot be.
 
     Args:
+        trust: whose signatures count; None = nobody's.
         keys: private keys that sign what is written.
     """
 
-    def __init__(self, files: Files, keys: tuple[Any, ...], clock: Clock) -> None:
+    def __init__(self, files: Files, trust: Trust | None, keys: tuple[Any, ...], clock: Clock) -> None:
         self.files = files
+        self.trust = trust
         self.keys = keys
         self.clock = clock
         self._claims: dict[str, Publication] = {}
-        self._pointers: dict[tuple[str, str, int], Pointer] = {}
+        self._documents: dict[tuple[str, str, int], bytes] = {}
+        self._pointers: dict[tuple[str, str, int], Pointer] = {}  # as they were parsed, signed or not
+        self._signed: dict[str, tuple[Rules, int, int, list[tuple[Pointer, bytes]]]] = {}
         self._seen: dict[tuple[str, str], int] = {}  # the highest number that was there
 
     # ---- releases ----------------------------------------------------------------------------------------------------
@@ -155,39 +172,42 @@ class Records:
     # ---- pointers ----------------------------------------------------------------------------------------------------
 
     def latest(self, environment: str, name: str) -> tuple[int, Pointer | None]:
-        """Position and pointer of what is in force; (0, None) when nothing is."""
-        key = (environment, name)
-        last = self._seen.get(key) or self._hinted(*key)
-        pointer = self._read_pointer(*key, last) if last else None
-        if pointer is None:
-            found = map(_POSITION.fullmatch, self.files.names(f"pointers/{environment}/{name}"))
-            last = max((int(one[1]) for one in found if one), default=0)
-            pointer = self._read_pointer(*key, last) if last else None
-        while (following := self._read_pointer(*key, last + 1)) is not None:
-            last, pointer = last + 1, following
-        if pointer is not None:
-            self._seen[key] = last
-        return last, pointer
+        """(position of the last document, pointer that counts); None: nothing is in force."""
+        if self.trust is not None:
+            signed = self._signed_pointers(self.trust, environment, name)
+            return self._n_documents(environment, name), signed[-1][0] if signed else None
+        last = self._n_documents(environment, name)
+        return last, self._pointer(environment, name, last) if last else None
+
+    def in_force(self, environment: str, name: str) -> Pointer | None:
+        """The pointer that may be followed now. Raises: also TrustError, RollbackError, as `Trust.check_pointer`."""
+        if self.trust is None:
+            return self.latest(environment, name)[1]
+        signed = self._signed_pointers(self.trust, environment, name)
+        return self.trust.check_pointer(signed[-1][1], name).pointer if signed else None
 
     def history(self, environment: str, name: str) -> tuple[Pointer, ...]:
-        """Every pointer, oldest first; each follows the one before it."""
+        """Every pointer that counts, oldest first; where nothing is signed, each has to follow the one before it."""
+        if self.trust is not None:
+            return tuple(pointer for pointer, _ in self._signed_pointers(self.trust, environment, name))
         found: list[Pointer] = []
-        while (pointer := self._read_pointer(environment, name, len(found) + 1)) is not None:
+        for position in range(1, self._n_documents(environment, name) + 1):
+            pointer = self._pointer(environment, name, position)
             if not follows(found[-1] if found else None, pointer):
                 raise IntegrityError(
-                    f"pointer {len(found) + 1} of `{name}` does not follow the one before it: epoch {pointer.epoch}, "
+                    f"pointer {position} of `{name}` does not follow the one before it: epoch {pointer.epoch}, "
                     f"number {pointer.seq}"
                 )
             found.append(pointer)
-        last = self.latest(environment, name)[0]
-        if last > len(found) and self._read_pointer(environment, name, len(found) + 1) is None:
-            raise IntegrityError(f"the registry lost pointer {len(found) + 1} of `{name}`; there are {last}")
         return tuple(found)
 
     def histories(self) -> list[tuple[Pointer, ...]]:
-        """Those of all names in all environments."""
+        """Those of all names in all environments, signed or not."""
         return [
-            self.history(environment, name)
+            tuple(
+                self._pointer(environment, name, position)
+                for position in range(1, self._n_documents(environment, name) + 1)
+            )
             for environment in self.files.names("pointers")
             if NAME.fullmatch(environment)
             for name in self.files.names(f"pointers/{environment}")
@@ -195,9 +215,11 @@ class Records:
         ]
 
     def write_pointer(self, after: Pointer, position: int) -> None:
-        """Put the next pointer in force. Raises: ConflictError when somebody else's is there."""
+        """Put the next pointer in force. Raises: ConflictError when somebody else's is there, SignatureError."""
         key = (after.environment, after.name)
         path, data = _pointer_path(*key, position), self._seal(after)
+        if self.trust is not None:  # what nobody would believe is not written
+            self.trust.rules.open("the new pointer", data, Pointer, "pointer", now_s=self.trust.now_s())
         try:
             won = self.files.create(path, data)
         except RegistryError:
@@ -208,23 +230,61 @@ class Records:
                 f"somebody else moved the pointer of `{after.name}` first: {told(self.latest(*key)[1])}",
                 hint="look at the history, then decide again",
             )
-        with contextlib.suppress(RegistryError):  # a hint for readers; they look further by themselves
-            self.files.put(_hint_path(*key), b"%d" % position)
 
-    def _hinted(self, environment: str, name: str) -> int:
-        data = None
-        with contextlib.suppress(RegistryError):
-            data = self.files.read(_hint_path(environment, name), 64)
-        return int(data) if data is not None and data.isdigit() and len(data) <= 8 else 0
+    def _signed_pointers(self, trust: Trust, environment: str, name: str) -> list[tuple[Pointer, bytes]]:
+        """Pointers that enough keys have signed, by number, and their documents; of two with one number the first."""
+        n, minute = self._n_documents(environment, name), int(trust.now_s()) // 60
+        known = self._signed.get(name)
+        if known is not None and known[0] is trust.rules and known[1:3] == (minute, n):
+            return known[3]
+        found: dict[int, tuple[Pointer, bytes]] = {}
+        for position in range(1, n + 1):
+            data = self._document(environment, name, position)
+            try:
+                label = f"pointer {position} of {name}"
+                pointer, _ = trust.rules.open(label, data or b"", Pointer, "pointer", now_s=trust.now_s())
+            except SignatureError:  # of keys that count no more, or of nobody
+                continue
+            if (pointer.environment, pointer.name, pointer.epoch) == (environment, name, trust.file.epoch):
+                found.setdefault(pointer.seq, (pointer, data or b""))
+        signed = [found[seq] for seq in sorted(found)]
+        self._signed[name] = (trust.rules, minute, n, signed)
+        return signed
 
-    def _read_pointer(self, environment: str, name: str, position: int) -> Pointer | None:
+    def _n_documents(self, environment: str, name: str) -> int:
+        """How many documents there are; all from 1 to it. Raises: IntegrityError when one in between was lost."""
+        key = (environment, name)
+        last = self._seen.get(key, 0)
+        if not last:
+            listed = map(_POSITION.fullmatch, self.files.names(f"pointers/{environment}/{name}"))
+            there = {int(one[1]) for one in listed if one}
+            last = max(there, default=0)
+            if last > len(there):
+                lost = min(set(range(1, last)) - there)
+                raise IntegrityError(f"the registry lost pointer {lost} of `{name}`; there are {last}")
+        while self._document(environment, name, last + 1) is not None:
+            last += 1
+        self._seen[key] = last
+        return last
+
+    def _document(self, environment: str, name: str, position: int) -> bytes | None:
+        key = (environment, name, position)
+        data = self._documents.get(key)
+        if data is None:
+            data = self.files.read(_pointer_path(*key), MAX_ENVELOPE_BYTES)
+            if data is not None:
+                self._documents[key] = data
+        return data
+
+    def _pointer(self, environment: str, name: str, position: int) -> Pointer:
+        """A document as it says of itself, whoever signed it."""
         key = (environment, name, position)
         if (known := self._pointers.get(key)) is not None:
             return known
         path = _pointer_path(*key)
-        data = self.files.read(path, MAX_ENVELOPE_BYTES)
+        data = self._document(*key)
         if data is None:
-            return None
+            raise IntegrityError(f"the registry lost pointer {position} of `{name}`, which was there")
         pointer = self._unseal(Pointer, data, path)
         if (pointer.environment, pointer.name) != (environment, name):
             raise IntegrityError(
@@ -252,6 +312,15 @@ class Records:
                 found.append(approval)
         return sorted(found, key=lambda one: (one.issued, one.who))
 
+    def signed_approvals(self, claim: Publication) -> dict[str, bytes]:
+        """Envelopes of approvals, under the names that they have beside a release; nobody has verified them."""
+        found: dict[str, bytes] = {}
+        for file in self.files.names(f"approvals/{claim.digest}")[:MAX_APPROVALS]:
+            data = self.files.read(f"approvals/{claim.digest}/{file}", MAX_ENVELOPE_BYTES)
+            if data is not None and data.startswith(_ENVELOPE):
+                found[f"approval-{sha256_hex(data)[:32]}.sig"] = data
+        return found
+
     def add_approval(self, approval: Approval) -> None:
         """Keep an approval."""
         data = self._seal(approval)
@@ -267,7 +336,7 @@ class Records:
         return sign_statement(statement, self.keys)
 
     def _unseal(self, kind: type[S], data: bytes, path: str) -> S:
-        if data.startswith(b'{"payload":'):
+        if data.startswith(_ENVELOPE):
             data = decode_envelope(data).payload
         return parse(path, lambda payload: decode_statement(kind, payload), data)
 
@@ -283,10 +352,6 @@ def _claim_path(name: str, version: str, generation: int) -> str:
 
 def _pointer_path(environment: str, name: str, position: int) -> str:
     return f"pointers/{environment}/{name}/{position:08d}.json"
-
-
-def _hint_path(environment: str, name: str) -> str:
-    return f"pointers/{environment}/{name}/latest"
 
 
 def is_before(stamped: str, moment_s: float) -> bool:

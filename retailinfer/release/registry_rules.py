@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,9 @@ from retailinfer.release.statements import Canary, Digest, Moment, Pointer, Shor
 
 __all__ = [
     "ROLES",
+    "Listed",
     "Publication",
+    "Published",
     "Role",
     "champions",
     "digests_in_force",
@@ -68,6 +70,37 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def release(self) -> str:
         """Name and version, as answers carry it."""
         return f"{self.name}:{self.version}"
+
+
+class Published(NamedTuple):
+    """What publishing did. `new`: it was not there before."""
+
+    name: str
+    version: str
+    digest: str
+    new: bool
+
+
+class Listed(NamedTuple):
+    """A release of the registry.
+
+    Attributes:
+        issued, who: when it was published, and by whom.
+        size: of its files, in bytes.
+        roles: that it has in this environment.
+        approvals: how many people approved it here.
+        collected: its files are gone; its version stays taken.
+    """
+
+    name: str
+    version: str
+    digest: str
+    issued: str
+    who: str
+    size: int
+    roles: tuple[str, ...]
+    approvals: int
+    collected: bool
 
 
 # ---- moves -----------------------------------------------------------------------------------------------------------
