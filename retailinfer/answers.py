@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 Answers: TypeAlias = Callable[[Call, int], Decision | Ranking | None]
 
-__all__ = ["DRILL_EVERY", "RemoteModel", "Rungs", "remote_inputs", "remote_schema", "remote_score"]
+__all__ = [
+    "DRILL_EVERY",
+    "RemoteModel",
+    "Rungs",
+    "knows_load",
+    "remote_inputs",
+    "remote_schema",
+    "remote_score",
+    "sheds",
+]
 
 
 class RemoteModel(Protocol):
@@ -147,9 +156,17 @@ class Rungs:
                 self.ladder,
                 _copy,
                 may=lambda: _has_room(permits),
-                sample=lambda every: engine.set_drill(offered, every),
+                sample=lambda every: (offered.instead() or engine).set_drill(offered, every),
             )
             offered.owner = weakref.ref(self.drills)
+            self._offered = offered
+
+    def sample_from(self, first: Any) -> None:
+        """Drills are made of the answers of who stands before the engine, by its own `set_drill`."""
+        if self.drills is not None:
+            self.drills.end_sampling()
+            self._offered.instead = weakref.ref(first)
+            self.drills.ask()
 
     def health(self, pipeline: Pipeline, *, ready: bool, remote: Any) -> Health:
         """Everything that is known of how the door is doing."""
@@ -254,6 +271,17 @@ def remote_inputs(pipeline: Pipeline) -> list[str]:
     return names
 
 
+def knows_load(remote: object) -> bool:
+    """Whether it is `ri.Remote`, which is told of shadow calls and load; others are asked by the Protocol alone."""
+    return callable(getattr(remote, "breaker_states", None))
+
+
+def sheds(pipeline: Pipeline) -> bool:
+    """Whether calls of less than critical priority are being refused: no time for attempts that are not needed."""
+    permits = pipeline.permits
+    return bool(permits.limit) and permits.in_flight >= 0.8 * permits.limit
+
+
 def remote_schema(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model server would be sent, and the output that is read: name -> (dtype, shape with None where any will do)."""
     inputs: dict[str, Any] = {}
@@ -290,9 +318,7 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
     names = remote_inputs(pipeline)
     release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
     asked: Any = remote
-    knows_shadow = callable(
-        getattr(remote, "breaker_states", None)
-    )  # ours; of others the Protocol alone is asked
+    is_ours = knows_load(remote)
 
     def answer(call: Call, end_ns: int) -> Decision:
         observe = call.observe and not call.counted
@@ -308,7 +334,7 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
                 "the features took all of the time that there was for the remote model"
             )
         inputs = dict(zip(names, prepared.inputs, strict=True))
-        more = {"shadow": call.shadow} if knows_shadow else {}
+        more = {"shadow": call.shadow, "shedding": sheds(pipeline)} if is_ours else {}
         outputs = asked.infer(inputs, (score.output,), end_ns=end_ns, clock=pipeline.clock, **more)
         made: Decision = engine.finish(
             prepared,
@@ -499,6 +525,9 @@ class _Offered:
 
     def __init__(self) -> None:
         self.owner: Callable[[], Drills | None] = lambda: None
+        self.instead: Callable[[], Any] = lambda: (
+            None
+        )  # whose answers are sampled, where they are not the engine's
 
     def __call__(self, request: Any, answer: Any) -> None:
         drills = self.owner()

@@ -95,7 +95,8 @@ class Door:
         if remote_first and remote is not None:
             from retailinfer.primary import RemoteFirst  # noqa: PLC0415 - for those who move
 
-            self._engine = RemoteFirst(pipeline, remote, self._rungs.drills)
+            self._engine = RemoteFirst(pipeline, remote)
+            self._rungs.sample_from(self._engine)
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._closed = False

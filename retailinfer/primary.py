@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
-from retailinfer.answers import DRILL_EVERY, remote_inputs, remote_score
+from retailinfer.answers import knows_load, remote_inputs, remote_score, sheds
 from retailinfer.contracts import Agreement
 from retailinfer.errors import (
     ConfigError,
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from retailinfer.answers import RemoteModel
     from retailinfer.contracts import Decision
     from retailinfer.pipeline import Pipeline
-    from retailinfer.resilience.drills import Drills
 
 __all__ = ["RemoteFirst"]
 
@@ -68,30 +67,31 @@ class _Tally:
 
 
 class RemoteFirst:
-    """The calls of an engine, answered by a model server. See the rules above.
-
-    Args:
-        drills: who exercises the rungs below, by every DRILL_EVERY-th answer; None: nobody.
-    """
+    """The calls of an engine, answered by a model server. See the rules above."""
 
     waits = True
     one_us = float("inf")  # never inside an event loop
 
-    def __init__(self, pipeline: Pipeline, remote: RemoteModel, drills: Drills | None) -> None:
+    def __init__(self, pipeline: Pipeline, remote: RemoteModel) -> None:
         self._engine = pipeline.need_engine()
         self._pipeline = pipeline
-        self._remote = remote
-        self._drills = drills
+        self._infer: Any = remote.infer
+        self._is_ours = knows_load(remote)
         self._names = remote_inputs(pipeline)
         score = pipeline.manifest.score
         assert score is not None
         self._output, self._column = score.output, score.column
         self._release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
-        self._until_drill = DRILL_EVERY
+        self._on_drill: Callable[[Any, Any], object] | None = None
+        self._every = self._until_drill = 0
         self._tally = _Tally()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def set_drill(self, on_drill: Callable[[Any, Any], object] | None, every: int) -> None:
+        """As `Engine.set_drill`."""
+        self._on_drill, self._every, self._until_drill = on_drill, every, every
 
     # --- the calls ----------------------------------------------------------------------------------------------------
 
@@ -311,7 +311,8 @@ class RemoteFirst:
         """Scores of the servers, or why there are none."""
         inputs: Mapping[str, NDArray[Any]] = dict(zip(self._names, arrays, strict=True))
         try:
-            outputs = self._remote.infer(inputs, (self._output,), end_ns=end_ns, clock=self._pipeline.clock)
+            more = {"shedding": sheds(self._pipeline)} if self._is_ours else {}
+            outputs = self._infer(inputs, (self._output,), end_ns=end_ns, clock=self._pipeline.clock, **more)
             return remote_score(outputs, self._output, self._column, len(arrays[0])), None
         except ServingError as exc:
             return None, exc
@@ -320,11 +321,11 @@ class RemoteFirst:
         hook = self._engine.hook
         if hook is not None:
             hook(Answered(answer, request, self._pipeline.clock.wall_ns(), took_ns, priority, why))
-        if self._drills is not None:
+        if self._every:
             self._until_drill -= 1
-            if self._until_drill <= 0:
-                self._until_drill = DRILL_EVERY
-                self._drills.offer(dict(request) if type(request) is dict else request, answer)
+            if self._until_drill <= 0 and self._on_drill is not None:
+                self._until_drill = self._every
+                self._on_drill(request, answer)
 
     def agreement(self) -> Agreement:
         """What has been compared since the process began."""

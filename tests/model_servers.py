@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner: OipServer = self.server.owner
         owner.asked.append((self.path, dict(self.headers), b""))
         if self.path == "/v2":
-            extensions = ["binary_tensor_data"] if owner.binary else []
+            extensions = [*owner.extensions, *(["binary_tensor_data"] if owner.binary else [])]
             self._answer(
                 200, json.dumps({"name": "small", "version": "1", "extensions": extensions}).encode()
             )
@@ -132,8 +132,10 @@ class OipServer:
         binary: bool = True,
         flat: bool = True,
         metadata: dict[str, Any] | None = None,
+        extensions: tuple[str, ...] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.extensions = extensions
         self.function, self.model, self.binary, self.flat = function, model, binary, flat
         self.metadata = metadata or {
             "inputs": [{"name": "features", "datatype": "FP32", "shape": [-1, 4]}],

@@ -1,4 +1,4 @@
-"""Remote under gevent, which puts greenlets where threads and sockets were: in a process of its own, patched from the start."""
+"""Remote under gevent, which puts greenlets in the place of threads and sockets: in a process patched from the start."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ with OipServer() as server, OipServer() as other:
     begin = time.monotonic()
     for _ in range(2):
         go(hedged)
-    assert time.monotonic() - begin < 3 and hedged.report().hedges == 1
+    assert time.monotonic() - begin < 3 and hedged.report().hedges >= 1
     remote.close()
     hedged.close()
 print("well")

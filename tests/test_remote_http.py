@@ -1,7 +1,7 @@
 """One model server over HTTP: a good one, and those of acceptance case 57 and 58 that do everything else.
 
 Rules:
-  * Every call has a deadline; that nothing takes longer is measured around it, with 300 ms for a busy machine.
+  * Every call has a deadline; that nothing takes longer is measured around it, with a second for a busy machine.
   * Whatever a server does, what comes out is a RemoteError of the kind that docs/remote.md names, and the next call works.
 """
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.requires("urllib3")
 
 ROWS = np.array([[0.1, -2.5, 3.0, 1e-7], [4.0, 5.0, -6.0, 0.25]], np.float32)
 SCORES = mean_model({"features": ROWS})["score"]
-SLACK_S = 0.3
+SLACK_S = 1.0
 
 
 MADE: list = []
@@ -152,6 +152,18 @@ def test_version_credentials_and_headers_are_sent_and_shown_nowhere():
         shown = "".join(traceback.format_exception(caught.value)) + repr(one) + repr(parse_url(url))
         assert "s3cret" not in shown
         assert "t0ken" not in shown
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_server_that_knows_of_timeouts_is_told_the_time_left(binary):
+    """Triton's schedule_policy: nine tenths of what is left, in microseconds; others are told nothing."""
+    for extensions, told in ((("schedule_policy",), True), ((), False)):
+        with OipServer(binary=binary, extensions=extensions) as server:
+            ask(backend(server.url), timeout_s=2.0)
+            _, headers, body = server.asked[-1]
+            head = json.loads(body[: int(headers.get("Inference-Header-Content-Length", len(body)))])
+            assert ("parameters" in head) is told
+            assert not told or 1_000_000 < head["parameters"]["timeout"] <= 1_800_000
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small_releases
 from model_servers import OipServer
+from services import until
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
@@ -322,6 +323,21 @@ def test_late_answers_are_dropped_on_a_clock_that_is_moved(release):
     with pytest.raises(DeadlineExceededError) as caught:
         scorer.score(PAYMENT, deadline_ms=30)
     assert caught.value.late
+
+
+def test_rungs_below_are_drilled_by_the_servers_answers(release):
+    """The first answer is drilled, as where the release answers first."""
+    with server_of(release) as server:
+        remote = ri.Remote(server.url, model="fraud", timeout_ms=5_000)
+        scorer = ri.Scorer.load(
+            release, store=store(), trust="unsigned", remote=remote, primary="remote", previous=release,
+            contract={"ladder": [{"kind": "previous"}]},
+        )  # fmt: skip
+        assert [rung.state for rung in scorer.health().rungs] == ["untried"]
+        scorer.score(PAYMENT)
+        until(lambda: [rung.state for rung in scorer.health().rungs] == ["ready"], what="the drill")
+        scorer.close()
+        remote.close()
 
 
 def test_check_remote_finds_another_model(release):

@@ -71,6 +71,10 @@ class Drills:
         self._asked = True
         self._sample(1)
 
+    def end_sampling(self) -> None:
+        """No call is offered until `ask`."""
+        self._sample(0)
+
     def begin_in_child(self) -> None:
         """A forked child has neither the thread nor what waits for it."""
         self.dropped = 0

@@ -50,6 +50,7 @@ __all__ = ["HttpBackend"]
 _MAX_IDLE = 64
 _MAX_HEAD = 1 << 17  # bytes of status line and headers
 _PIECE = 1 << 16
+_SAID = 0.9  # of the time left, that a server is told: the rest is for the way back
 
 
 def _now_s() -> float:
@@ -219,7 +220,8 @@ class HttpBackend:
             **(headers or {}),
         }
         self._most = max_reply_bytes
-        self._binary = binary
+        # What the server can beyond the protocol; None: it has to be asked.
+        self._extensions = None if binary is None else frozenset(["binary_tensor_data"] if binary else ())
         self.connections = 0  # opened so far
         self.begin_in_child()
 
@@ -265,9 +267,13 @@ class HttpBackend:
     ) -> dict[str, NDArray[Any]]:
         """See Backend. cancel: ends the call from another thread, as kind "cancelled"."""
         end_s = _now_s() + timeout_s
-        if self._binary is None:
-            self._binary = self._has_binary(end_s, cancel)
-        body, head_size = encode_request(inputs, outputs, binary=self._binary)
+        if self._extensions is None:
+            self._extensions = self._ask_extensions(end_s, cancel)
+        timeout_us = None
+        if "schedule_policy" in self._extensions:  # a server that drops what nobody waits for any more
+            timeout_us = max(1, int((end_s - _now_s()) * _SAID * 1e6))
+        binary = "binary_tensor_data" in self._extensions
+        body, head_size = encode_request(inputs, outputs, binary=binary, timeout_us=timeout_us)
         more = {"Content-Type": "application/json"}
         if head_size is not None:
             more = {
@@ -281,13 +287,13 @@ class HttpBackend:
         """What the server says of the model. Raises: RemoteError."""
         return decode_metadata(self._call("GET", self._model, None, {}, _now_s() + timeout_s, None)[0])
 
-    def _has_binary(self, end_s: float, cancel: Cancel | None) -> bool:
+    def _ask_extensions(self, end_s: float, cancel: Cancel | None) -> frozenset[str]:
         try:
             reply, _ = self._call("GET", self._root, None, {}, end_s, cancel)
-            return "binary_tensor_data" in extensions_of(reply)
+            return frozenset(extensions_of(reply))
         except RemoteError as exc:
             if exc.kind in ("rejected", "malformed"):  # it answers, but not to this
-                return False
+                return frozenset()
             raise
 
     # --- one call ---------------------------------------------------------------------------------------------------

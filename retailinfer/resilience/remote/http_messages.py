@@ -71,9 +71,12 @@ def malformed(what: str) -> RemoteError:
 
 
 def encode_request(
-    inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, binary: bool
+    inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, binary: bool, timeout_us: int | None = None
 ) -> tuple[bytes, int | None]:
-    """Body, and with the binary extension the size of its JSON. Raises: RemoteError "unsendable"."""
+    """Body, and with the binary extension the size of its JSON. timeout_us: for servers that know it (schedule_policy).
+
+    Raises: RemoteError "unsendable".
+    """
     tensors, blobs = [], []
     for name, given in inputs.items():
         datatype, array = wire_array(name, given)
@@ -94,7 +97,10 @@ def encode_request(
     asked = [
         {"name": name, "parameters": {"binary_data": True}} if binary else {"name": name} for name in outputs
     ]
-    head = msgspec.json.encode({"inputs": tensors, "outputs": asked})
+    request: dict[str, Any] = {"inputs": tensors, "outputs": asked}
+    if timeout_us is not None:
+        request["parameters"] = {"timeout": timeout_us}
+    head = msgspec.json.encode(request)
     return (b"".join([head, *blobs]), len(head)) if binary else (head, None)
 
 
