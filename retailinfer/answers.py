@@ -437,16 +437,19 @@ def _popular(pipeline: Pipeline) -> Answers:
     order = {one: place for place, one in enumerate(fallback.body.popular)}
 
     def answer(call: Call, end_ns: int) -> Ranking:
-        made: Ranking = engine.rank_static(
-            call.candidates,
-            call.k,
-            available=_rule(pipeline, call.available),
-            exclude=call.exclude,
-            order=order,
-            release=pipeline.manifest.release,
-            rung=4,
-            request_id=call.request_id,
-        )
+        try:
+            made: Ranking = engine.rank_static(
+                call.candidates,
+                call.k,
+                available=_rule(pipeline, call.available),
+                exclude=call.exclude,
+                order=order,
+                release=pipeline.manifest.release,
+                rung=4,
+                request_id=call.request_id,
+            )
+        except CallerError as exc:
+            raise CallersOwn(exc) from exc
         return made
 
     return answer

@@ -267,6 +267,11 @@ class Door:
             return otherwise
         return answer if encode is None else encode(answer)
 
+    def _whole_failed(self, error: ServingError, priority: str) -> None:
+        """A batch failed as a whole: one event."""
+        began = self._pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
+        self._ladder.failed(Call(None, began_ns=began, end_ns=began, priority=priority), error)
+
     def _left_ms(self, error: ServingError, deadline_ms: float | None) -> float | None:
         """What is left of a call's deadline after it failed. Raises: the error, where nothing is."""
         budget = self._pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)

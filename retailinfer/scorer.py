@@ -329,7 +329,7 @@ class Scorer(Door):
         budget = 0 if deadline_ms is None else budget_ns(deadline_ms)
         engine, row_errors = self._engine, errors == "row"
         answers: list[Decision | RetailInferError]
-        if not self._ladder.present:
+        if not self._ladder.concerned:
             answers = engine.score_batch(
                 requests, row_errors, now_ns, None, 0, budget, observe, event_ids, priority
             )
@@ -343,7 +343,8 @@ class Scorer(Door):
         except OverloadedError:
             raise  # as many rows, one by one, would be more work than the batch
         except ServingError as exc:
-            if row_errors or (observe and ids is None):
+            if not self._ladder.present or row_errors or (observe and ids is None):
+                self._whole_failed(exc, priority)
                 raise  # late; or nobody knows which rows were counted
             # Once more, so that the good rows keep the release's answers; ids keep a row from being counted twice.
             left = self._left_ms(exc, deadline_ms)

@@ -28,6 +28,7 @@ from retailinfer.errors import (
     FeatureTypeError,
     RequestError,
     ScoreError,
+    ServingError,
     SpecError,
     Unavailable,
 )
@@ -286,6 +287,22 @@ def test_failures_are_told_with_the_callers_id():
         False,
     )
     assert scorer.health().unanswered == 1
+
+
+def test_failures_in_batches_are_told_row_by_row():
+    """With and without a ladder; a batch that fails as a whole is one event."""
+    for kinds in ((), ("previous",)):
+        heard = Heard()
+        scorer = scorer_of(*kinds, hooks=[heard])
+        made = scorer.score_batch([GOOD, WORSE, WORSE], errors="row")
+        assert [isinstance(one, ServingError) for one in made] == [False, True, True]
+        assert [event.error for event in heard.of(Failed)] == [("Unavailable" if kinds else "ScoreError")] * 2
+        assert len(heard.of(Answered)) == 1
+    heard = Heard()
+    scorer = scorer_of(hooks=[heard])
+    with pytest.raises(ScoreError, match=r"\$\[1\]"):
+        scorer.score_batch([GOOD, WORSE, WORSE])
+    assert [event.error for event in heard.of(Failed)] == ["ScoreError"]
 
 
 def test_hooks_that_fail_cost_nobody_an_answer():

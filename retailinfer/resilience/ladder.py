@@ -253,6 +253,7 @@ class Ladder:
 
     Attributes:
         present: some rung is there. waits: some rung may wait for others.
+        concerned: there is a rung, or somebody who hears of failures.
     """
 
     def __init__(
@@ -267,6 +268,7 @@ class Ladder:
         self._tells = tells
         there = [step for step in self.steps if step.answer is not None]
         self.present = bool(there)
+        self.concerned = self.present or tells is not None
         self.waits = any(step.waits for step in there)
         self.unanswered = 0
         self._lock = threading.RLock()  # a signal's handler may call a scorer, too
@@ -292,7 +294,7 @@ class Ladder:
         if error.counted:
             call.counted = True
         if not self.present or not self._descends(call, error):
-            self._failed(call, error)
+            self.failed(call, error)
             raise error
         if call.opens is not None:
             call.opens(call)
@@ -328,11 +330,11 @@ class Ladder:
                 self._tells.answered(call, made, now - call.began_ns, why)
             return made
         if isinstance(error, OverloadedError):
-            self._failed(call, error)
+            self.failed(call, error)
             raise error
         found = Unavailable(f"no rung could answer: release: {why}; {'; '.join(tried)}")
         found.counted = call.counted
-        self._failed(call, found)
+        self.failed(call, found)
         raise found from (error if last is error else last)
 
     def _descends(self, call: Call, error: ServingError) -> bool:
@@ -457,10 +459,10 @@ class Ladder:
         found.late = late
         found.counted = call.counted
         found.__cause__ = last
-        self._failed(call, found)
+        self.failed(call, found)
         return found
 
-    def _failed(self, call: Call, error: ServingError) -> None:
+    def failed(self, call: Call, error: ServingError) -> None:
         """Nobody answered. What was shed is counted by who shed it, and there is no time for an event then."""
         if isinstance(error, OverloadedError):
             return
