@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -306,6 +307,54 @@ def test_signing_fails_whole(shop, good, monkeypatch):
     with pytest.raises(ri.BundleError, match="No space left"):
         ri.sign("fraud", key=key, replace=True)
     assert sorted(shop.rglob("*")) == before
+
+
+CALLS = ["open", "fsync", "fdopen", "replace", "rename"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sign fraud --key lead.pem",
+        "keygen more --out more.pem --trust trust.json",
+        "revoke --trust trust.json --key security.pem",
+    ],
+)
+def test_c42_every_call_that_fails_leaves_old_files_or_new_ones(shop, good, run, monkeypatch, line, name):
+    """Each call of the file system that writes fails once, in each of its turns: what is there is whole, nothing is beside."""
+    good("keygen ci --out ci.pem --trust trust.json")
+    good("keygen lead --out lead.pem --trust trust.json")
+    good("keygen security --out security.pem --trust trust.json --role revocation")
+    good("revoke --trust trust.json --key security.pem")
+    good("sign fraud --key ci.pem")
+    good("verify fraud --trust trust.json")
+    before = {path for path in shop.rglob("*") if path.is_file()}
+    real, failures = getattr(os, name), 0
+    for turn in range(60):
+        left = [turn]
+
+        def failing(*args, _left=left, **options):
+            _left[0] -= 1
+            writes = name != "open" or (len(args) > 1 and args[1] & os.O_CREAT)
+            if _left[0] < 0 and writes:
+                _left[0] = 10_000
+                raise OSError(28, "No space left on device")
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing)
+            code, _, err = run(line)
+        assert "internal error" not in err
+        new = {path for path in shop.rglob("*") if path.is_file()} - before
+        assert [path.name for path in new] == (["more.pem"] if code == 0 and "more.pem" in line else [])
+        good("verify fraud --trust trust.json")
+        if code == 0:
+            break
+        failures += 1
+    else:
+        pytest.fail("it never succeeded")
+    assert failures or name in ("replace", "rename")
 
 
 def test_python_signs_as_the_command_line_does(shop, good):

@@ -37,7 +37,7 @@ from retailinfer.errors import (
 from retailinfer.release.bundle import parser_calls, read_bundle, resolve_trust
 from retailinfer.release.envelope import decode_envelope, encode_envelope
 from retailinfer.release.statements import encode_statement, moment_text
-from retailinfer.release.trust import Role, Rules, decode_trust, encode_trust
+from retailinfer.release.trust import MAX_TRUST_BYTES, Role, Rules, decode_trust, encode_trust
 
 pytestmark = pytest.mark.requires("cryptography")
 
@@ -99,6 +99,14 @@ def test_trust_files_that_mean_nothing_are_refused(data, says):
     """With what is wrong."""
     with pytest.raises(ConfigError, match=says):
         decode_trust(data)
+
+
+def test_a_trust_file_may_have_exactly_its_largest_size():
+    """256 KiB of mostly blanks, and not a byte more."""
+    text = encode_trust(trust_file())
+    assert decode_trust(text + b" " * (MAX_TRUST_BYTES - len(text))) == trust_file()
+    with pytest.raises(ConfigError, match="at most"):
+        decode_trust(text + b" " * (MAX_TRUST_BYTES - len(text) + 1))
 
 
 def small_order_points():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 from pathlib import Path
 
@@ -53,7 +54,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     text = b"" if new is None else encode_trust(new)  # whatever is wrong is found before a file is written
     _write(out, own.to_pem(password), 0o600)
     if new is not None:
-        put(Path(options.trust), text)
+        try:
+            put(Path(options.trust), text)
+        except BaseException:
+            _drop(out)  # nobody would know the key
+            raise
     entry = msgspec.to_builtins(record)
     console.emit(
         {
@@ -126,7 +131,17 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         raise ConfigError(
             f"{path} is there already", hint="keys are never replaced; choose another name"
         ) from exc
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        _drop(path)  # half a key is none
+        raise
+
+
+def _drop(path: Path) -> None:
+    """Take away what was just made."""
+    with contextlib.suppress(OSError):
+        path.unlink()
