@@ -112,6 +112,12 @@ $(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS)
 	@PIP_CONSTRAINT=$(abspath $(MLSERVER_CONSTRAINTS)) $(MLSERVER_VENV)/bin/python $(PIP) install "mlserver>=1.6"
 	@touch $@
 
+# It has no wheels, only sources; where they cannot be built its tests are skipped.
+$(TEST_VENV)/uwsgi.stamp: $(TEST_VENV)/dependencies.stamp
+	$(call say,building uWSGI for its tests)
+	@$(TEST_VENV)/bin/python $(PIP) install uWSGI > build/uwsgi.log 2>&1 || echo "   not built: see build/uwsgi.log"
+	@touch $@
+
 $(BESIDE)/stamp: Makefile
 	@rm -rf $(BESIDE) && mkdir -p $(BESIDE)
 	@for folder in benchmarks examples; do ln -s "$(abspath .)/$$folder" $(BESIDE)/$$folder; done
@@ -145,7 +151,7 @@ check: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,warnings of the C compiler)
 	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)
 
-unit: $(TEST_VENV)/stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
+unit: $(TEST_VENV)/stamp $(TEST_VENV)/uwsgi.stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests against the installed wheel)
 	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 

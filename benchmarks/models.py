@@ -284,12 +284,20 @@ def _quantised_mlp() -> bytes:
         return target.read_bytes()
 
 
+def dense(width: int, hidden: int) -> bytes:
+    """ONNX bytes of a float32 network with two hidden layers of that size. Input `input` (n, width), output `score` (n, 1)."""
+    return _network((width, hidden, hidden, 1))
+
+
 def _float_mlp() -> bytes:
+    return _network((len(RANK.columns), 128, 64, 1))
+
+
+def _network(sizes: tuple[int, ...]) -> bytes:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(workloads.SEED)
-    sizes = (len(RANK.columns), 128, 64, 1)
     nodes, weights, tensor = [], [], "input"
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2

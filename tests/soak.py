@@ -151,7 +151,15 @@ def _forks(seconds: float, seed: int) -> tuple[bool, str]:
 def _overload(seconds: float, seed: int) -> tuple[bool, str]:
     """A minute of ten times as much as fits. Another part may use the other processor: goodput is for the figures to say."""
     report = FOLDER / "overload.json"
-    command = [sys.executable, ROOT / "tests/overload.py", "--seconds", min(seconds, 60), "--report", report]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.prefork.overload",
+        "--seconds",
+        min(seconds, 60),
+        "--report",
+        report,
+    ]
     fine, said = _ended(command, seconds, PYTHONPATH=_TESTS)
     if not fine:
         return False, said

@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 
-import overload_app
 import pytest
-from overload import measure
 from services import until
 
 import retailinfer as ri
+from benchmarks.prefork import overload_app
+from benchmarks.prefork.overload import measure
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: reads /proc")
 

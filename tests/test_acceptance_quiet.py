@@ -130,7 +130,7 @@ def test_import_and_load_read_only_what_they_were_given(phases):
 def test_nothing_is_written_sent_or_started(phases, phase):
     """No socket, no file that is made or changed, no process, no thread.
 
-    But for one of ONNX Runtime, which asks each processor what it is while the library begins, and then ends: the script looks.
+    But for one thread of ONNX Runtime, which asks each processor what it is while the library begins, and then ends.
     """
     changed = [
         call for call in phases.get(phase, []) if not call.startswith(HARMLESS) and not OPENS.match(call)

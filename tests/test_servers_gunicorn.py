@@ -14,7 +14,10 @@ from services import until
 
 __all__ = ["releases_folder", "serve"]
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: reads /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: reads /proc"),
+]
 
 MATRIX = [(kind, preload) for kind in ("sync", "gthread", "uvicorn", "gevent") for preload in (True, False)]
 matrix = pytest.mark.parametrize(

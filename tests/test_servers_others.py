@@ -17,7 +17,10 @@ from services import children_of, until
 
 __all__ = ["releases_folder", "serve"]
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: reads /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: reads /proc"),
+]
 
 REQUESTS = 600
 

@@ -13,6 +13,7 @@ from benchmarks.lab import MEASURES, Lab, Measure, UnmeasurableError
 from benchmarks.measures import (
     budgets,
     kernels,
+    prefork,
     processes,
     rankings,
     remote,
@@ -32,6 +33,7 @@ __all__ = [
     "budgets",
     "checked_rankings",
     "kernels",
+    "prefork",
     "processes",
     "rankings",
     "remote",

@@ -1,6 +1,6 @@
 """The application of the overload test: a ranking that takes tens of ms of a processor, refused before its body is read.
 
-SERVED=<folder> gunicorn --worker-class gthread --threads 16 overload_app:application
+SERVED=<folder> gunicorn --worker-class gthread --threads 16 benchmarks.prefork.overload_app:application
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IDS = [f"sku-{i:03d}" for i in range(N_ITEMS)]
 
 def write_release(folder: Path) -> Path:
     """A ranker with a network of three layers and 17 MB."""
-    import releases
+    from benchmarks import models
 
     spec = ri.FeatureSpec(
         request={"user": str, "boost": float, "sku": str},
@@ -32,10 +32,9 @@ def write_release(folder: Path) -> Path:
         columns=[c.numeric("boost"), c.stored("item.weight", unknown=0.0)],
     )
     contract = ri.Contract(p99_ms=OBJECTIVE_MS)
-    files = releases.packed("heavy", releases.deep_network(2, hidden=2_048), spec, contract=contract)
-    folder.mkdir(parents=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    ri.pack(
+        "heavy", model=models.dense(2, 2_048), features=spec, contract=contract, names="ignore", out=folder
+    )
     return folder
 
 

@@ -1,6 +1,6 @@
 """Ten times as much as a server can do, then half of it: what it answers, refuses and needs (case 64).
 
-    python tests/overload.py --seconds 60 --report overload.json
+    python -m benchmarks.prefork.overload --seconds 60 --report overload.json
 
 gunicorn with threads around overload_app.py, load from load_generator.py in another process: the peak first, by as many
 connections as there are permits, each waiting for its answer; then the overload; then the peak once more; then half of it.
@@ -17,21 +17,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import overload_app
-from servers import TESTS, WebServer
+from benchmarks.prefork import overload_app
+from benchmarks.prefork.server import get, gunicorn
 
-COMMAND = [
-    sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "1", "--worker-class", "gthread",
-    "--threads", "16", "--worker-connections", "2000", "--keep-alive", "30", "--preload", "--log-level", "warning",
-    "--no-control-socket", "overload_app:application",
-]  # fmt: skip
+APPLICATION = "benchmarks.prefork.overload_app:application"
+OPTIONS = ["--workers", "1", "--worker-class", "gthread", "--threads", "16", "--worker-connections", "2000"]
 
 
 def _load(port: int, **options: Any) -> dict[str, Any]:
-    path = os.pathsep.join([str(TESTS), *[p for p in sys.path if p]])
+    path = os.pathsep.join(filter(None, sys.path))
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, str(TESTS / "load_generator.py"), "--port", str(port), *words],
+        [sys.executable, "-m", "benchmarks.prefork.load_generator", "--port", str(port), *words],
         env={k: v for k, v in os.environ.items() if k != "SERVED"} | {"PYTHONPATH": path},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -45,19 +42,19 @@ def measure(folder: Path, seconds: float, **environment: str) -> dict[str, Any]:
     """All phases against one server. `folder` is empty."""
     release = overload_app.write_release(folder / "heavy")
     (folder / "server").mkdir()
-    with WebServer(folder / "server", COMMAND, SERVED=str(release), **environment) as server:
-        limit = server.get("/facts")["limit"]
+    with gunicorn(folder / "server", APPLICATION, OPTIONS, SERVED=str(release), **environment) as port:
+        limit = get(port, "/facts")["limit"]
         short = max(1.5, seconds / 4)
-        _load(server.port, closed=limit, seconds=1.0)
-        before = _load(server.port, closed=limit, seconds=short)
+        _load(port, closed=limit, seconds=1.0)
+        before = _load(port, closed=limit, seconds=short)
         peak = before["rate"]
-        _load(server.port, rate=10 * peak, seconds=1.0)
-        rss_kb = server.get("/facts")["rss_kb"]
-        over = _load(server.port, rate=10 * peak, seconds=seconds)
-        grown_kb = server.get("/facts")["rss_kb"] - rss_kb
-        half = _load(server.port, rate=0.5 * peak, seconds=max(3.0, short))
-        after = _load(server.port, closed=limit, seconds=short)
-        facts = server.get("/facts")
+        _load(port, rate=10 * peak, seconds=1.0)
+        rss_kb = get(port, "/facts")["rss_kb"]
+        over = _load(port, rate=10 * peak, seconds=seconds)
+        grown_kb = get(port, "/facts")["rss_kb"] - rss_kb
+        half = _load(port, rate=0.5 * peak, seconds=max(3.0, short))
+        after = _load(port, closed=limit, seconds=short)
+        facts = get(port, "/facts")
     peak = (before["rate"] + after["rate"]) / 2
     return {
         "permits": limit,

@@ -1,7 +1,7 @@
 """A load generator for the overload test, in a process of its own: keep-alive connections, one thread, two kinds of load.
 
-    python tests/load_generator.py --port 8000 --closed 4 --seconds 3        so many connections, each waits for its answer
-    python tests/load_generator.py --port 8000 --rate 900 --seconds 5        so many requests a second, whoever waits
+    python -m benchmarks.prefork.load_generator --port 8000 --closed 4 --seconds 3      so many connections, each waits
+    python -m benchmarks.prefork.load_generator --port 8000 --rate 900 --seconds 5      so many a second, whoever waits
 
 Prints one JSON object: how many were answered, refused (429), failed; latencies of the answered in ms, from the moment at
 which the request was due; seconds after the start of the last refusal. A request that finds all connections in use is not sent
@@ -17,12 +17,12 @@ import sys
 import time
 from collections import Counter, deque
 
-import overload_app
+from benchmarks.prefork.overload_app import BODY
 
 REQUEST = (
     b"POST /rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    % len(overload_app.BODY)
-) + overload_app.BODY
+    % len(BODY)
+) + BODY
 MOST_CONNECTIONS = 128
 
 
