@@ -19,10 +19,13 @@ import traceback
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from model_servers import HostileServer, OipServer, certificate, mean_model
 from services import Proxy, free_port
 
 from retailinfer.errors import ConfigError, RemoteError
+from retailinfer.resilience.outcome import KINDS
 from retailinfer.resilience.remote import Backend, Cancel
 from retailinfer.resilience.remote.endpoint import parse_url
 
@@ -426,6 +429,45 @@ def test_c57_hostile_server_gives_a_typed_error_in_time(name, caplog):
     assert caplog.records == []
 
 
+@given(
+    raw=st.binary(max_size=300) | st.just(b""),
+    flips=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=5),
+    cut=st.integers(0, 300),
+    chunked=st.booleans(),
+)
+def test_c57_whatever_a_server_sends_is_read_or_refused(any_server, raw, flips, cut, chunked):
+    """Any bytes, or a good answer with some bytes changed, cut anywhere: scores, or a RemoteError of a known kind."""
+    if not raw:
+        body = reply()
+        whole = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else http(body)
+        damaged = bytearray(whole)
+        for at, value in flips:
+            damaged[at % len(damaged)] = value
+        raw = bytes(damaged[: len(damaged) - cut % len(damaged)])
+    any_server.answer = raw
+    one, kind = backend(any_server.url, binary=False), "failed"
+    try:
+        assert ask(one).dtype.kind in "fiub"
+    except RemoteError as exc:
+        kind = exc.kind
+    except KeyError:  # an output of another name: seen by whoever asked
+        pass
+    assert kind in KINDS
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def any_server():
+    """A server that says `answer` to everything, and ends the connection."""
+
+    def behave(sock: socket.socket, request: bytes, stop: threading.Event) -> None:
+        sock.sendall(server.answer)
+        sock.shutdown(socket.SHUT_WR)
+
+    with HostileServer(behave) as server:
+        yield server
+
+
 def test_c57_connection_refused_and_names_that_do_not_exist():
     """Nobody listens; nobody has the name: kind "connect"."""
     assert kind_of(backend(f"http://127.0.0.1:{free_port()}")) == "connect"
@@ -468,7 +510,7 @@ def test_request_that_is_not_read_ends_in_time():
         assert kind_of(one, timeout_s=0.4, rows=rows) == "timeout"
 
 
-def test_shape_type_and_finiteness_are_checked_against_what_was_asked():
+def test_c57_wrong_shape_wrong_type_and_nan_are_found_in_well_formed_replies():
     """Well-formed replies that are not what was agreed: other rows, names, types, NaN."""
     from retailinfer.resilience.remote.tensors import TensorSpec, check_reply
 
@@ -488,9 +530,9 @@ def test_shape_type_and_finiteness_are_checked_against_what_was_asked():
         ({"score": np.array([[0.5], [np.nan]], np.float32)}, "not_finite"),
         ({"score": np.array([[0.5], [np.inf]], np.float32)}, "not_finite"),
     ]
-    for given, kind in wrong:
+    for made, kind in wrong:
         with pytest.raises(RemoteError) as caught:
-            check_reply(given, ["score"], n_rows=2, declared=declared)
+            check_reply(made, ["score"], n_rows=2, declared=declared)
         assert caught.value.kind == kind
 
 
