@@ -260,4 +260,6 @@ class RemoteError(ServingError):
 
 
 class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome
-    """No rung of the fallback ladder could answer."""
+    """No rung of the fallback ladder could answer. `tried`: (rung, why it did not), best first; the release itself is one."""
+
+    tried: tuple[tuple[str, str], ...] = ()

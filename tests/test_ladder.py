@@ -176,6 +176,7 @@ def test_unavailable_tells_the_way_and_keeps_the_cause():
         Unavailable, match="previous: absent; remote: RemoteError; static: Unavailable"
     ) as caught:
         ways.answer(call(clock), SessionError("broken"))
+    assert [kind for kind, _ in caught.value.tried] == ["release", "previous", "remote", "static"]
     assert isinstance(caught.value.__cause__, Unavailable)
     assert caught.value.http_status == 503
     assert heard.events[-1][:2] == ("failed", "Unavailable")

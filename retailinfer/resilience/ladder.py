@@ -300,7 +300,7 @@ class Ladder:
             call.opens(call)
             call.opens = None
         why = type(error).__name__
-        tried: list[str] = []
+        tried: list[tuple[str, str]] = []
         last: Exception = error
         for step in self.steps:
             now = self.clock.monotonic_ns()
@@ -308,7 +308,7 @@ class Ladder:
                 raise self._over(call, tried, last)
             refusal = self._refusal(step, call.end_ns - now, error)
             if refusal is not None:
-                tried.append(f"{step.kind}: {refusal}")
+                tried.append((step.kind, refusal))
                 continue
             end_ns = call.end_ns if step.max_ns == 0 else min(call.end_ns, now + step.max_ns)
             try:
@@ -317,22 +317,24 @@ class Ladder:
                 raise exc.error from None
             except Exception as exc:  # noqa: BLE001 - whatever a rung breaks of, the next one is there for it
                 last = exc
-                tried.append(f"{step.kind}: {type(exc).__name__}")
+                tried.append((step.kind, type(exc).__name__))
                 call.counted = call.counted or getattr(exc, "counted", False)
                 continue
             if made is None:
-                tried.append(f"{step.kind}: knows nothing of it")
+                tried.append((step.kind, "knows nothing of it"))
                 continue
             now = self.clock.monotonic_ns()
             if now > call.end_ns:
-                raise self._over(call, [*tried, f"{step.kind}: late"], last, late=True)
+                raise self._over(call, [*tried, (step.kind, "late")], last, late=True)
             if self._tells is not None:
                 self._tells.answered(call, made, now - call.began_ns, why)
             return made
         if isinstance(error, OverloadedError):
             self.failed(call, error)
             raise error
-        found = Unavailable(f"no rung could answer: release: {why}; {'; '.join(tried)}")
+        tried.insert(0, ("release", why))
+        found = Unavailable(f"no rung could answer: {_way(tried)}")
+        found.tried = tuple(tried)
         found.counted = call.counted
         self.failed(call, found)
         raise found from (error if last is error else last)
@@ -451,10 +453,10 @@ class Ladder:
             self._tells.changed(f"rung {step.kind}", before, after, _WHY.get(after, ""))
 
     def _over(
-        self, call: Call, tried: list[str], last: Exception, *, late: bool = False
+        self, call: Call, tried: list[tuple[str, str]], last: Exception, *, late: bool = False
     ) -> DeadlineExceededError:
         """The deadline passed on the way down."""
-        way = f"; tried {'; '.join(tried)}" if tried else ""
+        way = f"; tried {_way(tried)}" if tried else ""
         found = DeadlineExceededError(f"the deadline passed before a rung of the ladder could answer{way}")
         found.late = late
         found.counted = call.counted
@@ -470,3 +472,7 @@ class Ladder:
             self.unanswered += 1
         if self._tells is not None:
             self._tells.failed(call, error, self.clock.monotonic_ns() - call.began_ns)
+
+
+def _way(tried: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{kind}: {why}" for kind, why in tried)
