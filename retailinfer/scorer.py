@@ -365,8 +365,7 @@ class Scorer(Door):
                     answers[i] = exc
             elif isinstance(answer, RetailInferError) and not row_errors:
                 raise answer
-        over = clock.monotonic_ns() - began - (budget or self._pipeline.budget_ns)
-        if over > 0:  # while rows went down the ladder
+        if budget and (over := clock.monotonic_ns() - began - budget) > 0:  # while rows went down the ladder
             engine.drop_late(over)
         return answers
 

@@ -1804,6 +1804,11 @@ cdef class Engine:
                     trace = tuple(ws.lease.trace) if rich and ws.lease.trace is not None else None
                     meta.append((i, flags, review, segment, flags is None or self.flags_are_fresh(ws), trace))
                     filled += 1
+                if filled and call.end_ns < FOREVER and (call.waited_ns or stopped is not None):
+                    # what one row has waited for may have taken the time of all of them
+                    over = self.no_time_for(call, filled)
+                    if over is not None:
+                        stopped, filled = over, 0
                 if filled:
                     failed = None
                     try:
