@@ -148,6 +148,14 @@ def _forks(seconds: float, seed: int) -> tuple[bool, str]:
     )
 
 
+def _registry_kills(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 kills of publishers and promoters, however long they take; fewer in a run of minutes."""
+    kills = 10_000 if seconds >= 60 else 400
+    command = [sys.executable, ROOT / "tests/registry_kills.py", "--kills", kills, "--seed", seed]
+    report = ["--report", FOLDER / "registry-kills.json"]
+    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
+
+
 def _overload(seconds: float, seed: int) -> tuple[bool, str]:
     """A minute of ten times as much as fits. Another part may use the other processor: goodput is for the figures to say."""
     report = FOLDER / "overload.json"
@@ -198,6 +206,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "forest-same-bits": _same_bits,
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
+    "registry-kills": _registry_kills,
     "overload": _overload,
     "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),
     "deadlines-real": functools.partial(_deadlines, "real", 100_000),

@@ -122,8 +122,9 @@ def test_rollback_by_deleting_is_refused_by_who_has_seen_more(folder, tmp_path):
     open_registry(folder, "ops").promote("fraud:1.1", why="better")
     host = trust(state=tmp_path / "state.json")
     reader = open_registry(folder, trusted=host)
-    data = reader._records.files.read("pointers/production/fraud/00000002.json", 1 << 16)
-    host.remember("fraud", reader.pointer("fraud").champion, host.check_pointer(data, "fraud"))
+    verdict = reader.verdict("fraud")
+    assert (verdict.pointer.why, verdict.signed_by) == ("better", ("ops",))
+    host.remember("fraud", verdict.pointer.champion, verdict)
     (folder / "pointers/production/fraud/00000002.json").unlink()
     with pytest.raises(RollbackError):
         open_registry(folder, trusted=trust(state=tmp_path / "state.json")).pointer("fraud")
@@ -225,6 +226,23 @@ def test_approvals_are_asked_for_and_come_along(folder):
     assert len([name for name in files if name.startswith("approval-")]) == 3
     verdict = read_bundle(files, trust=trust(**needs)).verdict
     assert verdict.approved_by == ("lead", "risk")
+    assert [one.why for one in ops.approvals("fraud:1.1")] == ["and me", "read it"]
+    assert ops.releases()[1].approvals == 1  # both said that they are Anna
+
+
+def test_the_same_words_by_two_keys_are_two_approvals(folder):
+    """And by the same key one, whenever it is given again."""
+    needs = {"approval": Role(keys=("risk", "lead"), threshold=2)}
+    for late_s, name in enumerate(("risk", "risk", "lead", "risk", "lead")):
+        open_registry(folder, name, late_s=late_s, **needs).approve("fraud:1.1", why="fine")
+    assert len(open_registry(folder, **needs).approvals("fraud:1.1")) == 2
+    assert open_registry(folder, "ops", **needs).promote("fraud:1.1", why="now").seq == 2
+
+
+def test_where_nobody_may_approve_no_approval_counts(folder):
+    """The trust file names nobody for it, so names alone are not believed."""
+    open_registry(folder, "ops").approve("fraud:1.1", why="fine")
+    assert open_registry(folder).approvals("fraud:1.1") == ()
 
 
 def test_the_environment_is_the_trust_file_s(tmp_path):

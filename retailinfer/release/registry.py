@@ -33,8 +33,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, ConflictError, IntegrityError, RegistryError, clip
 from retailinfer.release.bundle import (
@@ -67,6 +65,7 @@ from retailinfer.release.registry_rules import (
 from retailinfer.release.statements import Approval, Pointer, ReleaseStatement, moment_text
 
 if TYPE_CHECKING:
+    from retailinfer.release.trust import PointerVerdict
     from retailinfer.release.trust_files import Trust
 
 __all__ = ["Garbage", "Listed", "Published", "Registry"]
@@ -179,14 +178,15 @@ class Registry:
     def releases(self, name: str | None = None) -> tuple[Listed, ...]:
         """Every release, or those of one name; the newest last. Raises: RegistryError."""
         found: list[Listed] = []
+        marked, approved = self._records.collected(), set(self._records.files.names("approvals"))
         for one in self._records.names() if name is None else [_name("name", name)]:
             roles = roles_of(self._records.latest(self.environment, one)[1])
             found += [
                 Listed(
                     *(claim.name, claim.version, claim.digest, claim.issued, claim.who, claim.size),
                     roles=tuple(role for role, digest in roles.items() if digest == claim.digest),
-                    approvals=len(self._approvers(claim)),
-                    collected=self._records.is_collected(claim),
+                    approvals=len(self._approvers(claim)) if claim.digest in approved else 0,
+                    collected=claim.folder in marked and self._records.is_collected(claim),
                 )
                 for _, claim in self._records.versions(one).values()
             ]
@@ -263,11 +263,7 @@ class Registry:
             report=None if content is None else sha256_hex(content),
             expires=_end(now_s, valid_days),
         )
-        for one in self._records.approvals(self.environment, claim):
-            if msgspec.structs.replace(one, issued=approval.issued) == approval:
-                return one
-        self._records.add_approval(approval)
-        return approval
+        return self._records.add_approval(claim, approval)
 
     def approvals(self, ref: str) -> tuple[Approval, ...]:
         """Who approved a release for this environment, oldest first; expired ones are left out. Raises: RegistryError."""
@@ -282,6 +278,15 @@ class Registry:
             expired, revoked, older than what this host has accepted.
         """
         return self._records.in_force(self.environment, _name("name", name))
+
+    def verdict(self, name: str) -> PointerVerdict | None:
+        """The pointer in force with the keys that signed it, and what `Trust.remember` takes once its release is loaded.
+
+        Raises: as `pointer`; ConfigError without a trust file.
+        """
+        if self.trust is None:
+            raise ConfigError("Expected a trust file, for verdicts are about signatures")
+        return self._records.verdict(self.trust, self.environment, _name("name", name))
 
     def history(self, name: str) -> tuple[Pointer, ...]:
         """Every pointer of a name, oldest first: what was decided, when, by whom and why.

@@ -42,7 +42,7 @@ from retailinfer.release.statements import (
 )
 
 if TYPE_CHECKING:
-    from retailinfer.release.trust import Rules
+    from retailinfer.release.trust import PointerVerdict, Rules
     from retailinfer.release.trust_files import Trust
 
 __all__ = ["NAME", "Records", "is_before", "told"]
@@ -169,6 +169,10 @@ class Records:
         """Whether its files are gone, or about to go."""
         return bool(self.files.names(f"collected/{claim.folder}"))
 
+    def collected(self) -> set[str]:
+        """Folders of which this may be true; of all others it is not."""
+        return set(self.files.names("collected"))
+
     # ---- pointers ----------------------------------------------------------------------------------------------------
 
     def latest(self, environment: str, name: str) -> tuple[int, Pointer | None]:
@@ -183,8 +187,13 @@ class Records:
         """The pointer that may be followed now. Raises: also TrustError, RollbackError, as `Trust.check_pointer`."""
         if self.trust is None:
             return self.latest(environment, name)[1]
-        signed = self._signed_pointers(self.trust, environment, name)
-        return self.trust.check_pointer(signed[-1][1], name).pointer if signed else None
+        verdict = self.verdict(self.trust, environment, name)
+        return None if verdict is None else verdict.pointer
+
+    def verdict(self, trust: Trust, environment: str, name: str) -> PointerVerdict | None:
+        """By whom the pointer in force was signed. Raises: as `in_force`."""
+        signed = self._signed_pointers(trust, environment, name)
+        return trust.check_pointer(signed[-1][1], name) if signed else None
 
     def history(self, environment: str, name: str) -> tuple[Pointer, ...]:
         """Every pointer that counts, oldest first; where nothing is signed, each has to follow the one before it."""
@@ -297,34 +306,54 @@ class Records:
     # ---- approvals ---------------------------------------------------------------------------------------------------
 
     def approvals(self, environment: str, claim: Publication) -> list[Approval]:
-        """Those that count in an environment now, oldest first."""
+        """Those that count in an environment now, oldest first; where signatures count, by keys that may approve."""
         now_s = self.clock.wall_ns() // 10**9
-        found: list[Approval] = []
-        for file in self.files.names(f"approvals/{claim.digest}"):
-            path = f"approvals/{claim.digest}/{file}"
-            data = self.files.read(path, MAX_ENVELOPE_BYTES)
-            if data is None:
-                continue
-            approval = self._unseal(Approval, data, path)
-            if (approval.digest, approval.environment) == (claim.digest, environment) and (
-                approval.expires is None or seconds_of(approval.expires) > now_s
-            ):
-                found.append(approval)
+        found = [
+            approval
+            for approval, _ in self._approvals(claim)
+            if (approval.digest, approval.environment) == (claim.digest, environment)
+            and (approval.expires is None or seconds_of(approval.expires) > now_s)
+        ]
         return sorted(found, key=lambda one: (one.issued, one.who))
 
     def signed_approvals(self, claim: Publication) -> dict[str, bytes]:
         """Envelopes of approvals, under the names that they have beside a release; nobody has verified them."""
-        found: dict[str, bytes] = {}
-        for file in self.files.names(f"approvals/{claim.digest}")[:MAX_APPROVALS]:
-            data = self.files.read(f"approvals/{claim.digest}/{file}", MAX_ENVELOPE_BYTES)
-            if data is not None and data.startswith(_ENVELOPE):
-                found[f"approval-{sha256_hex(data)[:32]}.sig"] = data
-        return found
+        documents = [data for data in self._approval_documents(claim) if data.startswith(_ENVELOPE)]
+        return {f"approval-{sha256_hex(data)[:32]}.sig": data for data in documents[:MAX_APPROVALS]}
 
-    def add_approval(self, approval: Approval) -> None:
-        """Keep an approval."""
+    def add_approval(self, claim: Publication, approval: Approval) -> Approval:
+        """Keep an approval, unless the same people have given it before; returns the one that is kept."""
+        mine = {key.id for key in self.keys}
+        for before, data in self._approvals(claim):
+            there = decode_envelope(data).signatures.keys() if data.startswith(_ENVELOPE) else set()
+            if mine <= there and msgspec.structs.replace(before, issued=approval.issued) == approval:
+                return before
         data = self._seal(approval)
         self.files.create(f"approvals/{approval.digest}/{sha256_hex(data)[:32]}.json", data)
+        return approval
+
+    def _approvals(self, claim: Publication) -> list[tuple[Approval, bytes]]:
+        documents = self._approval_documents(claim)
+        if self.trust is None:
+            return [(self._unseal(Approval, data, "an approval"), data) for data in documents]
+        role = self.trust.file.approval
+        if role is None:
+            return []
+        # Each is signed by one; how many there must be is asked when the release is read.
+        one = msgspec.structs.replace(self.trust.file, approval=msgspec.structs.replace(role, threshold=1))
+        rules, now_s = type(self.trust.rules)(one, self.trust.rules.revoked), self.trust.now_s()
+        found: list[tuple[Approval, bytes]] = []
+        for data in documents:
+            with contextlib.suppress(SignatureError):  # of nobody who may
+                found.append((rules.open("approval", data, Approval, "approval", now_s=now_s)[0], data))
+        return found
+
+    def _approval_documents(self, claim: Publication) -> list[bytes]:
+        folder = f"approvals/{claim.digest}"
+        documents = [
+            self.files.read(f"{folder}/{file}", MAX_ENVELOPE_BYTES) for file in self.files.names(folder)
+        ]
+        return [data for data in documents if data is not None]
 
     # ---- statements and moments --------------------------------------------------------------------------------------
 

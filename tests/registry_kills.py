@@ -1,0 +1,142 @@
+"""Writers of a registry killed at random instants, and what must be true after each kill.
+
+    python tests/registry_kills.py --kills 10000 --seed 7 --report build/soak/registry-kills.json
+
+test_registry_crashes.py does it some hundreds of times, `make soak` ten thousand. A seed gives the same instants; what the
+machine has done by then is its own affair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from registries import check, digest, release
+
+import retailinfer as ri
+from retailinfer.clock import ManualClock
+
+OLD, NEW, NEXT = release("1.0"), release("1.1"), release("1.2")
+
+# Name -> what is done, and what is then true of a registry.
+ACTIONS: dict[str, tuple[Callable[[ri.Registry], Any], Callable[[ri.Registry], bool]]] = {
+    "publish": (
+        lambda registry: registry.publish(NEXT),
+        lambda registry: "1.2" in {one.version for one in registry.releases()},
+    ),
+    "promote": (
+        lambda registry: registry.promote("fraud:1.1", why="better"),
+        lambda registry: registry.pointer("fraud").champion == digest(NEW),
+    ),
+    "hold": (
+        lambda registry: registry.hold("fraud", why="stop"),
+        lambda registry: registry.pointer("fraud").hold is not None,
+    ),
+    "approve": (
+        lambda registry: registry.approve("fraud:1.1", why="good"),
+        lambda registry: len(registry.approvals("fraud:1.1")) == 1,
+    ),
+    "collect": (
+        lambda registry: registry.collect_garbage(keep=0, unused_days=1),
+        lambda registry: registry.releases()[0].collected,
+    ),
+}
+
+
+def open_registry(folder: Path, clock: ManualClock | None = None, who: str = "anna") -> ri.Registry:
+    """The registry as a process of its own would see it."""
+    return ri.Registry(folder, trust="unsigned", who=who, clock=clock or ManualClock())
+
+
+def late() -> ManualClock:
+    """Long after what `prepare` did, so that there is garbage."""
+    clock = ManualClock()
+    clock.advance_ns(50 * 86_400 * 10**9)
+    return clock
+
+
+def prepare(folder: Path) -> Path:
+    """A registry with a champion, its successor, and one that nobody needs; to be copied."""
+    registry = open_registry(folder)
+    for files in (release("0.9"), OLD, NEW):
+        registry.publish(files)
+    registry.promote("fraud:1.0", why="first")
+    return folder
+
+
+def kill_writers(folder: Path, kills: int, seed: int) -> int:
+    """Start writers, kill them, look, repeat what they did; returns how many were still at it when they were killed."""
+    rng = random.Random(seed)
+    template, place = prepare(folder / "template"), folder / "0"
+    killed = 0
+    for i in range(kills):
+        if i % 20 == 0:
+            shutil.rmtree(place, ignore_errors=True)
+            place = folder / f"registry-{i}"
+            shutil.copytree(template, place)
+        action = rng.choice(list(ACTIONS))
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - in the child
+            code = 1
+            try:
+                registry = open_registry(place, late())
+                _deploy(registry, f"2.{i}")
+                ACTIONS[action][0](registry)
+                code = 0
+            finally:
+                os._exit(code)
+        select.select([], [], [], rng.uniform(0, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        registry = open_registry(place, late())
+        check(registry)
+        _deploy(registry, f"2.{i}")
+        assert registry.read("fraud") == release(f"2.{i}")
+    return killed
+
+
+def _deploy(registry: ri.Registry, version: str) -> None:
+    """What a deployment does; once more after an accident it finds done what was done."""
+    registry.publish(release(version))
+    registry.resume("fraud", why="on")
+    registry.promote(f"fraud:{version}", why="next")
+
+
+def main() -> int:
+    """Command line; see above."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--report", type=Path)
+    given = parser.parse_args()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        killed = kill_writers(Path(folder), given.kills, given.seed)
+    took = round(time.monotonic() - start, 1)
+    if given.report is not None:
+        given.report.parent.mkdir(parents=True, exist_ok=True)
+        given.report.write_text(
+            json.dumps({"seed": given.seed, "kills": given.kills, "in_flight": killed, "seconds": took})
+            + "\n"
+        )
+    sys.stdout.write(
+        f"{given.kills} kills, {killed} of them of writers at work, in {took} s; seed {given.seed}\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
