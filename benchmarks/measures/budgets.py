@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,11 @@ __all__: list[str] = []
 
 BLOCK = 20  # calls between two readings of the clock
 QUANTILE = 0.1
+
+
+def own_structs(lab: Lab, scorer: Any) -> list[Any]:
+    """The requests as Structs of the scorer's own type: the fastest way in."""
+    return [msgspec.json.decode(body, type=scorer.request_type) for body in lab.fraud_bodies]
 
 
 def switched(
@@ -84,7 +90,7 @@ def budgets(lab: Lab) -> Figures:
     from retailinfer.deadline import FOREVER_NS
 
     scorer = lab.tree_scorer(levels()[-1])
-    engine, structs = scorer._engine, lab.fraud_structs
+    engine, structs = scorer._engine, own_structs(lab, scorer)
     permits, no_deadline, deadline = engine.permits, FOREVER_NS, 60_000_000_000
     heard: deque[Any] = deque(maxlen=1)
     drilled: list[Any] = []
@@ -143,7 +149,7 @@ def rung(lab: Lab) -> Figures:
 
     scorer, idle = lab.tree_scorer(levels()[-1]), object.__new__(Scorer)
     vars(idle)["_engine"] = Idle()
-    structs = lab.fraud_structs
+    structs = own_structs(lab, scorer)
 
     def bound(function: Callable[..., Any], door: Scorer) -> Callable[[Any], Any]:
         return lambda request: function(door, request)

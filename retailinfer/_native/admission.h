@@ -29,6 +29,20 @@ static inline int64_t ri_wall_ns(void) {
     clock_gettime(CLOCK_REALTIME, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
+/* The wall clock at a moment of the monotonic one that was just read, for a quarter of the price: by the distance of both, which
+ * is measured anew ten times a second, and where the wall clock was set (its coarse reading lags by up to a tick of 10 ms). */
+static inline int64_t ri_wall_at(int64_t monotonic_ns) {
+    static int64_t distance, measured_ns = INT64_MIN / 2;
+    struct timespec now;
+    int64_t lag;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    lag = monotonic_ns + distance - ((int64_t)now.tv_sec * 1000000000 + now.tv_nsec);
+    if (lag < -1000000 || lag > 12000000 || monotonic_ns - measured_ns > 100000000) {
+        measured_ns = ri_monotonic_ns();
+        distance = ri_wall_ns() - measured_ns;
+    }
+    return monotonic_ns + distance;
+}
 #elif PY_VERSION_HEX >= 0x030D0000
 static inline int64_t ri_monotonic_ns(void) {
     PyTime_t now = 0;
@@ -45,6 +59,13 @@ static inline int64_t ri_monotonic_ns(void) { return (int64_t)_PyTime_GetMonoton
 static inline int64_t ri_wall_ns(void) { return (int64_t)_PyTime_GetSystemClock(); }
 #endif
 
+#if !defined(__linux__)
+static inline int64_t ri_wall_at(int64_t monotonic_ns) {
+    (void)monotonic_ns;
+    return ri_wall_ns();
+}
+#endif
+
 #define RI_STAGE_BUCKETS 336 /* up to 2^44 ns, some 4.9 hours */
 #define RI_STAGE_KEEP 4096
 #define RI_STAGE_COLD 32
@@ -52,8 +73,9 @@ static inline int64_t ri_wall_ns(void) { return (int64_t)_PyTime_GetSystemClock(
 typedef struct {
     int64_t p99_ns;       /* what admission compares with */
     uint32_t until;       /* notes until it is worked out again */
-    uint32_t n;           /* notes that the histogram still holds */
-    int64_t total;        /* notes ever taken, in this process */
+    uint32_t every;       /* what `until` began with */
+    uint32_t n;           /* notes that the histogram held then */
+    int64_t total;        /* notes ever taken until then */
     int64_t predicted_ns; /* before there are notes */
     uint32_t counts[RI_STAGE_BUCKETS];
 } ri_stage;
@@ -82,16 +104,18 @@ static inline int64_t ri_stage_top(int bucket) {
     return ((int64_t)(9 + (bucket & 7)) << (bucket / 8 - 1)) - 1;
 }
 
-/* `until` counts down to this. */
+/* `until` counts down to this; it may come earlier. */
 static inline void ri_stage_renew(ri_stage *stage) {
     uint32_t above, seen = 0;
     int bucket;
+    stage->n += stage->every - stage->until;
+    stage->total += stage->every - stage->until;
     if (stage->n >= RI_STAGE_KEEP) {
         stage->n = 0;
         for (bucket = 0; bucket < RI_STAGE_BUCKETS; bucket++)
             stage->n += stage->counts[bucket] >>= 1;
     }
-    stage->until = stage->n < 64 ? 1 : 64;
+    stage->until = stage->every = stage->n < 64 ? 1 : 64;
     if (stage->n < RI_STAGE_COLD) {
         stage->p99_ns = stage->predicted_ns;
         return;
@@ -107,8 +131,6 @@ static inline void ri_stage_renew(ri_stage *stage) {
 
 static inline void ri_stage_note(ri_stage *stage, int64_t ns) {
     stage->counts[ri_stage_bucket(ns)]++;
-    stage->n++;
-    stage->total++;
     if (--stage->until == 0)
         ri_stage_renew(stage);
 }
@@ -116,6 +138,7 @@ static inline void ri_stage_note(ri_stage *stage, int64_t ns) {
 /* A call that was let through although time seemed short was in time: the past weighs an eighth of what it did. */
 static inline void ri_stage_ease(ri_stage *stage) {
     int bucket;
+    ri_stage_renew(stage);
     stage->n = 0;
     for (bucket = 0; bucket < RI_STAGE_BUCKETS; bucket++)
         stage->n += stage->counts[bucket] >>= 3;
@@ -123,6 +146,7 @@ static inline void ri_stage_ease(ri_stage *stage) {
 }
 
 static inline void ri_stage_forget(ri_stage *stage) {
+    ri_stage_renew(stage);
     memset(stage->counts, 0, sizeof(stage->counts));
     stage->n = 0;
     ri_stage_renew(stage);

@@ -18,6 +18,7 @@ cdef extern from "admission.h" nogil:
 
     int64_t ri_monotonic_ns()
     int64_t ri_wall_ns()
+    int64_t ri_wall_at(int64_t monotonic_ns)
     void ri_stage_note(ri_stage* stage, int64_t ns)
     void ri_stage_ease(ri_stage* stage)
     void ri_stage_forget(ri_stage* stage)

@@ -58,6 +58,7 @@ cdef class StageClock:
 
     @property
     def n(self):
+        ri_stage_renew(&self.c)
         return self.c.total
 
     def __repr__(self):

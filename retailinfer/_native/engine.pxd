@@ -282,7 +282,7 @@ cdef class Engine:
     cdef void untimed(self, Call* call) noexcept
     cdef void leave(self, Call* call) noexcept
     cdef object conclude(self, Call* call, object answer, object request, object priority)
-    cdef int tell(self, object answer, object request, int64_t took_ns, object priority) except -1
+    cdef int tell(self, object answer, object request, int64_t now_ns, int64_t took_ns, object priority) except -1
     cdef int drill(self, object answer, object request) except -1
     cdef int check_score(self, float score) except -1
     cdef object as_rung(self, object decision, str release, int rung)

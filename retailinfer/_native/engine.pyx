@@ -29,7 +29,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from retailinfer._native.admission cimport (
     Call, Permits, PRIORITY_CRITICAL, StageClock, permit_enter, permit_leave, permit_start_waiting, permit_stop_waiting, priority_code,
-    ri_monotonic_ns, ri_stage, ri_stage_ease, ri_stage_note, ri_stage_predict, ri_wall_ns,
+    ri_monotonic_ns, ri_stage, ri_stage_ease, ri_stage_note, ri_stage_predict, ri_wall_at, ri_wall_ns,
 )
 from retailinfer._native.ort cimport OrtModel, RiLane, raise_run_error
 from retailinfer._native.program cimport (
@@ -996,14 +996,14 @@ cdef class Engine:
             if call.is_probe and call.stage != NULL:
                 ri_stage_ease(call.stage)
             if self.hook is not None:
-                self.tell(answer, request, took, priority)
+                self.tell(answer, request, now, took, priority)
         if self.drill_every:
             self.drill(answer, request)
         return answer
 
-    cdef int tell(self, object answer, object request, int64_t took_ns, object priority) except -1:
+    cdef int tell(self, object answer, object request, int64_t now_ns, int64_t took_ns, object priority) except -1:
         """One event an answer; a batch's `request` is the list of its requests. What a hook raises is counted and goes no further."""
-        cdef int64_t wall_ns = self.wall_ns(), i
+        cdef int64_t wall_ns = ri_wall_at(now_ns) if self.is_system_clock else self.wall_ns(), i
         cdef list answers
         try:
             if type(answer) is not list:
