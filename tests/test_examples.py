@@ -183,6 +183,18 @@ def test_fallback_ladder_degrades_in_declared_steps(tmp_path):
     ]
 
 
+@pytest.mark.requires("sklearn", "skl2onnx", "pyarrow")
+def test_decision_log_counts_and_erases(tmp_path):
+    """Every decision is in the table; one card's are gone afterwards."""
+    lines = run("decision_log.py", cwd=tmp_path).splitlines()
+    counted = [int(re.search(r": (\d+) payments", line)[1]) for line in lines[:3]]
+    assert sum(counted) == 500
+    assert lines[3].endswith("of 32 characters")
+    found = re.fullmatch(r"card-7: (\d+) decisions erased, (\d+) are left", lines[4])
+    assert int(found[1]) > 0
+    assert int(found[1]) + int(found[2]) == 500
+
+
 @pytest.mark.requires("fastapi", "httpx", "lightgbm", "onnxmltools")
 def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
     """A decision as JSON; a wrong field is 422 and names it; what is no JSON is 400."""

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sign", _sign),
         ("revoke", _revoke),
         ("rotate", _rotate),
+        ("decisions", _decisions),
     ):
         add(_command(commands, name, json=name != "demo"))
     for name in registry_commands.COMMANDS:
@@ -180,6 +181,14 @@ _ABOUT = {
         (
             "Signs a trust file of the next epoch with keys of the role `trust`, and writes it beside the one of the hosts, "
             "as trust-2.sig, trust-3.sig and so on: they follow from one to the next. Needs `pip install 'retailinfer[sign]'`."
+        ),
+    ),
+    "decisions": (
+        "show a decision log, or erase an entity from it",
+        (
+            "Counts the rows in the folder of a decision log by release, rung and outcome, prints them as JSON lines, or "
+            "takes one entity's rows out, while processes go on writing. Parquet needs `pip install 'retailinfer[arrow]'`. "
+            "Exit code 1 when something could not be reached."
         ),
     ),
 }
@@ -453,6 +462,20 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         help="exit code 1 when a figure is larger; repeatable. NAME is p50_ms, p95_ms, p99_ms, p99.9_ms (or _us) of the "
         "whole call, STAGE.p99_us of one stage (decode, resolve, fill, run, decide, encode), or `ratio` to the bare "
         "run. `--fail-if contract` takes the limits of the release's contract",
+    )
+
+
+def _decisions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="of the log")
+    parser.add_argument("--since", metavar="MOMENT", help="rows from then on, as 2027-01-31T00:00:00Z")
+    parser.add_argument("--until", metavar="MOMENT", help="rows before that")
+    parser.add_argument("--of", metavar="ENTITY=KEY", help="rows of one entity alone, as card=c-17")
+    parser.add_argument("--rows", action="store_true", help="print the rows, one JSON object a line")
+    parser.add_argument("--erase", metavar="ENTITY=KEY", help="take all rows of an entity out, of all times")
+    parser.add_argument(
+        "--hash-key",
+        metavar="FILE",
+        help="with the secret that the log hashes its keys with, for --of and --erase",
     )
 
 
