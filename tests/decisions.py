@@ -78,7 +78,7 @@ def kinds(folder: Path) -> list[str]:
     return sorted(f"{file.kind}.{file.format}" for file in listing(folder).files)
 
 
-def until(condition: Any, seconds: float = 20.0) -> bool:
+def until(condition: Any, seconds: float = 60.0) -> bool:
     """Wait for another thread or process."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from retailinfer.errors import ConfigError, Unavailable, clip
+from retailinfer.errors import ConfigError, IntegrityError, Unavailable, clip
 from retailinfer.monitoring.decision_files import parquet_without
 from retailinfer.monitoring.decision_folder import (
     LogFile,
@@ -106,7 +106,11 @@ def erase(
             if file.kind == "live":
                 continue
             if file.declaration in mine or file.declaration not in declared:
-                n = _without(file, f"entity.{entity}", text)
+                try:
+                    n = _without(file, f"entity.{entity}", text)
+                except IntegrityError as exc:
+                    missed.append(str(exc))
+                    continue
                 rows, files = rows + n, files + (n > 0)
             elif file.declaration in holding:
                 missed.append(f"{file.path.name}: its keys are hashed with another hash key, or not at all")

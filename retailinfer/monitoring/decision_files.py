@@ -1,7 +1,8 @@
 """Files of the decision log as rows and as Arrow tables, and lines that become Parquet; its one place that touches pyarrow.
 
 Rules:
-  * Lines are read by Arrow's own parser, which lets the GIL go, a megabyte at a time: requests are answered meanwhile.
+  * Lines are decoded a few hundred at a time: requests are answered between. Not by Arrow's own reader of JSON: that of
+    pyarrow 26 ends the process at a line that says `null`, and reads what is no UTF-8.
   * A column has one type in a table: what differs between rows (7, "seven") becomes text, as JSON.
   * A Parquet file is made in memory and written whole: no fork finds it half done.
   * A file that vanishes while it is read was finished or rewritten by another process: its successor is read instead.
@@ -10,6 +11,7 @@ Without pyarrow (`retailinfer[arrow]`) logs of lines are written and read as row
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,13 +19,13 @@ from typing import Any, Final
 
 import msgspec
 
-from retailinfer.errors import ConfigError
+from retailinfer.errors import ConfigError, IntegrityError
 from retailinfer.monitoring.decision_folder import LogFile, finished_name, listing, write_whole
 from retailinfer.monitoring.decision_rows import FIXED, declarations
 
 __all__ = ["ToParquet", "need_arrow", "parquet_without", "read_rows", "read_table"]
 
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 1 << 16
 _GROUP: Final = 1 << 15  # rows of a row group
 _TRIES: Final = 20
 
@@ -32,7 +34,7 @@ def need_arrow() -> Any:
     """The module pyarrow. Raises: ConfigError without it."""
     try:
         import pyarrow as pa  # noqa: PLC0415 - optional extra
-        from pyarrow import compute, json, parquet  # noqa: F401, PLC0415 - parts of pyarrow from now on
+        from pyarrow import compute, parquet  # noqa: F401, PLC0415 - parts of pyarrow from now on
     except ImportError as exc:
         raise ConfigError(
             "decision logs as Parquet or Arrow need pyarrow", hint="pip install 'retailinfer[arrow]'"
@@ -54,46 +56,31 @@ def _fixed_types(pa: Any) -> dict[str, Any]:
     return types
 
 
-def _chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
-    """Whole lines of a file, about `size` bytes at a time; what stands behind the last whole line is left out."""
-    rest = b""
-    with path.open("rb") as file:
-        while data := file.read(size):
-            data = rest + data
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield data[:end]
-            rest = data[end:]
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # not a line of ours
+        return None
+    at_ns = row.get("at_ns") if isinstance(row, dict) else None
+    return row if type(at_ns) is int and -(1 << 63) <= at_ns < 1 << 63 else None
 
 
-def _parsed(pa: Any, lines: bytes, types: dict[str, Any]) -> Any:
-    """A table of lines; columns in `types` are of that type, others of what is found. Raises: ArrowInvalid."""
-    return pa.json.read_json(
-        pa.BufferReader(lines),
-        read_options=pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
-        parse_options=pa.json.ParseOptions(
-            explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="infer"
-        ),
-    )
+def _rows_in(lines: bytes) -> list[dict[str, Any]]:
+    return [row for line in lines.split(b"\n") if (row := _row(line)) is not None]
 
 
-def _types_of(pa: Any, found: Any, known: dict[str, Any]) -> None:
-    """Add to `known` the types of a table's columns; None for a column that has no one type."""
-    for field in found.schema:
-        if field.name in known and known[field.name] is None:
-            continue
-        kind = _plain_type(pa, field.type)
-        known[field.name] = kind if field.name not in known else _both(pa, known[field.name], kind)
-
-
-def _plain_type(pa: Any, kind: Any) -> Any:
-    """Text that looks like a time is text: the same column may hold other text elsewhere."""
-    if pa.types.is_timestamp(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        inner = _plain_type(pa, kind.value_type)
+def _type_of(pa: Any, value: Any) -> Any:
+    """The Arrow type of a value as JSON has it; None for one that has no one type."""
+    if isinstance(value, list):
+        inner = pa.null()
+        for one in value:
+            inner = _both(pa, inner, _type_of(pa, one))
         return None if inner is None else pa.list_(inner)
-    return None if pa.types.is_struct(kind) else kind
+    if type(value) is int:
+        return pa.int64() if -(1 << 63) <= value < 1 << 63 else None
+    return {
+        type(None): pa.null(), bool: pa.bool_(), float: pa.float64(), str: pa.string(),
+    }.get(type(value))  # fmt: skip
 
 
 def _both(pa: Any, one: Any, other: Any) -> Any:
@@ -102,9 +89,7 @@ def _both(pa: Any, one: Any, other: Any) -> Any:
         return one if one == other else None
     types = pa.types
     for a, b in ((one, other), (other, one)):
-        if types.is_null(a):
-            return b
-        if types.is_integer(a) and types.is_floating(b):
+        if types.is_null(a) or (types.is_integer(a) and types.is_floating(b)):
             return b
     if types.is_list(one) and types.is_list(other):
         inner = _both(pa, one.value_type, other.value_type)
@@ -112,22 +97,52 @@ def _both(pa: Any, one: Any, other: Any) -> Any:
     return None
 
 
-def _table_of_lines(pa: Any, lines: bytes, types: dict[str, Any]) -> Any:
-    """A table with exactly the columns of `types`; a type of None stands for JSON text."""
-    if None not in types.values():
-        try:
-            return _parsed(pa, lines, types).select(list(types))
-        except pa.ArrowException:
-            pass  # such as an integer beyond 64 bits: Python reads it
-    rows = [row for line in lines.splitlines() if (row := _row(line)) is not None]
-    columns = {}
-    for name, kind in types.items():
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values, kind) if kind is not None else _as_text(pa, values)
-        except (pa.ArrowException, OverflowError, ValueError, TypeError):
-            columns[name] = _as_text(pa, values)
-    return pa.table(columns)
+class _Columns:
+    """Which columns the rows of a file have, and of which types; None stands for values as JSON text."""
+
+    def __init__(self, pa: Any, file: LogFile) -> None:
+        declared = declarations(file.path.parent).get(file.declaration)
+        names = () if declared is None else declared.columns()
+        self._pa = pa
+        self._known = _fixed_types(pa) | {n: pa.string() for n in names if n.startswith("entity.")}
+        self._found = {name: pa.null() for name in names if name not in self._known}
+
+    def learn(self, rows: list[dict[str, Any]]) -> None:
+        """See what else is in rows."""
+        simple = (str, int, float, bool, type(None))
+        for name in dict.fromkeys(name for row in rows for name in row if name not in self._known):
+            values = [row.get(name) for row in rows]
+            kinds = set(map(type, values))
+            if kinds <= set(simple) and int not in kinds:  # one look at each type will do
+                values = [next(value for value in values if type(value) is kind) for kind in kinds]
+            kind = self._found.get(name, self._pa.null())
+            for value in values:
+                kind = _both(self._pa, kind, _type_of(self._pa, value))
+            self._found[name] = kind
+
+    def table(self, rows: list[dict[str, Any]]) -> Any:
+        """Rows as a table: the same columns and types whenever it is called after all was learned."""
+        pa, columns = self._pa, {}
+        for name, kind in (self._known | self._found).items():
+            values = [row.get(name) for row in rows]
+            columns[name] = _as_text(pa, values) if kind is None else _array(pa, values, kind)
+        columns["at_ns"] = columns["at_ns"].cast(pa.timestamp("ns", "UTC"))
+        return pa.table({"at" if name == "at_ns" else name: column for name, column in columns.items()})
+
+
+def _array(pa: Any, values: list[Any], kind: Any) -> Any:
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):  # not a row of ours
+        return pa.array([value if _fits(pa, value, kind) else None for value in values], kind)
+
+
+def _fits(pa: Any, value: Any, kind: Any) -> bool:
+    try:
+        pa.scalar(value, kind)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _as_text(pa: Any, values: list[Any]) -> Any:
@@ -136,130 +151,83 @@ def _as_text(pa: Any, values: list[Any]) -> Any:
     )
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # not a line of ours
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("at_ns"), int) else None
-
-
-def _with_time(pa: Any, table: Any) -> Any:
-    """`at_ns` as the timestamp column `at`."""
-    place = table.schema.get_field_index("at_ns")
-    return table.set_column(place, "at", table.column(place).cast(pa.timestamp("ns", "UTC")))
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Whole lines of a file, some at a time, with the file closed meanwhile; not what stands behind the last whole line."""
+    start = 0
+    while True:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(_CHUNK)
+            while data and b"\n" not in data:
+                more = file.read(_CHUNK)
+                if not more:
+                    return
+                data += more
+        end = data.rfind(b"\n") + 1
+        if not end:
+            return
+        yield data[:end]
+        start += end
 
 
 class ToParquet:
-    """A sealed file of lines on its way to become Parquet: `step` by step, each some ten milliseconds of work.
+    """A sealed file of lines on its way to become Parquet: `step` by step, each about a millisecond of work.
 
-    Only who keeps the folder may. Nothing but memory and the file's path is held between steps.
+    Only who keeps the folder may. Nothing but memory and the file's path is held between steps. `file`: the sealed one.
     """
 
     def __init__(self, file: LogFile) -> None:
         self._pa = need_arrow()
-        self._file = file
-        declared = declarations(file.path.parent).get(file.declaration)
-        more = () if declared is None else declared.columns()
-        entities = {name: self._pa.string() for name in more if name.startswith("entity.")}
-        self._types: dict[str, Any] = _fixed_types(self._pa) | entities
-        self._found: dict[str, Any] = {name: self._pa.null() for name in more if name not in entities}
-        self._chunks = self._read(0)
+        self.file = file
+        self._columns = _Columns(self._pa, file)
+        self._chunks = _chunks(file.path)
         self._writes = False
+        self._pending: list[Any] = []
+        self._n_pending = 0
         self._out: Any = None
         self._writer: Any = None
-        self._first_ns, self._last_ns = 1 << 63, -1
-
-    def _read(self, start: int) -> Iterator[bytes]:
-        """Like `_chunks`, with the file closed between two of them."""
-        while True:
-            with self._file.path.open("rb") as file:
-                file.seek(start)
-                data = file.read(_CHUNK)
-                while data and b"\n" not in data:
-                    more = file.read(_CHUNK)
-                    if not more:
-                        return
-                    data += more
-            end = data.rfind(b"\n") + 1
-            if not end:
-                return
-            yield data[:end]
-            start += end
+        self._first_ns, self._last_ns = 1 << 63, -(1 << 63)
 
     def step(self) -> bool:
         """Do a part; whether all is done. Raises: OSError; ArrowException."""
         lines = next(self._chunks, None)
+        if lines is None:
+            if self._writes:
+                self._finish()
+                return True
+            self._writes, self._chunks = True, _chunks(self.file.path)
+            return False
+        rows = _rows_in(lines)
         if not self._writes:
-            if lines is not None:
-                self._learn(lines)
-                return False
-            self._begin()
-            return False
-        if lines is not None:
-            self._add(lines)
-            return False
-        self._finish()
-        return True
+            self._columns.learn(rows)
+        elif rows:
+            times = [row["at_ns"] for row in rows]
+            self._first_ns, self._last_ns = min(self._first_ns, *times), max(self._last_ns, *times)
+            self._pending.append(self._columns.table(rows))
+            self._n_pending += len(rows)
+            if self._n_pending >= _GROUP:
+                self._write()
+        return False
 
-    def _learn(self, lines: bytes) -> None:
-        pa = self._pa
-        try:
-            _types_of(pa, _parsed(pa, lines, self._types), self._found)
-        except pa.ArrowException:  # two types in one column: row by row, to see in which
-            for line in lines.splitlines():
-                row = _row(line) or {}
-                for name, value in row.items():
-                    if name not in self._types and value is not None:
-                        kind = _type_of_value(pa, value)
-                        self._found[name] = (
-                            kind if name not in self._found else _both(pa, self._found[name], kind)
-                        )
-
-    def _begin(self) -> None:
-        self._types |= {name: kind for name, kind in self._found.items() if name not in self._types}
-        self._chunks = self._read(0)
-        self._writes = True
-
-    def _add(self, lines: bytes) -> None:
-        pa = self._pa
-        table = _table_of_lines(pa, lines, self._types)
-        if table.num_rows == 0:
+    def _write(self) -> None:
+        """A row group."""
+        if not self._pending:
             return
-        times = pa.compute.min_max(table.column("at_ns")).as_py()
-        self._first_ns, self._last_ns = (
-            min(self._first_ns, times["min"]),
-            max(self._last_ns, times["max"]),
-        )
-        table = _with_time(pa, table)
+        pa = self._pa
+        table = pa.concat_tables(self._pending)
         if self._writer is None:
             self._out = pa.BufferOutputStream()
-            self._schema = table.schema
             self._writer = pa.parquet.ParquetWriter(self._out, table.schema, compression="zstd")
-        self._writer.write_table(table.cast(self._schema), row_group_size=_GROUP)
+        self._writer.write_table(table, row_group_size=2 * _GROUP)
+        self._pending, self._n_pending = [], 0
 
     def _finish(self) -> None:
+        self._write()
         if self._writer is not None:
             self._writer.close()
-            name = finished_name(self._file.tag, max(0, self._first_ns), self._last_ns, "parquet")
-            write_whole(self._file.path.parent / name, memoryview(self._out.getvalue()))
-        self._file.path.unlink(missing_ok=True)
-
-
-def _type_of_value(pa: Any, value: Any) -> Any:
-    if isinstance(value, dict):
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
-        return None
-    if isinstance(value, list):
-        inner = pa.null()
-        for one in value:
-            kind = pa.null() if one is None else _type_of_value(pa, one)
-            inner = _both(pa, inner, kind) if kind is not None else None
-            if inner is None:
-                return None
-        return pa.list_(inner)
-    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}.get(type(value), pa.string())
+            name = finished_name(self.file.tag, self._first_ns, self._last_ns, "parquet")
+            write_whole(self.file.path.parent / name, memoryview(self._out.getvalue()))
+        self.file.path.unlink(missing_ok=True)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -278,22 +246,42 @@ def _successor(folder: Path, file: LogFile) -> LogFile | None:
 
 
 def _opened(folder: Path, file: LogFile, read: Any) -> Any:
-    """What `read` makes of a file, or of what became of it meanwhile; None when it is gone."""
+    """What `read` makes of a file, or of what became of it meanwhile; None when it is gone. Raises: IntegrityError."""
     now: LogFile | None = file
     for _ in range(_TRIES):
         if now is None:
             return None
         try:
-            return read(now)
+            with whole(now.path):
+                return read(now)
         except FileNotFoundError:
             now = _successor(folder, file)
     return None
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Arrow's errors within are about this file. Raises: IntegrityError."""
+    try:
+        yield
+    except (FileNotFoundError, ConfigError):
+        raise
+    except Exception as exc:  # Arrow has errors of its own, and ValueError, KeyError, OSError for others
+        if path.suffix != ".parquet":
+            raise
+        raise IntegrityError(
+            f"the decision log's file {path.name} cannot be read: {type(exc).__name__}",
+            hint="it was changed or cut off; take it out of the folder, or put a copy in its place",
+        ) from exc
+
+
 def read_rows(
     folder: Path, *, since_ns: int = -(1 << 63), until_ns: int = 1 << 63
 ) -> Iterator[dict[str, Any]]:
-    """Rows with `since_ns` <= `at_ns` < `until_ns`, file by file. Raises: OSError; ConfigError for Parquet without pyarrow."""
+    """Rows with `since_ns` <= `at_ns` < `until_ns`, file by file.
+
+    Raises: OSError; IntegrityError for a Parquet file that cannot be read; ConfigError for Parquet without pyarrow.
+    """
     for file in _present(folder, since_ns, until_ns):
         declared = declarations(folder).get(file.declaration)
         empty = dict.fromkeys((*FIXED, *(() if declared is None else declared.columns())))
@@ -304,14 +292,24 @@ def read_rows(
 
 def _rows_of(file: LogFile) -> Iterable[dict[str, Any]]:
     if file.format == "parquet":
-        pa = need_arrow()
-        data = pa.py_buffer(file.path.read_bytes())
-        return _rows_of_parquet(pa, data)
+        return _rows_of_parquet(need_arrow(), file.path)
     return _rows_of_lines(file.path.open("rb"))
 
 
-def _rows_of_parquet(pa: Any, data: Any) -> Iterator[dict[str, Any]]:
-    for batch in pa.parquet.ParquetFile(data).iter_batches(1_000, use_threads=False):
+def _rows_of_parquet(pa: Any, path: Path) -> Iterator[dict[str, Any]]:
+    file = pa.parquet.ParquetFile(pa.py_buffer(path.read_bytes()))
+    if "at" not in file.schema_arrow.names:
+        raise KeyError("at")
+    return _batches(pa, file, path)
+
+
+def _batches(pa: Any, file: Any, path: Path) -> Iterator[dict[str, Any]]:
+    batches = file.iter_batches(1_000, use_threads=False)
+    while True:
+        with whole(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
         table = pa.table(batch)
         place = table.schema.get_field_index("at")
         table = table.set_column(place, "at_ns", table.column(place).cast(pa.int64()))
@@ -335,7 +333,8 @@ def read_table(folder: Path, *, since_ns: int = -(1 << 63), until_ns: int = 1 <<
         if table is not None:
             tables.append(table)
     if not tables:
-        tables = [_with_time(pa, pa.schema(list(_fixed_types(pa).items())).empty_table())]
+        nothing = LogFile(folder / "none", "live", "", "", 0, "jsonl")
+        tables = [_Columns(pa, nothing).table([])]
     table = _together(pa, tables)
     at = table.column("at").cast(pa.int64())
     low, high = max(since_ns, -(1 << 63)), min(until_ns, (1 << 63) - 1)
@@ -347,15 +346,11 @@ def _table_of(file: LogFile) -> Any:
     pa = need_arrow()
     if file.format == "parquet":
         return pa.parquet.read_table(pa.py_buffer(file.path.read_bytes()), use_threads=False)
-    whole = ToParquet(file)
     chunks = list(_chunks(file.path))  # once: a live file grows
+    columns = _Columns(pa, file)
     for lines in chunks:
-        whole._learn(lines)
-    whole._begin()
-    tables = [_with_time(pa, _table_of_lines(pa, lines, whole._types)) for lines in chunks]
-    if not tables:
-        return None
-    return _together(pa, tables)
+        columns.learn(_rows_in(lines))
+    return _together(pa, [columns.table(_rows_in(lines)) for lines in chunks]) if chunks else None
 
 
 def _together(pa: Any, tables: list[Any]) -> Any:
@@ -366,7 +361,8 @@ def _together(pa: Any, tables: list[Any]) -> Any:
         pass
     types: dict[str, Any] = {}
     for table in tables:
-        _types_of(pa, table, types)
+        for field in table.schema:
+            types[field.name] = _both(pa, types.get(field.name, pa.null()), field.type)
     texts = {name for name, kind in types.items() if kind is None}
     return pa.concat_tables([_with_texts(pa, table, texts) for table in tables], promote_options="permissive")
 
@@ -385,9 +381,13 @@ def _with_texts(pa: Any, table: Any, names: set[str]) -> Any:
 def parquet_without(path: Path, column: str, key: str) -> int:
     """Rewrite a file without the rows whose `column` is `key`; how many there were. Only who keeps the folder may.
 
-    Raises: OSError; ConfigError without pyarrow.
+    Raises: OSError; IntegrityError for one that cannot be read; ConfigError without pyarrow.
     """
-    pa = need_arrow()
+    with whole(path):
+        return _without(need_arrow(), path, column, key)
+
+
+def _without(pa: Any, path: Path, column: str, key: str) -> int:
     data = pa.py_buffer(path.read_bytes())
     if column not in pa.parquet.read_schema(pa.BufferReader(data)).names:
         return 0

@@ -427,8 +427,8 @@ class DecisionLog:
             return True
         except OSError:
             raise
-        except Exception as exc:  # noqa: BLE001 - a file of lines that Arrow does not take stays one, and is read as such
-            self._failed(OSError(0, f"a file could not become Parquet: {type(exc).__name__}"))
+        except Exception:  # noqa: BLE001 - whatever Arrow does not take: the file stays one of lines, and is read as such
+            files.finish_lines(self._converts.file)
             return True
 
     def _housekeeping(self) -> list[files.LogFile]:
