@@ -221,7 +221,8 @@ class Pipeline:
         pipeline = cls(bundle, **options)
         if believed is not None and instead_of is None:
             try:
-                believed.remember(pipeline.manifest.name, pipeline.manifest.digest)
+                said = None if bundle.verdict is None else bundle.verdict.statement
+                believed.remember(bundle.manifest.name, bundle.manifest.digest, statement=said)
             except BundleError:
                 pipeline.close()
                 raise

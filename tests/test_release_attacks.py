@@ -482,6 +482,50 @@ def test_rollback_to_a_release_that_the_current_one_does_not_allow():
     assert msgspec.structs.asdict(new.info)["fallbacks"] == (old.digest,)
 
 
+def loaded(files, state, **changes):
+    """Read and remembered, as loading does."""
+    believed = trust(state=state, **changes)
+    bundle = read_bundle(files, trust=believed)
+    believed.remember("fraud", bundle.manifest.digest, statement=bundle.verdict.statement)
+    return bundle
+
+
+def test_replay_of_an_older_release_in_the_same_folder(tmp_path):
+    """It was good once, it has not expired; a host that has loaded a newer one does not take it back."""
+    state = tmp_path / "state.json"
+    old = signed_files(tiny("1.0"), issued=moment_text(NOW_S - 9 * DAY_S))
+    new = signed_files(tiny("2.0"), issued=moment_text(NOW_S - DAY_S))
+    loaded(old, state)
+    loaded(new, state)
+    with pytest.raises(RollbackError, match="loaded last"):
+        loaded(old, state)
+    assert loaded(new, state)
+    assert read_bundle(old, trust=trust(state=tmp_path / "another host.json"))
+    assert loaded(signed_files(tiny("1.0")), state)  # signed again
+    assert loaded(new, state)  # of the same moment
+
+
+def test_replay_of_an_older_statement_of_the_same_release(tmp_path):
+    """Signed for longer, or for more places, before somebody thought better of it."""
+    state = tmp_path / "state.json"
+    loose = signed_files(issued=moment_text(NOW_S - 9 * DAY_S), expires=None)
+    loaded(signed_files(), state)
+    with pytest.raises(RollbackError, match="loaded last"):
+        loaded(loose, state)
+
+
+def test_an_older_release_comes_back_by_a_pointer_or_where_it_was_named(tmp_path):
+    """A pointer has a number of its own; fallbacks are part of what was signed."""
+    state = tmp_path / "state.json"
+    old = signed_files(tiny("1.0"), issued=moment_text(NOW_S - 9 * DAY_S))
+    loaded(signed_files(tiny("2.0")), state)
+    assert read_bundle(old, trust=trust(state=state), expected=digest_of(old))
+    with pytest.raises(RollbackError):
+        read_bundle(old, trust=trust(state=state))
+    loaded(signed_files(tiny("3.0", fallbacks=(digest_of(old),))), state)
+    assert read_bundle(old, trust=trust(state=state))
+
+
 def test_expired_and_replayed_release():
     """An old release that was good once is refused when its time is over, and by its digest when it is revoked."""
     refused(FILES, TrustError, now_s=NOW_S + 31 * DAY_S)

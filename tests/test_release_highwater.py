@@ -60,6 +60,18 @@ def test_a_lower_mark_changes_only_what_was_loaded(path):
     )
 
 
+def test_what_was_loaded_last_is_told_whole(path):
+    """Digest, moment and fallbacks are of one release; a mark without them keeps those that are there."""
+    first = Mark(epoch=1, seq=3, sha256=A, loaded=A, issued="2026-11-29T12:00:00Z", fallbacks=(B,))
+    raise_marks(path, {"fraud": first}, None)
+    raise_marks(path, {"fraud": Mark(epoch=1, seq=4, sha256=B)}, None)
+    assert read_state(path).names["fraud"] == Mark(
+        epoch=1, seq=4, sha256=B, loaded=A, issued="2026-11-29T12:00:00Z", fallbacks=(B,)
+    )
+    raise_marks(path, {"fraud": Mark(epoch=1, loaded=B)}, None)
+    assert read_state(path).names["fraud"] == Mark(epoch=1, seq=4, sha256=B, loaded=B)
+
+
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=8))
 def test_the_mark_is_the_highest_of_all(tmp_path_factory, marks):
     """In whatever order they came."""

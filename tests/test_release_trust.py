@@ -412,6 +412,7 @@ def test_approvals_are_counted_by_key():
         ({}, TrustError),
         ({"environment": "staging"}, TrustError),
         ({"expires": moment_text(NOW_S)}, TrustError),
+        ({"issued": moment_text(NOW_S + 301)}, TrustError),
         ({"digest": "0" * 64}, IntegrityError),
         ({"name": "shop-1"}, IntegrityError),
     ],

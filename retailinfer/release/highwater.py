@@ -58,7 +58,7 @@ def read_state(path: str) -> State:
 def raise_marks(path: str, names: dict[str, Mark], revocations: Mark | None) -> State:
     """Remember what was accepted; returns what stands there now.
 
-    A mark that is lower than the one that stands there changes nothing but `loaded`.
+    A mark that is lower than the one that stands there changes nothing but which release was loaded last.
     Raises: BundleError when the disk refuses; the file is then the old one or the new one.
     """
     with _turn(path):
@@ -78,9 +78,9 @@ def raise_marks(path: str, names: dict[str, Mark], revocations: Mark | None) -> 
 def _higher(there: Mark | None, new: Mark) -> Mark:
     if there is None:
         return new
-    loaded = new.loaded or there.loaded
     highest = max(there, new, key=lambda mark: (mark.epoch, mark.seq))
-    return msgspec.structs.replace(highest, loaded=loaded)
+    last = there if new.loaded is None else new
+    return msgspec.structs.replace(highest, loaded=last.loaded, issued=last.issued, fallbacks=last.fallbacks)
 
 
 @contextlib.contextmanager

@@ -122,13 +122,17 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The highest number that was accepted: of the pointer of a name, or of the list of revocations.
 
     Attributes:
-        sha256: of the statement with that number. loaded: digest of the release that was loaded last, of a name.
+        sha256: of the statement with that number.
+        loaded, issued, fallbacks: of the release of a name that was loaded last: its digest, when it was signed, and those
+            that may answer in its place.
     """
 
     epoch: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     seq: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     sha256: Digest | None = None
     loaded: Digest | None = None
+    issued: Moment | None = None
+    fallbacks: Annotated[tuple[Digest, ...], Meta(max_length=64)] = ()
 
 
 class ReleaseVerdict(NamedTuple):
@@ -302,9 +306,10 @@ class Rules:
         Args:
             data: manifest.sig. manifest: manifest.json. approvals: (file, envelope).
             expected: digest that a pointer named.
-            marks: name -> what was accepted before; the release that was loaded last has a grace after it expired.
+            marks: name -> what was accepted before; the release that was loaded last has a grace after it expired, and what
+                was signed before it does not come back without a pointer, but for those that it named as fallbacks.
             version_of: distribution -> its version here.
-        Raises: SignatureError, TrustError, IntegrityError, ManifestError.
+        Raises: SignatureError, TrustError, RollbackError, IntegrityError, ManifestError.
         """
         statement, signed_by = self.open("manifest.sig", data, ReleaseStatement, "release", now_s=now_s)
         found = hashlib.sha256(manifest).hexdigest()
@@ -323,6 +328,8 @@ class Rules:
         self._not_revoked(label, statement.digest)
         mark = None if marks is None else marks.get(statement.name)
         self._epoch_seen(mark)
+        if expected is None:  # else a pointer decided, by its number
+            self._not_older(label, statement, mark)
         expired_s = self._expired_s(label, statement, now_s, mark)
         for distribution, lowest in statement.requires.items():
             here = version_of(distribution)
@@ -489,6 +496,15 @@ class Rules:
         if seq == mark.seq and mark.sha256 not in (None, digest):
             raise RollbackError(f"{label} has number {seq}, and is another than the one accepted with it")
 
+    def _not_older(self, label: str, statement: ReleaseStatement, mark: Mark | None) -> None:
+        if mark is None or mark.issued is None or statement.digest in mark.fallbacks:
+            return
+        if seconds_of(statement.issued) < seconds_of(mark.issued):
+            raise RollbackError(
+                f"{label} was signed on {statement.issued}, the release that this host loaded last on {mark.issued}",
+                hint="an older one comes back by a pointer, or signed again with --replace",
+            )
+
     def _epoch_seen(self, mark: Mark | None) -> None:
         if mark is not None and mark.epoch > self.file.epoch:
             raise RollbackError(
@@ -517,7 +533,8 @@ class Rules:
                     f"{file} approves `{approval.digest[:12]}...` of {clip(approval.name)}, not this release",
                     hint="take it away, it belongs to another release",
                 )
-            valid = approval.expires is None or now_s < seconds_of(approval.expires)
+            begun = now_s + SKEW_S >= seconds_of(approval.issued)
+            valid = begun and (approval.expires is None or now_s < seconds_of(approval.expires))
             if approval.environment == self.file.environment and valid:
                 found.update(signed_by)
         if len(found) < role.threshold:

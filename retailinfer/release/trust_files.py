@@ -33,6 +33,7 @@ from retailinfer.release.trust import (
 
 if TYPE_CHECKING:
     from retailinfer.release.manifest import Manifest
+    from retailinfer.release.statements import ReleaseStatement
     from retailinfer.release.trust import TrustFile
 
 __all__ = ["REVOCATIONS", "SUCCESSOR", "Trust"]
@@ -181,17 +182,26 @@ class Trust:
         mark = None if state is None else state.names.get(name)
         return self._rules.pointer(data, name, now_s=self.now_s(), mark=mark)
 
-    def remember(self, name: str, digest: str, pointer: PointerVerdict | None = None) -> None:
-        """Write down that a release was loaded, and the pointer that named it. To be called when everything has succeeded.
+    def remember(
+        self,
+        name: str,
+        digest: str,
+        pointer: PointerVerdict | None = None,
+        *,
+        statement: ReleaseStatement | None = None,
+    ) -> None:
+        """Write down that a release was loaded. To be called when everything has succeeded.
 
+        Args:
+            name, digest: of the release. pointer: that named it. statement: that was signed of it.
         Raises: BundleError when the state cannot be written.
         """
         if self._state is None:
             return
-        mark = Mark(epoch=self.file.epoch, loaded=digest)
-        if pointer is not None:
-            mark = msgspec.structs.replace(pointer.mark, loaded=digest)
-        raise_marks(self._state, {name: mark}, self._revoked_mark)
+        mark = Mark(epoch=self.file.epoch) if pointer is None else pointer.mark
+        if statement is not None:
+            mark = msgspec.structs.replace(mark, issued=statement.issued, fallbacks=statement.fallbacks)
+        raise_marks(self._state, {name: msgspec.structs.replace(mark, loaded=digest)}, self._revoked_mark)
 
     def _not_withheld(self, seen: Mark | None) -> None:
         if self.file.revocation is None or seen is None:
