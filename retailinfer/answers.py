@@ -288,11 +288,11 @@ def remote_schema(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
     for model in pipeline.manifest.models:
         for name, dtype, shape in pipeline.sessions[model.role].inputs:
             if model.inputs[name].kind != "output":
-                inputs[name] = (DTYPE_NAMES[dtype], shape)
+                inputs[name] = (DTYPE_NAMES.get(dtype, f"ONNX type {dtype}"), shape)
     score = pipeline.manifest.score
     assert score is not None
     outputs = {
-        name: (DTYPE_NAMES[dtype], shape)
+        name: (DTYPE_NAMES.get(dtype, f"ONNX type {dtype}"), shape)
         for name, dtype, shape in pipeline.sessions[score.role].outputs
         if name == score.output
     }

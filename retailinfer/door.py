@@ -92,11 +92,12 @@ class Door:
             pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
         )
         self._loop_lag = LoopLag()
+        self._first: RemoteFirst | None = None
         if remote_first and remote is not None:
             from retailinfer.primary import RemoteFirst  # noqa: PLC0415 - for those who move
 
-            self._engine = RemoteFirst(pipeline, remote)
-            self._rungs.sample_from(self._engine)
+            self._engine = self._first = RemoteFirst(pipeline, remote)
+            self._rungs.sample_from(self._first)
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._closed = False
@@ -142,7 +143,10 @@ class Door:
     def freshness(self) -> Freshness:
         """How many answers were made without a stale and without an unavailable value, since the release was loaded."""
         engine = self._pipeline.need_engine()
-        return Freshness(answers=engine.n_answers, fresh=engine.n_fresh)
+        answers, fresh = engine.n_answers, engine.n_fresh
+        if self._first is not None:
+            answers, fresh = answers + self._first.n_answers, fresh + self._first.n_fresh
+        return Freshness(answers=answers, fresh=fresh)
 
     @property
     def permits(self) -> Permits:

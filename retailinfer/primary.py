@@ -84,6 +84,7 @@ class RemoteFirst:
         self._release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
         self._on_drill: Callable[[Any, Any], object] | None = None
         self._every = self._until_drill = 0
+        self.n_answers = self.n_fresh = 0
         self._tally = _Tally()
 
     def __getattr__(self, name: str) -> Any:
@@ -245,6 +246,8 @@ class RemoteFirst:
         why = "" if failure is None else type(failure).__name__
         for one, answer in zip(prepared, answers, strict=True):
             if not isinstance(answer, ServingError):
+                self.n_answers += 1
+                self.n_fresh += one.fresh
                 self._tell(one.request, answer, now_ns - began_ns, priority, why)
         return answers
 

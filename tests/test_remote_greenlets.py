@@ -25,8 +25,8 @@ from retailinfer.errors import RemoteError
 
 ROWS = {"features": np.ones((2, 4), np.float32)}
 
-def go(remote, ms=20_000):
-    return remote.infer(ROWS, ["score"], end_ns=SystemClock.monotonic_ns() + ms * 1_000_000)["score"]
+def go(remote, ms=20_000, **more):
+    return remote.infer(ROWS, ["score"], end_ns=SystemClock.monotonic_ns() + ms * 1_000_000, **more)["score"]
 
 with OipServer() as server, OipServer() as other:
     remote = ri.Remote(server.url, model="fraud", timeout_ms=20_000)
@@ -60,7 +60,7 @@ with OipServer() as server, OipServer() as other:
 
     hedged = ri.Remote([server.url, other.url], model="fraud", timeout_ms=20_000, hedge=True)
     for _ in range(60):
-        go(hedged)
+        go(hedged, shadow=True)  # paid for, and not hedged
     server.delay_s = 5
     begin = time.monotonic()
     for _ in range(2):

@@ -241,6 +241,7 @@ def test_metadata_is_read():
         (429, {}, "overloaded", None),
         (429, {"Retry-After": "2"}, "overloaded", 2.0),
         (429, {"Retry-After": "Wed, 21 Oct 2037 07:28:00 GMT"}, "overloaded", None),
+        (429, {"Retry-After": "\xb2"}, "overloaded", None),
         (500, {}, "server", None),
         (502, {}, "server", None),
         (503, {"Retry-After": "1"}, "unavailable", 1.0),

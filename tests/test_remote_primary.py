@@ -142,6 +142,9 @@ def test_server_answers_and_the_release_agrees(world):
     assert [event.answer.release for event in events] == ["remote:fraud"] * 4
     assert [event.why for event in events] == [""] * 4
     assert server.n_inferred == 4
+    assert (
+        scorer.freshness == local.freshness == ri.Freshness(answers=4, fresh=0)
+    )  # a table whose rows have no age
 
 
 def test_latency_of_both_is_told(world):

@@ -468,7 +468,13 @@ class Remote:
                 )
             for ours, theirs in ((inputs, theirs_in), (outputs, theirs_out)):
                 for name, (dtype, shape) in ours.items():
-                    _compare(target.name, name, np.dtype(dtype), tuple(shape), theirs.get(name))
+                    try:
+                        known = np.dtype(dtype)
+                    except TypeError:
+                        raise SchemaMismatchError(
+                            f"Expected numbers as `{name}`, which a model server can be sent, got {clip(dtype)}"
+                        ) from None
+                    _compare(target.name, name, known, tuple(shape), theirs.get(name))
             for name in outputs:
                 declared[name] = theirs_out[name]
         self._declared = declared

@@ -13,6 +13,7 @@ Messages: grpc_messages.py.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,9 +182,13 @@ class GrpcBackend:
         details = str(exc.details() or "")
         retry_after_s = None
         for name, value in exc.trailing_metadata() or ():
-            if name == "grpc-retry-pushback-ms" and isinstance(value, str) and value.lstrip("-").isdigit():
+            if (
+                name == "grpc-retry-pushback-ms"
+                and isinstance(value, str)
+                and re.fullmatch(r"-?[0-9]{1,9}", value)
+            ):
                 # Below zero: do not come back. As an hour it fits no deadline.
-                retry_after_s = int(value[:9]) / 1e3 if not value.startswith("-") else 3600.0
+                retry_after_s = 3600.0 if value.startswith("-") else int(value) / 1e3
         if kind == "cancelled" and not (cancel is not None and cancel.is_set):
             kind = "reset"  # the other side ended the stream
         elif kind == "overloaded" and "larger than max" in details:

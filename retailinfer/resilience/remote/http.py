@@ -20,6 +20,7 @@ import errno
 import http.client
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import threading
@@ -365,11 +366,7 @@ class HttpBackend:
         return not connection.is_closed, b"".join(parts), None if size is None else int(size)
 
     def _refusal(self, status: int, retry_after: str | None) -> RemoteError:
-        wait_s = (
-            float(retry_after)
-            if retry_after and retry_after.strip().isdigit() and len(retry_after) < 7
-            else None
-        )
+        wait_s = float(retry_after or 0) if re.fullmatch(r"[0-9]{1,6}", (retry_after or "").strip()) else None
         kind = "server" if status >= 500 else "malformed"
         if status == 429:
             kind = "overloaded"
