@@ -328,6 +328,47 @@ def test_late_answers_are_dropped_on_a_clock_that_is_moved(release):
     assert caught.value.late
 
 
+@pytest.mark.parametrize("server_is", ["well", "down"])
+def test_windows_count_a_request_once_whoever_answers(tmp_path, server_is):
+    """Over single calls and batches: the same scores as a scorer of its own with windows of its own, request by request."""
+    release = small_releases.pack_windows(tmp_path)
+
+    def fresh_store() -> ri.Store:
+        table = ri.Snapshot.from_arrow(small_releases.card_table(), key="card_id", name="card")
+        return ri.Store(tables={"card": table}, windows=ri.Windows.memory())
+
+    local = ri.Scorer.load(release, store=fresh_store(), trust="unsigned")
+    inputs, outputs = schema(local)
+    with OipServer(onnx_model(release), metadata={"inputs": inputs, "outputs": outputs}) as server:
+        remote = ri.Remote(server.url, model="fraud", timeout_ms=5_000)
+        scorer = ri.Scorer.load(
+            release, store=fresh_store(), trust="unsigned", remote=remote, primary="remote"
+        )
+        if server_is == "down":
+            remote.force_open()
+        for i in range(6):
+            payment = PAYMENT | {"amount": 150.0 + i, "at": AT + dt.timedelta(minutes=i)}
+            options = {"observe": True, "event_id": f"e{i}", "at": AT + dt.timedelta(minutes=i)}
+            same(scorer.score(payment, **options), local.score(payment, **options))
+            same(scorer.score(payment, **options), local.score(payment, **options))  # the same event again
+        rows = [PAYMENT | {"amount": 150.0 + i, "at": AT + dt.timedelta(minutes=10)} for i in range(4)]
+        for errors in ("raise", "row"):
+            options = {"observe": True, "at": AT + dt.timedelta(minutes=10), "errors": errors}
+            for got, want in zip(
+                scorer.score_batch(rows, **options), local.score_batch(rows, **options), strict=True
+            ):
+                same(got, want)
+                assert got.release.startswith("remote:" if server_is == "well" else "windows:"), (
+                    scorer.agreement()
+                )
+        with pytest.raises(FeatureError):  # none of these is counted, because one cannot be
+            scorer.score_batch([*rows, {"amount": "x"}], observe=True, at=AT + dt.timedelta(minutes=11))
+        last = PAYMENT | {"amount": 200.0, "at": AT + dt.timedelta(minutes=12)}
+        same(scorer.score(last, at=last["at"]), local.score(last, at=last["at"]))
+        scorer.close()
+        remote.close()
+
+
 def test_rungs_below_are_drilled_by_the_servers_answers(release):
     """The first answer is drilled, as where the release answers first."""
     with server_of(release) as server:
