@@ -1,9 +1,11 @@
 """A Flask service around one Scorer, for gunicorn: loaded in the master, shared by its workers.
 
     python examples/train_and_pack_lightgbm.py build/example
-    RELEASE=build/example/fraud CARDS=build/example/cards.parquet gunicorn --preload --chdir examples flask_app:app
+    export RELEASE=$PWD/build/example/fraud CARDS=$PWD/build/example/cards.parquet
+    gunicorn --preload --chdir examples flask_app:app
 
-With `--preload` the release is loaded once, before the workers are forked, and its memory is shared by them. Needs
+With `--preload` the release is loaded once, before the workers are forked; `ri.preload` keeps its memory shared by them. More
+of gunicorn's settings: gunicorn_conf.py. Needs
 `pip install 'retailinfer[arrow]' flask gunicorn`.
 """
 
@@ -19,15 +21,18 @@ import retailinfer as ri
 app = Flask(__name__)
 cards = ri.Snapshot.from_arrow(pq.read_table(os.environ["CARDS"]), key="card_id")
 scorer = ri.Scorer.load(os.environ["RELEASE"], store=ri.Store(tables={"card": cards}), trust="unsigned")
+ri.preload(scorer)  # last: what is loaded now is shared by all workers, for good
 
 
 @app.post("/score")
 def score() -> Response:
-    """A payment -> a decision."""
+    """A payment -> a decision; while all permits are taken, 429 before a byte of the payment is read."""
+    scorer.permits.check()
     return Response(scorer.score_json(request.get_data()), mimetype="application/json")
 
 
 @app.errorhandler(ri.RetailInferError)
 def refuse(exc: ri.RetailInferError) -> Response:
-    """400, 413, 422: mend the request. 503, 504: try elsewhere."""
-    return Response(str(exc), status=exc.http_status, mimetype="text/plain")
+    """400, 413, 422: mend the request. 429: come back. 503, 504: try elsewhere."""
+    headers = {"Retry-After": f"{exc.retry_after_s:.0f}"} if isinstance(exc, ri.OverloadedError) else None
+    return Response(str(exc), status=exc.http_status, mimetype="text/plain", headers=headers)

@@ -52,9 +52,10 @@ class WebServer(Server):
 
     def _answers(self) -> bool:
         try:
-            return self.get("/facts") is not None
+            self.get("/facts")
         except (OSError, http.client.HTTPException):
             return False
+        return True
 
     def stop(self) -> None:
         """Be gone; how it ends when it is asked to is what tests say."""
@@ -150,7 +151,7 @@ class Client:
         self.retries = 0
         self._connection: http.client.HTTPConnection | None = None
 
-    def post(self, path: str, body: bytes) -> tuple[int, bytes, int]:
+    def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, bytes, int]:
         """Status, body, process id of the worker."""
         for attempt in range(20):
             connection = self._connection or http.client.HTTPConnection(
@@ -158,7 +159,7 @@ class Client:
             )
             self._connection = None
             try:
-                connection.request("POST", path, body)
+                connection.request("POST", path, body, {"Content-Type": kind})
                 if connection.sock is not None:
                     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 response = connection.getresponse()

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from servers import Client, WebServer
+
+from retailinfer.cpus import usable_cpus
 
 PYTHONPATH = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]  # may be relative
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -218,17 +221,31 @@ def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
     assert broken.status_code == 400
 
 
-@pytest.mark.requires("flask", "lightgbm", "onnxmltools")
-def test_flask_app_answers_and_refuses(packed, monkeypatch):
-    """The same through Flask."""
+@pytest.mark.requires("flask", "lightgbm", "onnxmltools", "gunicorn")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: gunicorn, and /proc")
+def test_flask_app_under_gunicorn_answers_refuses_and_ends(packed, tmp_path):
+    """With the settings of gunicorn_conf.py: one master that has loaded the release, workers that share it."""
     folder, _ = packed
-    client = imported("flask_app", monkeypatch, folder).app.test_client()
-    good = client.post("/score", json=PAYMENT)
-    assert (good.status_code, good.get_json()["action"]) == (200, "approve")
-    wrong = client.post("/score", json=PAYMENT | {"amount": "19.90"})
-    assert wrong.status_code == 422
-    assert "$.amount" in wrong.get_data(as_text=True)
-    assert client.post("/score", data=b"{").status_code == 400
+    command = ["-m", "gunicorn", "-c", str(EXAMPLES / "gunicorn_conf.py"), "--bind", "127.0.0.1:{port}"]
+    settings = {"RELEASE": str(folder / "fraud"), "CARDS": str(folder / "cards.parquet")}
+    options = ["--no-control-socket", "--chdir", str(EXAMPLES), "flask_app:app"]
+    with WebServer(tmp_path, [sys.executable, *command, *options], **settings) as server:
+        client = Client(server.port)
+
+        def post(body: object) -> tuple[int, str]:
+            status, answer, _ = client.post("/score", json.dumps(body).encode())
+            return status, answer.decode()
+
+        status, answer = post(PAYMENT)
+        assert (status, json.loads(answer)["action"]) == (200, "approve")
+        status, answer = post(PAYMENT | {"amount": "19.90"})
+        assert status == 422
+        assert "$.amount" in answer
+        assert client.post("/score", b"{")[0] == 400
+        client.close()
+        assert len(server.workers()) == usable_cpus()
+        assert server.stop_within(5)[0] == 0
+        assert "Traceback" not in server.log()
 
 
 @pytest.mark.requires("sklearn", "skl2onnx", "pyarrow", "urllib3")
