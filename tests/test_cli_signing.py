@@ -283,6 +283,22 @@ def test_model_signing_is_made_and_checked(shop, good, bad):
     assert "no model.sig" in bad("verify fraud --model-signing oms.pub")
 
 
+def test_the_end_that_a_manifest_names_is_signed(shop, good, bad):
+    """As a day or a moment; a later one is refused when it is loaded."""
+    from test_acceptance_release_files import resealed
+
+    from retailinfer.release.manifest import Info
+
+    good("keygen ci --out ci.pem --trust trust.json")
+    for named, signed in (("2036-01-31", "2036-01-31T00:00:00Z"), ("2036-01-31T12:00:00Z",) * 2):
+        for name, data in resealed(info=Info(expires=named)).items():
+            Path("fraud", name).write_bytes(data)
+        assert f"until {signed}" in good("sign fraud --key ci.pem --replace")
+        good("verify fraud --trust trust.json")
+        good("sign fraud --key ci.pem --replace --expires 2036-02-01T00:00:00Z")
+        assert "signed for longer" in bad("verify fraud --trust trust.json")
+
+
 def test_signing_fails_whole(shop, good, monkeypatch):
     """No key, a signature that is of another kind, a folder that cannot be written: nothing is left behind."""
     from retailinfer.authoring import signing

@@ -84,6 +84,7 @@ KEYS = json.loads(encode_trust(trust_file()))["keys"]
             changed(keys={"ci": KEYS["ci"] | {"not_before": "2027-01-01T00:00:00Z", "expires": ISSUED}}),
             "expires",
         ),
+        (changed(keys={"ci": KEYS["ci"] | {"not_before": ISSUED, "expires": ISSUED}}), "expires"),
         (changed(release={"keys": []}), "release"),
         (changed(release={"keys": ["ci", "ci"], "threshold": 2}), "twice"),
         (changed(release={"keys": ["ci"], "threshold": 2}), "2 signatures"),
@@ -366,6 +367,11 @@ def test_names_may_end_in_a_star():
     assert read_bundle(signed_files(tiny(name="other")), trust=trust(names=("*",)))
 
 
+def test_the_very_version_that_is_asked_for_fits():
+    """Not a newer one is needed."""
+    assert read_bundle(signed_files(requires={"msgspec": msgspec.__version__}), trust=trust())
+
+
 @pytest.mark.parametrize(
     ("lowest", "fits"), [("0.19", True), ("0.22.0", True), ("0.19rc1", True), ("99", False), ("0.999", False)]
 )
@@ -428,6 +434,14 @@ def test_too_few_approvals_are_refused(changes, error):
         read_bundle(files | more, trust=trust(**APPROVED))
     with pytest.raises(TrustError, match="needs 2 approval"):
         read_bundle(files, trust=trust(**APPROVED))
+
+
+def test_an_approval_may_come_from_a_clock_that_is_ahead():
+    """By minutes, as a release may."""
+    files = signed_files()
+    one = {"approval": Role(keys=("risk",))}
+    ahead = approval_of(files, issued=moment_text(NOW_S + 300), expires=moment_text(NOW_S + 301))
+    assert read_bundle(files | {"approval-a.sig": ahead}, trust=trust(**one)).verdict.approved_by == ("risk",)
 
 
 def test_approvals_nobody_asked_for_are_not_read():
