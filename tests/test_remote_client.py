@@ -323,6 +323,20 @@ def test_starved_attempts_do_not_open_the_breaker():
     assert world.remote.breaker_states() == {"sim-0": "closed"}
 
 
+def test_starved_attempts_of_a_dead_remote_open_it_all_the_same():
+    """Without an answer for ten seconds nobody knows what is normal: timeouts count, however short their time was."""
+    world = World(retries=0)
+    world.backends[0].took_ms = 20
+    for _ in range(32):
+        world.ask()
+    world.backends[0].took_ms = 1e9
+    begin_ns = world.clock.monotonic_ns()
+    while world.remote.breaker_states() == {"sim-0": "closed"}:
+        assert world.kind(5) == "timeout"
+        world.clock.advance_ns(50 * MS)
+    assert 10 * SECOND <= world.clock.monotonic_ns() - begin_ns < 13 * SECOND
+
+
 def test_rejected_calls_do_not_open_the_breaker(world):
     """A hundred answers of the 400s are our own mistake."""
     world.backends[0].fails = "rejected"

@@ -21,12 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from retailinfer.clock import Clock, SystemClock
-from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError, SchemaMismatchError, clip
+from retailinfer.errors import ConfigError, DeadlineExceededError, RemoteError, clip
 from retailinfer.life import begin_again_in_children
 from retailinfer.resilience.breaker import Breaker, Move, Outcome, State
 from retailinfer.resilience.budget import Budget, Throttle
@@ -36,45 +34,18 @@ from retailinfer.resilience.outcome import KINDS, outcome_of
 from retailinfer.resilience.remote import Backend, Cancel
 from retailinfer.resilience.remote.endpoint import parse_url
 from retailinfer.resilience.remote.race import Arrays, Call, Race
-from retailinfer.resilience.remote.tensors import TensorSpec, check_reply, datatype_of
+from retailinfer.resilience.remote.reports import EndpointReport, RemoteReport
+from retailinfer.resilience.remote.schema import compared
+from retailinfer.resilience.remote.tensors import TensorSpec, check_reply
 from retailinfer.resilience.remote.workers import Workers
 from retailinfer.resilience.retries import retry_wait_ns
 
-__all__ = ["EndpointReport", "Remote", "RemoteReport"]
+__all__ = ["Remote"]
 
 OnChange: TypeAlias = Callable[[str, str, str, str], None]
 
+_NORMAL_NS = 10_000_000_000  # without an answer for so long nobody knows what is normal
 _WAIT = threading.Event()  # never set: its `wait` sleeps, and lets greenlets and signals through
-
-
-class EndpointReport(msgspec.Struct, frozen=True):
-    """One endpoint since this process began.
-
-    Attributes:
-        state: of its breaker, such as "closed". attempts: that were made. failures: by kind (docs/remote.md).
-        p50_ms, p99_ms: of the last answers; None while there are few.
-    """
-
-    name: str
-    state: str
-    attempts: int
-    failures: dict[str, int]
-    p50_ms: float | None
-    p99_ms: float | None
-
-
-class RemoteReport(msgspec.Struct, frozen=True):
-    """What `Remote.report()` says: calls, and what was done for them."""
-
-    model: str
-    calls: int
-    answers: int
-    busy: int
-    refused: int
-    retries: int
-    hedges: int
-    in_flight: int
-    endpoints: list[EndpointReport]
 
 
 class _Target:
@@ -86,8 +57,16 @@ class _Target:
         self.cancels = _takes_cancel(backend)
         self.breaker: Breaker
         self.latency = Latency()
+        self.answered_ns = 0  # the last answer
         self.attempts = 0
         self.failures: Counter[str] = Counter()
+
+    def starves(self, now_ns: int, end_ns: int) -> bool:
+        """Whether less time is left than calls to it normally take. What was normal is forgotten after a while without one."""
+        normal_ns = self.latency.p99_ns
+        return (
+            normal_ns is not None and end_ns - now_ns < normal_ns and now_ns - self.answered_ns < _NORMAL_NS
+        )
 
 
 class Remote:
@@ -270,7 +249,7 @@ class Remote:
             order.sort(key=lambda target: target is other_than)
         for target in order:
             breaker = target.breaker
-            if breaker.state in (State.OPEN, State.HALF_OPEN) and call.starves(target.latency, now_ns):
+            if breaker.state in (State.OPEN, State.HALF_OPEN) and target.starves(now_ns, call.end_ns):
                 continue  # as a probe it would prove nothing
             permit = breaker.admit(now_ns, call.end_ns) if breaker.state is State.CLOSED else None
             if permit is None:
@@ -320,7 +299,7 @@ class Remote:
     def _attempt(self, call: Call, target: _Target, permit: int, cancel: Cancel | None) -> Arrays:
         """Ask one endpoint, and tell its breaker what came of it."""
         began_ns = call.clock.monotonic_ns()
-        starved = call.starves(target.latency, began_ns)
+        starved = target.starves(began_ns, call.end_ns)
         outcome, kind = Outcome.IGNORED, ""  # of whoever is killed here: a greenlet, a signal's exception
         try:
             reply = self._ask(call, target, call.end_ns - began_ns, cancel)
@@ -362,6 +341,7 @@ class Remote:
             target.breaker.record(permit, outcome, now_ns, took_ns)
             if outcome is Outcome.SUCCESS:
                 target.latency.note(took_ns)
+                target.answered_ns = now_ns
                 self._throttle.succeeded()
             elif kind:
                 target.failures[kind] += 1
@@ -456,27 +436,9 @@ class Remote:
         declared: dict[str, TensorSpec] = {}
         for target in self._targets:
             ask = getattr(target.backend, "metadata", None)
-            if not callable(ask):
-                continue
-            found = ask(timeout_s=timeout_s)
-            theirs_in = {spec.name: spec for spec in found.inputs}
-            theirs_out = {spec.name: spec for spec in found.outputs}
-            if theirs_in.keys() != inputs.keys():
-                raise SchemaMismatchError(
-                    f"{target.name} declares the inputs {clip(sorted(theirs_in), 120)} for the model {clip(self.model)}, "
-                    f"the release has {clip(sorted(inputs), 120)}"
-                )
-            for ours, theirs in ((inputs, theirs_in), (outputs, theirs_out)):
-                for name, (dtype, shape) in ours.items():
-                    try:
-                        known = np.dtype(dtype)
-                    except TypeError:
-                        raise SchemaMismatchError(
-                            f"Expected numbers as `{name}`, which a model server can be sent, got {clip(dtype)}"
-                        ) from None
-                    _compare(target.name, name, known, tuple(shape), theirs.get(name))
-            for name in outputs:
-                declared[name] = theirs_out[name]
+            if callable(ask):
+                found = ask(timeout_s=timeout_s)
+                declared |= compared(f"{clip(self.model)} on {target.name}", found, inputs, outputs)
         self._declared = declared
 
     # --- an operator, and who looks on ------------------------------------------------------------------------------
@@ -605,21 +567,3 @@ def _check_settings(
         raise ConfigError(f"Expected slow_ms above 0, got {clip(slow_ms)}")
     if not isinstance(max_reply_bytes, int) or not 1 <= max_reply_bytes <= 1 << 31:
         raise ConfigError(f"Expected max_reply_bytes from 1 to 2 GB, got {clip(max_reply_bytes)}")
-
-
-def _compare(
-    where: str, name: str, dtype: np.dtype[Any], shape: tuple[int | None, ...], theirs: TensorSpec | None
-) -> None:
-    want = f"{datatype_of(dtype)} of shape {[-1 if one is None else one for one in shape]}"
-    if theirs is None:
-        raise SchemaMismatchError(
-            f"Expected {want} as `{name}` of the model on {where}, which does not declare it"
-        )
-    fits = len(theirs.shape) == len(shape) and all(
-        ours in (None, -1) or one in (-1, ours) for ours, one in zip(shape, theirs.shape, strict=True)
-    )
-    if theirs.datatype != datatype_of(dtype) or not fits:
-        raise SchemaMismatchError(
-            f"Expected {want} as `{name}` of the model on {where}, got {clip(theirs.datatype)} of shape "
-            f"{clip(list(theirs.shape))}"
-        )

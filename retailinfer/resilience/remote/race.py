@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from retailinfer.clock import Clock
 from retailinfer.errors import RemoteError
 from retailinfer.resilience.hedge import is_fatal
-from retailinfer.resilience.latency import Latency
 from retailinfer.resilience.remote import Cancel
 
 __all__ = ["Arrays", "Call", "Race"]
@@ -52,11 +51,6 @@ class Call:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._holders = 1
-
-    def starves(self, latency: Latency, now_ns: int) -> bool:
-        """Whether less time is left than such calls normally take."""
-        normal_ns = latency.p99_ns
-        return normal_ns is not None and self.end_ns - now_ns < normal_ns
 
     def hold(self) -> None:
         with self._lock:
