@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from model_servers import HostileServer, OipServer, mean_model
+from processes import run_script
 from services import free_port, until
 
 import retailinfer as ri
@@ -690,36 +691,47 @@ def test_c57_hostile_server_behind_a_remote_costs_the_deadline_at_most():
         assert kinds[asked:] == ["open"] * (30 - asked)
 
 
+FORKS = """
+import os
+import numpy as np
+import retailinfer as ri
+from model_servers import mean_model
+from retailinfer.clock import SystemClock
+
+rows = {"features": np.ones((2, 4), np.float32)}
+want = mean_model(rows)["score"]
+urls = [os.environ["SERVER_URL"], os.environ["NOBODY_URL"]]
+remote = ri.Remote(urls, model="fraud", hedge=True, timeout_ms=20_000)
+
+def ask():
+    end_ns = SystemClock.monotonic_ns() + 20_000_000_000
+    return np.array_equal(remote.infer(rows, ["score"], end_ns=end_ns)["score"], want)
+
+remote.force_open(urls[1])
+for _ in range(20):
+    assert ask()
+chance = remote._random.random()
+for _ in range(5):
+    pid = os.fork()
+    if pid == 0:
+        fresh, states = remote.report(), list(remote.breaker_states().values())
+        fine = fresh.calls == 0 and states == ["closed", "forced_open"] and remote._random.random() != chance
+        os._exit(0 if fine and ask() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert ask()
+remote.close()
+print("well")
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
 def test_forked_child_begins_with_nothing_of_its_parents():
     """Breaker closed, counts at zero, other chances, threads of its own; an operator's word is kept."""
     pytest.importorskip("urllib3")
     with OipServer() as server:
-        remote = ri.Remote(
-            [server.url, f"http://127.0.0.1:{free_port()}"], model="fraud", hedge=True, timeout_ms=5_000
-        )
-        remote.force_open(remote.report().endpoints[1].name)
-        for _ in range(20):
-            go(remote)
-        chance = remote._random.random()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                fresh = remote.report()
-                states = list(remote.breaker_states().values())
-                fine = (
-                    fresh.calls == 0
-                    and states == ["closed", "forced_open"]
-                    and remote._random.random() != chance
-                )
-                np.testing.assert_array_equal(go(remote), SCORES)
-                code = 0 if fine else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        np.testing.assert_array_equal(go(remote), SCORES)
-        remote.close()
+        nobody = f"http://127.0.0.1:{free_port()}"
+        quiet = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}  # newer Pythons warn of forks beside threads
+        assert run_script(FORKS, SERVER_URL=server.url, NOBODY_URL=nobody, **quiet) == "well"
 
 
 def test_remote_is_freed_with_its_last_reference_and_cannot_be_copied():
