@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import random
@@ -386,6 +387,30 @@ def test_fork_in_the_middle_of_a_call_gives_nothing_back_twice():
     scorer.score(payment(amount=Forking(1.0)))
     if pids[0] == 0:
         os._exit(0 if scorer.permits.in_flight == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert scorer.permits.in_flight == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
+def test_raw_fork_is_noticed_before_anybody_is_refused():
+    """A fork that Python does not hear of: the child's first call finds all permits taken, sees whose they are, and goes on."""
+    scorer = releases.scorer_of(releases.payment_files(), max_in_flight=1)
+    pids = []
+
+    class Forking(float):
+        def __float__(self):
+            pids.append(ctypes.PyDLL(None).fork())
+            if pids[0] == 0:
+                status = 1
+                try:
+                    assert scorer.permits.in_flight == 1  # the parent's
+                    scorer.score(payment())
+                    status = scorer.permits.in_flight
+                finally:
+                    os._exit(status)
+            return 1.0
+
+    scorer.score(payment(amount=Forking(1.0)))
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
     assert scorer.permits.in_flight == 0
 
