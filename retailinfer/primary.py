@@ -106,13 +106,15 @@ class RemoteFirst:
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
         priority: str = "critical",
+        began_ns: int = 0,
     ) -> Decision:
         """As `Engine.score`. Raises also RemoteError, where neither the servers nor the local model answered."""
         if not may_wait:
             raise WouldWait
-        began_ns, end_ns = self._begin(budget_ns, priority)
+        began_ns, end_ns = self._begin(budget_ns, priority, began_ns)
         try:
-            prepared = self._engine.prepare(request, now_ns, end_ns - began_ns, observe, event_id)
+            left_ns = max(1, end_ns - self._pipeline.clock.monotonic_ns())
+            prepared = self._engine.prepare(request, now_ns, left_ns, observe, event_id)
         except ServingError as exc:
             exc.began_ns = began_ns
             raise
@@ -210,9 +212,9 @@ class RemoteFirst:
 
     # --- both models --------------------------------------------------------------------------------------------------
 
-    def _begin(self, budget_ns: int, priority: str) -> tuple[int, int]:
-        """When the call began and when it must be over. Raises: OverloadedError."""
-        began_ns = self._pipeline.clock.monotonic_ns()
+    def _begin(self, budget_ns: int, priority: str, began_ns: int = 0) -> tuple[int, int]:
+        """When the call began, unless that is known, and when it must be over. Raises: OverloadedError."""
+        began_ns = began_ns or self._pipeline.clock.monotonic_ns()
         self._pipeline.permits.check(priority)
         return began_ns, began_ns + (budget_ns or self._pipeline.budget_ns)
 

@@ -243,6 +243,7 @@ class Ranker(Door):
         """
         engine = self._engine
         ids = engine.id_list(candidates)
+        began_ns = self._pipeline.clock.monotonic_ns()  # a thread may come later
         _, exclude = self._kept((), exclude)
         try:
             self._loop_lag.check(priority)
@@ -267,7 +268,7 @@ class Ranker(Door):
                     pass
                 else:
                     return inline
-            answer: Ranking = await self._off_loop(engine.rank, *args, True, priority)
+            answer: Ranking = await self._off_loop(engine.rank, *args, True, priority, began_ns)
         except ServingError as exc:
             fallen: Ranking | T = await self._afall(
                 exc,

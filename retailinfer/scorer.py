@@ -511,6 +511,7 @@ class Scorer(Door):
         `loop_lag`.
         """
         engine = self._engine
+        began_ns = self._pipeline.clock.monotonic_ns()  # a thread may come later
         try:
             self._loop_lag.check(priority)
             args = (
@@ -528,7 +529,7 @@ class Scorer(Door):
                     pass
                 else:
                     return decision
-            answer: Decision = await self._off_loop(engine.score, *args, True, priority)
+            answer: Decision = await self._off_loop(engine.score, *args, True, priority, began_ns)
         except ServingError as exc:
             fallen: Decision | T = await self._afall(
                 exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import math
 import os
@@ -393,7 +394,7 @@ def test_fork_in_the_middle_of_a_call_gives_nothing_back_twice():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
 def test_raw_fork_is_noticed_before_anybody_is_refused():
-    """A fork that Python does not hear of: the child's first call finds all permits taken, sees whose they are, and goes on."""
+    """A fork that Python does not hear of: the child's first call finds all permits taken, sees whose, and goes on."""
     scorer = releases.scorer_of(releases.payment_files(), max_in_flight=1)
     pids = []
 
@@ -565,6 +566,63 @@ def test_rankings_are_admitted_by_their_size():
     with pytest.raises(DeadlineExceededError) as late:
         ranker.rank({"user": "u", "boost": Slow(clock, 5 * MS_NS)}, few, deadline_ms=4)
     assert late.value.late
+
+
+def test_time_in_a_queue_is_time_of_the_call():
+    """A call that its caller began earlier has so much less; the queue is no part of what the work takes."""
+    clock = ManualClock(monotonic_ns=10**9)
+    scorer = scorer_on(clock)
+    engine = scorer._engine
+    seen = []
+    engine.set_hook(seen.append)
+
+    def score(took_ns, queued_ns, budget_ns=10 * MS_NS):
+        began = clock.monotonic_ns() - queued_ns
+        request = payment(amount=Slow(clock, took_ns))
+        return engine.score(request, None, 0, budget_ns, False, None, True, "critical", began)
+
+    score(4 * MS_NS, 6 * MS_NS)
+    assert seen[0].took_ns == 10 * MS_NS
+    with pytest.raises(DeadlineExceededError, match="1 ms after the deadline"):
+        score(5 * MS_NS, 6 * MS_NS)
+    with pytest.raises(DeadlineExceededError, match="-1 ms are left") as refused:
+        score(0, 11 * MS_NS)
+    assert refused.value.began_ns == clock.monotonic_ns() - 11 * MS_NS
+    for _ in range(40):
+        score(4 * MS_NS, 1 * MS_NS)
+    assert 4 * MS_NS <= engine.stages["run"].p99_ns <= 5.7 * MS_NS
+    with pytest.raises(DeadlineExceededError, match="3 ms are left"):
+        score(0, 7 * MS_NS)
+    assert scorer.permits.in_flight == 0
+
+
+def test_coroutines_wait_for_a_thread_within_their_deadline(monkeypatch):
+    """More calls than threads: those that stood in the queue too long are late for their callers, and say so."""
+
+    class Busy(float):
+        def __float__(self):
+            time.sleep(0.02)
+            return 1.0
+
+    scorer = releases.scorer_of(releases.payment_files(), max_in_flight=100)
+    monkeypatch.setattr("retailinfer.scorer.INLINE_BELOW_US", 0.0)  # as a model that takes long
+
+    async def one(i):
+        start = time.perf_counter()
+        try:
+            await scorer.ascore(payment(amount=Busy(1.0), count=i), deadline_ms=400)
+            return True, time.perf_counter() - start
+        except DeadlineExceededError:
+            return False, time.perf_counter() - start
+
+    async def many():
+        return await asyncio.gather(*(one(i) for i in range(200)))
+
+    answers = asyncio.run(many())
+    done = [took for good, took in answers if good]
+    assert 1 <= len(done) < 200
+    assert max(done) < 1.0  # their own 0.4 s, and a busy machine
+    scorer.close()
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------

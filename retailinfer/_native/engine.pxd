@@ -275,7 +275,8 @@ cdef class Engine:
     cdef void push(self, Workspace ws) noexcept
     cdef int64_t monotonic_ns(self) except? -1
     cdef int64_t wall_ns(self) except? -1
-    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage) except -1
+    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage, int64_t began_ns) except -1
+    cdef int64_t began_earlier(self, Call* call, int64_t began_ns) noexcept
     cdef int admit(self, Call* call, int64_t n) except -1
     cdef StageClock sized(self, int64_t n)
     cdef int short_of_time(self, Call* call, ri_stage* stage, int64_t left_ns) except -1

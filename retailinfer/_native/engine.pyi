@@ -127,6 +127,7 @@ class Engine:
             no reasons.
         is_system_clock: `clock` is the machine's clock, which is then read without Python.
         permits: how many calls may be under way; None: any number. event_type: of events about answers, for `set_hook`.
+    `began_ns` of a call: on the clock's monotonic time, when its caller asked, where it stood in a queue since; 0 = now.
     `budget_ns` of a call, 0 = that one: less than what 99 of 100 such calls took lately, waiting apart, is a
     DeadlineExceededError before any work (but for every 32nd such call), and an answer after it is one with `late` set.
     priority: of the call, for its permit, which is given back while it waits. Where it may not wait, what is missing is
@@ -256,6 +257,7 @@ class Engine:
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
         priority: str = "critical",
+        began_ns: int = 0,
     ) -> Any:
         """One request -> Decision. Holds the GIL unless one row takes longer than `hold_below_us`.
 
@@ -336,6 +338,7 @@ class Engine:
         event_id: str | bytes | int | None = None,
         may_wait: bool = True,
         priority: str = "critical",
+        began_ns: int = 0,
     ) -> Any:
         """Context and ids -> Ranking. Gives up the GIL at most once, and where it waits for a source.
 

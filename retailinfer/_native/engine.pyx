@@ -905,8 +905,10 @@ cdef class Engine:
     cdef inline int64_t wall_ns(self) except? -1:
         return ri_wall_ns() if self.is_system_clock else <int64_t>self.clock.wall_ns()
 
-    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage) except -1:
+    cdef int enter(self, Call* call, object priority, int64_t budget_ns, StageClock stage, int64_t began_ns) except -1:
         """A call begins: its clock, its question for time (later by `admit` where `stage` is not known yet), its permit.
+
+        began_ns: when its caller asked, if that was earlier; it has waited since then.
 
         Whoever calls this calls `leave` in a `finally`. Nothing is held when it raises.
         """
@@ -921,16 +923,29 @@ cdef class Engine:
             call.timed = True
             call.start_ns = ri_monotonic_ns() if self.is_system_clock else self.monotonic_ns()  # a call less
             call.end_ns = call.start_ns + budget_ns
+            if began_ns:
+                budget_ns -= self.began_earlier(call, began_ns)
             if stage is not None and budget_ns < stage.c.p99_ns:
                 self.short_of_time(call, &stage.c, budget_ns)
         elif self.hook is not None:
             call.timed = True
             call.start_ns = self.monotonic_ns()
+            if began_ns:
+                self.began_earlier(call, began_ns)
         if stage is not None:
             call.stage = &stage.c
         if self.permits is not None:
             call.permit = permit_enter(self.permits, call.code)
         return 0
+
+    cdef int64_t began_earlier(self, Call* call, int64_t began_ns) noexcept:
+        """The call stood in a queue: of its time so much is gone."""
+        cdef int64_t gone = max(0, call.start_ns - began_ns)
+        call.start_ns -= gone
+        if call.end_ns < FOREVER:
+            call.end_ns -= gone
+        call.waited_ns = gone
+        return gone
 
     cdef int admit(self, Call* call, int64_t n) except -1:
         """The question for time of a call over n rows or candidates, once they are counted."""
@@ -965,10 +980,12 @@ cdef class Engine:
             call.is_probe = True
             return 0
         self.n_refused_time += 1
-        raise DeadlineExceededError(
+        error = DeadlineExceededError(
             f"{left_ns / 1e6:.3g} ms are left of the deadline, and 99 of 100 such calls took up to {stage.p99_ns / 1e6:.3g} ms lately",
             hint="nothing was computed; give the call more time, or a lighter model",
         )
+        self.tell_began(error, call)
+        raise error
 
     cdef void untimed(self, Call* call) noexcept:
         """A call of a tool: no permit, no deadline, nobody is told."""
@@ -1678,10 +1695,10 @@ cdef class Engine:
             self.push(ws)
 
     def score(self, request, request_id=None, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None,
-              bint may_wait=True, priority=CRITICAL):
+              bint may_wait=True, priority=CRITICAL, int64_t began_ns=0):
         """One request object -> decision."""
         cdef Call call
-        self.enter(&call, priority, budget_ns, self.run_clock)
+        self.enter(&call, priority, budget_ns, self.run_clock, began_ns)
         try:
             return self.score_object(request, request_id, now_ns, &call, observe, event_id, may_wait, priority, NULL)
         finally:
@@ -1691,7 +1708,7 @@ cdef class Engine:
                    bint may_wait=True, priority=CRITICAL):
         """JSON bytes -> JSON bytes."""
         cdef Call call
-        self.enter(&call, priority, budget_ns, self.run_clock)
+        self.enter(&call, priority, budget_ns, self.run_clock, 0)
         try:
             return self.encode_json(self.score_object(self.decode_body(body, True, self.decode_json), request_id, now_ns, &call, observe,
                                                  event_id, may_wait, priority, NULL))
@@ -1702,7 +1719,7 @@ cdef class Engine:
                       event_id=None, bint may_wait=True, priority=CRITICAL):
         """MessagePack bytes -> MessagePack bytes."""
         cdef Call call
-        self.enter(&call, priority, budget_ns, self.run_clock)
+        self.enter(&call, priority, budget_ns, self.run_clock, 0)
         try:
             return encode(self.score_object(self.decode_body(body, False, decode), request_id, now_ns, &call, observe, event_id,
                                             may_wait, priority, NULL))
@@ -1741,7 +1758,7 @@ cdef class Engine:
         ends within the engine's, as that of one request.
         """
         cdef Call call
-        self.enter(&call, priority, budget_ns if budget_ns else FOREVER, None)
+        self.enter(&call, priority, budget_ns if budget_ns else FOREVER, None, 0)
         try:
             return self.batch_core(requests, row_errors, now_ns, request_ids, first_row, &call, budget_ns, observe, event_ids, priority)
         finally:
@@ -2234,10 +2251,10 @@ cdef class Engine:
         return Available(self.item_plan, text, terms)
 
     def rank(self, context, candidates, k, available=None, exclude=None, request_id=None, int64_t now_ns=0, int64_t budget_ns=0,
-             bint observe=False, event_id=None, bint may_wait=True, priority=CRITICAL):
+             bint observe=False, event_id=None, bint may_wait=True, priority=CRITICAL, int64_t began_ns=0):
         """Context and ids -> ranking."""
         cdef Call call
-        self.enter(&call, priority, budget_ns, None)
+        self.enter(&call, priority, budget_ns, None, began_ns)
         try:
             return self.rank_list(context, candidates, how_many(k), available, exclude, request_id, now_ns, &call, observe, event_id,
                                   may_wait, priority)
@@ -2340,7 +2357,7 @@ cdef class Engine:
                   event_id=None, priority=CRITICAL):
         """JSON bytes with context, candidates, k, exclude -> JSON bytes."""
         cdef Call call
-        self.enter(&call, priority, budget_ns, None)
+        self.enter(&call, priority, budget_ns, None, 0)
         try:
             request = self.decode_body(body, True, self.decode_json)
             return self.encode_json(self.rank_raw(request.context, request.candidates, how_many(request.k), available, request.exclude,
