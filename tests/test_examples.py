@@ -225,10 +225,10 @@ def test_fastapi_app_answers_and_refuses(packed, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="platform: gunicorn, and /proc")
 def test_flask_app_under_gunicorn_answers_refuses_and_ends(packed, tmp_path):
     """With the settings of gunicorn_conf.py: one master that has loaded the release, workers that share it."""
-    folder, _ = packed
+    folder, application = packed[0], "flask_app"
     command = ["-m", "gunicorn", "-c", str(EXAMPLES / "gunicorn_conf.py"), "--bind", "127.0.0.1:{port}"]
     settings = {"RELEASE": str(folder / "fraud"), "CARDS": str(folder / "cards.parquet")}
-    options = ["--no-control-socket", "--chdir", str(EXAMPLES), "flask_app:app"]
+    options = ["--no-control-socket", "--chdir", str(EXAMPLES), f"{application}:app"]
     with WebServer(tmp_path, [sys.executable, *command, *options], **settings) as server:
         client = Client(server.port)
 

@@ -57,8 +57,8 @@ def _private_mb(lab: Lab, release: Path, requests: int) -> float:
     with server.gunicorn(
         folder, "benchmarks.prefork.scorer_app:application", options, RELEASE=str(release)
     ) as port:
-        want = [ri.Scorer.load(release, trust="unsigned").score_json(body) for body in lab.fraud_bodies[:200]]
-        scores = [json.loads(answer)["score"] for answer in want]
+        with ri.Scorer.load(release, trust="unsigned") as scorer:
+            scores = [json.loads(scorer.score_json(body))["score"] for body in lab.fraud_bodies[:200]]
         seen: dict[int, dict[str, int]] = {}
         while len(seen) < WORKERS or min(one["answers"] for one in seen.values()) < requests:
             _send(port, lab.fraud_bodies[:200], scores, 2_000)
