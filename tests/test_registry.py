@@ -622,6 +622,16 @@ def test_litter_of_killed_writers_is_collected_after_a_day(registry, clock):
     assert records.files.names("pins") == []
 
 
+def test_a_half_collected_release_is_told_as_collected(registry):
+    """Who reads while files go, or after a collection that was killed, learns what happened."""
+    registry.publish(OLD)
+    claim = registry.find("fraud:1.0")
+    registry._records.mark(claim)
+    registry._records.files.delete(f"releases/{claim.folder}/contract.json")
+    with pytest.raises(RegistryError, match="collected as garbage"):
+        registry.read("fraud:1.0")
+
+
 def test_a_publisher_that_takes_half_a_day_gives_up(registry, clock, monkeypatch):
     """Its folder could be collected under its feet."""
     put = registry._records.files.put

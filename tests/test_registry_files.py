@@ -215,7 +215,7 @@ def test_a_store_out_of_reach_is_told(tmp_path, object_store):
     registry = ri.Registry("s3://tests/r", trust="unsigned", storage_options=options)
     with pytest.raises(RegistryError, match="cannot list 'pointers/production/fraud'"):
         registry.pointer("fraud")
-    with pytest.raises(RegistryError, match="cannot list 'names'"):
+    with pytest.raises(RegistryError, match="cannot list"):
         registry.releases()
 
 

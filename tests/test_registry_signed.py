@@ -117,6 +117,13 @@ def test_replay_an_old_pointer_put_there_again_changes_nothing(folder):
     assert open_registry(folder).pointer("fraud").why == "on"
 
 
+def test_of_two_pointers_with_one_number_the_first_counts(folder):
+    """A key signed two decisions with the same number, which writers of ours never do; a later file changes nothing."""
+    files = open_registry(folder)._records.files
+    files.put("pointers/production/fraud/00000002.json", signed(_pointer(seq=1, why="second"), "ops"))
+    assert [pointer.why for pointer in open_registry(folder).history("fraud")] == ["first"]
+
+
 def test_rollback_by_deleting_is_refused_by_who_has_seen_more(folder, tmp_path):
     """Taking the newest pointer away shows an older one; a host that remembers refuses it."""
     open_registry(folder, "ops").promote("fraud:1.1", why="better")

@@ -16,7 +16,7 @@ Rules:
     can then delete, and nothing else.
 
     names/fraud/1.2.0001.json        a version is taken: by which content, where it lies
-    releases/fraud-1.2-.../          the files of a release, its manifest last
+    releases/fraud-1.2-.../          the files of a release
     pointers/production/fraud/00000007.json
     approvals/<digest>/...           pins/...   collected/<folder>/...   temporary/...
 
@@ -223,7 +223,12 @@ class Registry:
             held[name] = data
             return data
 
-        manifest = assemble(names | approvals.keys(), read, at, self.trust, claim.digest).manifest
+        try:
+            manifest = assemble(names | approvals.keys(), read, at, self.trust, claim.digest).manifest
+        except IntegrityError as exc:
+            if self._records.is_collected(claim):  # while it was read, or by somebody who was interrupted
+                raise self._records.gone(claim) from exc
+            raise
         if (manifest.name, manifest.version) != (claim.name, claim.version):
             raise IntegrityError(
                 f"Expected {claim.release}, got {manifest.release} - at {at} of the registry"

@@ -399,7 +399,7 @@ class FsspecFiles:
     def _connect(self) -> None:
         import fsspec  # noqa: PLC0415 - optional extra
 
-        fs, root = fsspec.core.url_to_fs(self.origin, skip_instance_cache=True, **self._options)
+        fs, root = fsspec.core.url_to_fs(self.origin, **self._options)
         self._fs, self._root = fs, root.rstrip("/")
 
 

@@ -111,8 +111,7 @@ class Records:
         return self.files.read(f"releases/{claim.folder}/{MANIFEST}", MAX_MANIFEST_BYTES)
 
     def delete_release(self, folder: str) -> None:
-        """Take files away, the manifest first: without it the rest is nothing."""
-        self.files.delete(f"releases/{folder}/{MANIFEST}")
+        """Take the files of a release, or of an upload, away."""
         self.files.delete_folder(f"releases/{folder}")
 
     def gone(self, claim: Publication) -> RegistryError:
