@@ -344,7 +344,7 @@ def test_whatever_happens_the_rows_are_those_of_a_list(tmp_path_factory, kind, s
             log.flush()
             with log._held():
                 log._keep_next_ns = -(1 << 62)
-                while folder.exists() and log._idle() == 0.0:
+                while folder.exists() and log._chores() == 0.0:
                     pass
         elif step == "twin":
             finished = [file for file in listing(folder).files if file.kind == "decisions"]

@@ -150,7 +150,7 @@ def test_files_whose_newest_row_is_too_old_are_deleted(tmp_path, kind):
         assert until(lambda: kinds(tmp_path).count("decisions.parquet") == 3)
         clock.advance_ns(60_000_000_000)
     assert until(lambda: ids(log) == ["order-0", "order-1", "order-5", "order-29", "order-40"]), ids(log)
-    assert log.stats().expired == 1
+    assert until(lambda: log.stats().expired == 1)
     log.close()
 
 
@@ -221,7 +221,7 @@ def test_a_dead_processs_file_is_finished_without_its_last_half_line(tmp_path, k
     put(log, 50)
     assert until(lambda: kinds(tmp_path) == [f"decisions.{kind}", "live.jsonl"]), kinds(tmp_path)
     assert ids(log) == [f"order-{i}" for i in range(51)]
-    assert log.stats().recovered == 1
+    assert until(lambda: log.stats().recovered == 1)
     log.close()
     dead.close()
 

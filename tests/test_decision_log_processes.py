@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from decisions import ids, kinds, listing, log_of, until
+from decisions import answered, ids, kinds, listing, log_of, until
 from processes import run_script
 
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork here")
@@ -276,9 +276,9 @@ def app(environ, start_response):
 
 
 @POSIX
-@pytest.mark.requires("gunicorn")
+@pytest.mark.requires("gunicorn", "gevent")
 @pytest.mark.parametrize("preload", [False, True])
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
+@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
 @FORMATS
 def test_gunicorn_loses_nothing_on_sigterm_and_recycling(tmp_path, preload, worker, kind):
     """Workers come and go (max_requests), then all are asked to end: each request has its one row."""
@@ -362,3 +362,137 @@ print(ids(log), took < 3.0)
 """
     )
     assert out == "['order-0', 'order-1', 'order-2'] True"
+
+
+@POSIX
+@FORMATS
+def test_a_disk_that_does_not_answer_costs_no_row_at_the_end(tmp_path, kind):
+    """fsync may take seconds: what finishes files of others waits for it, and neither rows nor the end of the process do."""
+    for i in range(2):  # something to finish
+        log = log_of(tmp_path, format="parquet")
+        log.on_event(answered(i))
+        log.close()
+    out = run_script(
+        PRELUDE
+        + f"""
+import atexit
+from retailinfer.monitoring import decision_folder
+stuck = threading.Event()
+def fsync(fd):
+    stuck.set()
+    time.sleep(60)
+decision_folder.os.fsync = fsync
+log = log_of(Path({str(tmp_path)!r}), format={kind!r})
+for i in range(2, 500):
+    log.on_event(answered(i))
+assert stuck.wait(20)
+for i in range(500, 1_000):
+    log.on_event(answered(i))
+begun = time.monotonic()
+atexit.register(lambda: print(time.monotonic() - begun))
+life = sys.modules["retailinfer.life"]
+atexit.unregister(life.end_all)
+atexit.register(life.end_all)  # before what prints
+"""
+    )
+    assert ids(log_of(tmp_path, format=kind)) == [f"order-{i}" for i in range(1_000)]
+    assert float(out) < 2.0
+
+
+ASGI_APP = """
+import contextlib, os, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from decisions import answered, decision, log_of
+
+log = log_of(Path({folder!r}))
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                log.close()
+                await send({{"type": "lifespan.shutdown.complete"}})
+                return
+            await send({{"type": "lifespan.startup.complete"}})
+    i = scope["query_string"].decode()
+    log.on_event(answered(0, answer=decision(id=f"order-{{i}}")))
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b"ok"}})
+"""
+
+
+@POSIX
+@pytest.mark.requires("uvicorn")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_uvicorn_loses_nothing_where_lifespan_closes_the_log(tmp_path, workers):
+    """It ends by the signal itself, past atexit; what its lifespan closed is written."""
+    import socket
+    import urllib.request
+
+    folder = tmp_path / "decisions"
+    (tmp_path / "asgi_app.py").write_text(
+        ASGI_APP.format(tests=str(Path(__file__).parent), folder=str(folder))
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            sys.executable, "-m", "uvicorn", "asgi_app:app", "--port", str(port), "--workers", str(workers),
+            "--log-level", "error",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *[p for p in sys.path if p]])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    sent: list[str] = []
+    try:
+        end = time.monotonic() + 60
+        while len(sent) < 100 and time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{len(sent)}", timeout=5) as reply:
+                    assert reply.read() == b"ok"
+                sent.append(f"order-{len(sent)}")
+            except OSError:  # it starts
+                time.sleep(0.05)
+        server.send_signal(signal.SIGTERM)  # while the last rows are still in the queue
+        _, err = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.wait()
+    assert len(sent) == 100, err
+    assert ids(log_of(folder)) == sent
+    assert kinds(folder) == ["decisions.jsonl"] * len(kinds(folder))
+
+
+@POSIX
+@pytest.mark.requires("billiard")
+def test_pools_of_celery_lose_nothing_where_they_are_told_to_end(tmp_path):
+    """Their workers leave by os._exit; `on_exit` is what Celery's signal worker_process_shutdown is made of."""
+    script = tmp_path / "main.py"
+    folder = tmp_path / "decisions"
+    script.write_text(
+        PRELUDE
+        + f"""
+from retailinfer import life
+FOLDER = Path({str(folder)!r})
+log = log_of(FOLDER)
+def work(k):
+    for i in range(50 * k, 50 * k + 50):
+        log.on_event(answered(i))
+def ended(pid, code):
+    life.end_all()
+if __name__ == "__main__":
+    from billiard.pool import Pool
+    work(0)
+    pool = Pool(2, on_process_exit=ended)
+    pool.map(work, range(1, 9), chunksize=1)
+    pool.close()
+    pool.join()
+"""
+    )
+    run_script(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
+    assert ids(log_of(folder)) == [f"order-{i}" for i in range(450)]

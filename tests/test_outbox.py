@@ -220,6 +220,53 @@ def test_idle_says_when_it_wants_to_be_called():
     assert len(calls) == n
 
 
+def test_chores_that_take_long_hold_up_neither_items_nor_the_end():
+    """Others deliver meanwhile; whoever waits for rest gets it when they are done."""
+    sink, gate, rested = Sink(), threading.Event(), []
+
+    def chores() -> float:
+        gate.wait(30)
+        return 60.0
+
+    box = outbox_of(sink, chores=chores, rest=lambda: rested.append(1))
+    box.put(1)
+    assert until(lambda: sink.got == [1])
+    for i in range(2, 50):
+        box.put(i)
+    assert box.flush(0.5)
+    start = time.monotonic()
+    box.put(50)
+    assert box.close(0.4)
+    assert time.monotonic() - start < 2.0
+    assert sink.got == list(range(1, 51))
+    assert rested == []
+    gate.set()
+    assert until(lambda: rested == [1])
+
+
+def test_hold_waits_for_chores():
+    """And keeps them from beginning."""
+    begun, gate = [], threading.Event()
+
+    def chores() -> float:
+        begun.append(1)
+        gate.wait(30)
+        return 0.01
+
+    box = outbox_of(Sink(), chores=chores)
+    box.put(1)
+    assert until(lambda: begun == [1])
+    assert not box.hold(0.05)
+    gate.set()
+    assert box.hold(5.0)
+    n = len(begun)
+    time.sleep(0.1)
+    assert len(begun) == n
+    box.release()
+    assert until(lambda: len(begun) > n)
+    box.close()
+
+
 def test_an_outbox_that_nobody_holds_delivers_and_is_gone():
     """Its thread keeps it while something waits, and no longer."""
     sink = Sink()

@@ -40,6 +40,7 @@ __all__ = [
     "finished_name",
     "keeping",
     "listing",
+    "make_last",
     "recover",
     "sync_folder",
     "tidy",
@@ -216,14 +217,15 @@ class Segment:
         except OSError:
             return False
 
-    def seal(self, kind: str, *, sync: bool) -> LogFile | None:
-        """Give the file its next name and let it go; None where it had no row. Raises: OSError; the file stays live then."""
+    def seal(self, kind: str) -> LogFile | None:
+        """Give the file its next name and let it go; None where it had no row. Raises: OSError; the file stays live then.
+
+        It is not made to last a loss of power: `make_last` does that, and takes as long as the disk likes.
+        """
         if self.rows == 0:
             self.path.unlink(missing_ok=True)
             self.let_go()
             return None
-        if sync:
-            os.fsync(self._fd)
         name = (
             finished_name(self.tag, max(0, self.first_ns), self.last_ns, kind)
             if kind == "jsonl"
@@ -231,8 +233,6 @@ class Segment:
         )
         self.path.rename(self.folder / name)
         self.let_go()
-        if sync:
-            sync_folder(self.folder)
         return _parsed(self.folder / name)
 
     def let_go(self) -> None:
@@ -259,7 +259,7 @@ def ask_to_seal(folder: Path) -> None:
 
     Raises: OSError.
     """
-    write_whole(folder / _SEAL, b"", begun_as=".new-")
+    write_whole(folder / _SEAL, b"", mine=False)
 
 
 # ---- keeping the folder ----------------------------------------------------------------------------------------------
@@ -387,24 +387,39 @@ def expire(folder: Path, before_ns: int) -> int:
     return len(gone)
 
 
-def write_whole(path: Path, data: bytes | memoryview, *, begun_as: str = ".tmp-") -> None:
+def make_last(file: LogFile) -> None:
+    """Write a file that was sealed to the disk, and its name; nothing where it has become another since. Raises: OSError."""
+    try:
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_folder(file.path.parent)
+
+
+def write_whole(path: Path, data: bytes | memoryview, *, mine: bool = True) -> None:
     """A file that is there whole or not at all, under its name. Only who keeps the folder may. Raises: OSError.
 
-    Others may with `begun_as=".new-"`: what begins so is not tidied away while it is young.
+    `mine=False`: for others. What they begin is not tidied away while it is young, and it is not made to last.
     """
-    begun = path.parent / f"{begun_as}{secrets.token_hex(6)}"
+    begun = path.parent / f"{'.tmp' if mine else '.new'}-{secrets.token_hex(6)}"
     fd = os.open(begun, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if mine:
+                os.fsync(file.fileno())
         begun.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
             begun.unlink()
         raise
-    sync_folder(path.parent)
+    if mine:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -156,6 +156,8 @@ class DecisionLog:
             max_queue=int(max_queue),
             gather_s=_GATHER_S,
             idle=self._idle,
+            chores=self._chores,
+            rest=self._stop_converting,
             close=self._finish,
             begin=self._begin_in_child,
             pauses=True,
@@ -171,6 +173,7 @@ class DecisionLog:
         self._keeper: files.Keeper | None = None
         self._to_do: list[files.LogFile] = []
         self._kept_since = (0, 0)
+        self._sealed: list[files.LogFile] = []
         self._converts: ToParquet | None = None
         self._keep_next_ns = -(1 << 62)
         self._state = "ready"
@@ -307,23 +310,24 @@ class DecisionLog:
             self._asked = files.asked_to_seal(self.folder)
             declared = self.folder / f"log-{self._digest}.json"
             if not declared.exists():
-                files.write_whole(declared, self.declaration.encoded(), begun_as=".new-")
+                files.write_whole(declared, self.declaration.encoded(), mine=False)
         return segment
 
-    def _seal(self, *, sync: bool = True) -> None:
+    def _seal(self) -> None:
         """Finish the live file. Raises: OSError; it stays live then."""
         assert self._segment is not None
-        self._segment.seal(self._format, sync=sync)
+        sealed = self._segment.seal(self._format)
         self._segment = None
+        if sealed is not None:
+            self._sealed.append(sealed)
         if self._format == "parquet":
             self._keep_next_ns = min(self._keep_next_ns, self._clock.monotonic_ns())
 
     def _finish(self) -> None:
         """At the end: let the file go. What shall become Parquet is left for the next process, or read as it is."""
-        self._stop_converting()
         if self._segment is not None:
             try:
-                self._seal(sync=False)
+                self._seal()
             except OSError as exc:
                 self._failed(exc)
 
@@ -346,14 +350,25 @@ class DecisionLog:
         if self._hooks:
             self._hooks.on_event(Changed("decision log", before, after, why, self._clock.wall_ns()))
 
-    # ---- looking after the folder: the same ----------------------------------------------------------------------------
+    # ---- looking after the folder: on the log's thread ----------------------------------------------------------------------
 
-    def _idle(self) -> float:
-        """Rotate, notice drops, keep the folder when it is time. Returns when to come again, in seconds."""
+    def _idle(self) -> float | None:
+        """Rotate, notice drops; quick. Returns when to come again, in seconds."""
         now_ns = self._clock.monotonic_ns()
         self._look_at_drops(now_ns)
         try:
             self._rotate(now_ns)
+        except OSError as exc:
+            self._failed(exc)
+        return None if self._segment is None else _LOOK_S
+
+    def _chores(self) -> float:
+        """What may take as long as the disk likes: make files last, keep the folder when it is time. Returns as `_idle`."""
+        now_ns = self._clock.monotonic_ns()
+        try:
+            while self._sealed:
+                files.make_last(self._sealed[0])
+                self._sealed.pop(0)
             busy = self._keep(now_ns)
         except OSError as exc:
             self._stop_converting()
@@ -361,10 +376,7 @@ class DecisionLog:
             if not isinstance(exc, FileNotFoundError):  # no folder, and nothing written yet
                 self._failed(exc)
             return _LOOK_S
-        if busy:
-            return 0.0
-        soon_s = max(0.1, (self._keep_next_ns - now_ns) / 1e9)
-        return soon_s if self._segment is None else min(_LOOK_S, soon_s)
+        return 0.0 if busy else max(0.1, (self._keep_next_ns - now_ns) / 1e9)
 
     def _look_at_drops(self, now_ns: int) -> None:
         dropped = self._outbox.dropped

@@ -47,6 +47,8 @@ class Outbox:
         max_queue: int,
         gather_s: float = 0.1,
         idle: Callable[[], float | None] | None = None,
+        chores: Callable[[], float | None] | None = None,
+        rest: Callable[[], None] | None = None,
         close: Callable[[], None] | None = None,
         begin: Callable[[], None] | None = None,
         pauses: bool = False,
@@ -60,14 +62,18 @@ class Outbox:
             max_queue: items that may wait.
             gather_s: how long the thread waits after the first item, so that it need not wake for each.
             idle: called on the thread after every delivery; returns after how many seconds it wants to be called again,
-                None = not before something was put.
+                None = not before something was put. Like `deliver` it must be quick: the end of the process waits for both.
+            chores: the same for what may take long. Nothing waits for it but forks; others may deliver meanwhile.
+            rest: called when the thread does no more chores.
             close: called when all is delivered, at the end.
             begin: called in a forked child.
-            pauses: no fork happens while `deliver` or `idle` runs (for a second; then it happens nevertheless).
+            pauses: no fork happens while one of these runs (for a second; then it happens nevertheless).
             clock: for tests.
         """
         self._deliver = deliver
         self._idle = idle
+        self._chores = chores
+        self._rest = rest
         self._close = close
         self._begin = begin
         self._name = name
@@ -93,7 +99,13 @@ class Outbox:
         ] = []  # itself while its thread wakes: whoever put something may drop it meanwhile
         self._starting = threading.Lock()
         self._io = threading.RLock()  # held while items are delivered
-        self._pauser = 0  # the thread that holds `_io` for its fork
+        self._busy = (
+            threading.RLock()
+        )  # held while chores are done; who takes both locks takes this one first
+        self._pauser: tuple[int, list[Any]] = (
+            0,
+            [],
+        )  # the thread that is about to fork, and the locks that it holds
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._start_after_ns = -(1 << 62)
@@ -173,18 +185,29 @@ class Outbox:
         """Deliver what is there; after how many seconds to come again, None = when roused."""
         with self._io:
             done = self._drain(self._most)
-            again = None if self._idle is None else self._run_idle()
-        if done and not self._queue:
-            return again
-        return self._gather_s if again is None else min(again, self._gather_s)
+            waits = [self._call(self._idle)]
+        if self._chores is not None and not self._stop.is_set():
+            with self._busy:
+                waits.append(self._call(self._chores))
+        if not done or self._queue:
+            waits.append(self._gather_s)
+        return min((wait for wait in waits if wait is not None), default=None)
 
-    def _run_idle(self) -> float | None:
-        assert self._idle is not None
+    def _call(self, work: Callable[[], float | None] | None) -> float | None:
+        if work is None:
+            return None
         try:
-            return self._idle()
+            return work()
         except Exception:  # noqa: BLE001 - it must not end the thread; what it does is tried again
             self.failed += 1
             return 1.0
+
+    def _have_rest(self) -> None:
+        if self._rest is not None and self._busy.acquire(blocking=False):
+            try:
+                self._rest()
+            finally:
+                self._busy.release()
 
     def _drain(self, most: int) -> bool:
         """Deliver up to `most` items; whether all was taken that came. Call with `_io` held."""
@@ -217,12 +240,18 @@ class Outbox:
             self._io.release()
 
     def hold(self, timeout_s: float) -> bool:
-        """Keep the thread from delivering until `release`; False when it did not come to a stop in time."""
-        return self._io.acquire(timeout=timeout_s)
+        """Keep the thread from doing anything until `release`; False when it did not come to a stop in time."""
+        if not self._busy.acquire(timeout=timeout_s):
+            return False
+        if self._io.acquire(timeout=timeout_s):
+            return True
+        self._busy.release()
+        return False
 
     def release(self) -> None:
         """Undo a `hold`."""
         self._io.release()
+        self._busy.release()
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Deliver everything and end the thread; whether all was delivered. What is put later is delivered at once."""
@@ -234,6 +263,7 @@ class Outbox:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s / 2)
         self._asleep = True
+        self._have_rest()  # when the thread does chores still, it rests when they are done
         left_s = max(0.05, (end_ns - self._clock.monotonic_ns()) / 1e9)
         if not self._io.acquire(timeout=left_s):
             self.dropped += len(self)
@@ -260,15 +290,18 @@ class Outbox:
             self._begin()
 
     def before_fork(self) -> None:
-        """What life.py calls: wait until nothing is being delivered."""
-        if self._io.acquire(timeout=FORK_S):
-            self._pauser = threading.get_ident()
+        """What life.py calls: wait until nothing is being done."""
+        held = [lock for lock in (self._busy, self._io) if lock.acquire(timeout=FORK_S)]
+        if held:
+            self._pauser = threading.get_ident(), held
 
     def after_fork(self) -> None:
         """What life.py calls, in the parent."""
-        if self._pauser == threading.get_ident():
-            self._pauser = 0
-            self._io.release()
+        thread, held = self._pauser
+        if thread == threading.get_ident():
+            self._pauser = 0, []
+            for lock in reversed(held):
+                lock.release()
 
 
 def _run(cell: list[Outbox], ref: weakref.ref[Outbox], wake: threading.Event, stop: threading.Event) -> None:
@@ -284,10 +317,12 @@ def _run(cell: list[Outbox], ref: weakref.ref[Outbox], wake: threading.Event, st
             wait_s = outbox._gather_s if again_s is None else min(again_s, outbox._gather_s)
             continue
         if stop.is_set():
-            return
+            break
         gather_s = outbox._gather_s
         del outbox
         wait_s = gather_s if wake.wait(again_s) else 0.0
         outbox = ref()
         if outbox is not None:
             outbox._asleep = False
+    if outbox is not None:
+        outbox._have_rest()
