@@ -47,7 +47,16 @@ def _releases() -> dict[str, dict[str, bytes]]:
         releases.deep_network(15, hidden=4),
         releases.payment_spec(extra="ignore"),
         policy=policy,
-        contract=ri.Contract(max_rows=100, deadline_ms=50.0),
+        contract=ri.Contract(
+            max_rows=100,
+            deadline_ms=50.0,
+            ladder=(ri.Rung(kind="static", max_ms=5.0, decisions=("review", "decline")),),
+        ),
+        fallback=ri.Fallback(
+            score=0.6,
+            action="review",
+            rules=[("amount > 500 and channel == 'web'", "decline"), ("known == true", "approve")],
+        ),
     )
     return {"payments": payments, "items": releases.item_files(), "velocity": files()}
 
@@ -89,7 +98,8 @@ def _load(files: dict[str, bytes], name: str):
     from test_serving_windows import payment
 
     import retailinfer as ri
-    from retailinfer.errors import RetailInferError
+    from retailinfer.door import RAISE
+    from retailinfer.errors import RetailInferError, SessionError
 
     ranks = name == "items"
     load = ri.Ranker.load if ranks else ri.Scorer.load
@@ -107,6 +117,12 @@ def _load(files: dict[str, bytes], name: str):
                 if ranks
                 else [loaded.score(request, deadline_ms=1e6).score]
             )
+        if not ranks:
+            with contextlib.suppress(RetailInferError):  # and what is there when the release fails
+                down = loaded._fall(
+                    SessionError("x"), RAISE, request, None, None, None, False, None, "critical"
+                )
+                answers.append(down.score)
     loaded.close()
     return answers
 
@@ -190,6 +206,7 @@ TARGETS = {
         _target("features.json", *_TEXT, sample=1_500),
         _target("policy.json", *_TEXT),
         _target("contract.json", *_TEXT),
+        _target("fallback.json", *_TEXT),
         _target("golden.msgpack", *_PACKED, _golden_mutant, _golden_mutant),
         _target("background.msgpack", *_PACKED),
     )

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import fuzz_models
 import fuzz_releases
+import fuzz_replies
 import fuzz_requests
 import fuzz_signatures
 import fuzz_state
@@ -212,7 +213,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "deadlines-real": functools.partial(_deadlines, "real", 100_000),
     **{
         name: functools.partial(_guided, f"{module.__name__}.py", name)
-        for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_signatures, fuzz_state)
+        for module in (fuzz_models, fuzz_requests, fuzz_releases, fuzz_replies, fuzz_signatures, fuzz_state)
         for name in module.TARGETS
     },
 }

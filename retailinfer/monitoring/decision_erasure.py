@@ -156,5 +156,5 @@ def _without(file: LogFile, column: str, key: str) -> int:
 def _is_of(line: bytes, column: str, key: str) -> bool:
     try:
         return bool(msgspec.json.decode(line).get(column) == key)
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
         return False

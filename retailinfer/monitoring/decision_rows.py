@@ -92,7 +92,7 @@ def declarations(folder: Path) -> dict[str, Declaration]:
     """What the files of a folder hold, by the first part of their tags. Raises: OSError."""
     found = {}
     for path in sorted(folder.glob("log-????????.json")):
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, FileNotFoundError):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, FileNotFoundError):
             found[path.stem[4:]] = msgspec.json.decode(path.read_bytes(), type=Declaration)
     return found
 
