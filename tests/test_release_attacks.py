@@ -482,10 +482,19 @@ def test_rollback_to_a_release_that_the_current_one_does_not_allow():
     assert msgspec.structs.asdict(new.info)["fallbacks"] == (old.digest,)
 
 
-def loaded(files, state, **changes):
-    """Read and remembered, as loading does."""
-    believed = trust(state=state, **changes)
-    bundle = read_bundle(files, trust=believed)
+def placed(files, state):
+    """Put into the one folder that a host loads from."""
+    folder = state.parent / "release"
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def loaded(files, state):
+    """Read from there and remembered, as loading does."""
+    believed = trust(state=state)
+    bundle = read_bundle(placed(files, state), trust=believed)
     believed.remember("fraud", bundle.manifest.digest, statement=bundle.verdict.statement)
     return bundle
 
@@ -500,7 +509,7 @@ def test_replay_of_an_older_release_in_the_same_folder(tmp_path):
     with pytest.raises(RollbackError, match="loaded last"):
         loaded(old, state)
     assert loaded(new, state)
-    assert read_bundle(old, trust=trust(state=tmp_path / "another host.json"))
+    assert read_bundle(placed(old, state), trust=trust(state=tmp_path / "another host.json"))
     assert loaded(signed_files(tiny("1.0")), state)  # signed again
     assert loaded(new, state)  # of the same moment
 
@@ -519,11 +528,14 @@ def test_an_older_release_comes_back_by_a_pointer_or_where_it_was_named(tmp_path
     state = tmp_path / "state.json"
     old = signed_files(tiny("1.0"), issued=moment_text(NOW_S - 9 * DAY_S))
     loaded(signed_files(tiny("2.0")), state)
-    assert read_bundle(old, trust=trust(state=state), expected=digest_of(old))
+    assert read_bundle(placed(old, state), trust=trust(state=state), expected=digest_of(old))
+    assert read_bundle(
+        old, trust=trust(state=state)
+    )  # as a registry hands it on, which has looked at the pointer
     with pytest.raises(RollbackError):
-        read_bundle(old, trust=trust(state=state))
+        read_bundle(placed(old, state), trust=trust(state=state))
     loaded(signed_files(tiny("3.0", fallbacks=(digest_of(old),))), state)
-    assert read_bundle(old, trust=trust(state=state))
+    assert read_bundle(placed(old, state), trust=trust(state=state))
 
 
 def test_expired_and_replayed_release():

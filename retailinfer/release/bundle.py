@@ -246,7 +246,7 @@ def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str
             raise _wrong_size(name, size, str(len(data)))
         return data
 
-    return assemble(set(held), read, "memory", trust, expected)
+    return assemble(set(held), read, "memory", trust, expected, chosen=True)
 
 
 def assemble(
@@ -255,11 +255,14 @@ def assemble(
     origin: str,
     trust: Trust | None,
     expected: str | None,
+    *,
+    chosen: bool = False,
 ) -> Bundle:
     """A release out of any source. The order is the point: signature, manifest, names, files.
 
     Args:
         names: of everything that is there. read: (name, size or None, cap) -> bytes; raises IntegrityError.
+        chosen: as `Rules.release` takes it.
     Raises: as `read_bundle`.
     """
     detached = {name for name in names if is_detached(name)}
@@ -271,7 +274,7 @@ def assemble(
         if trust.file.approval is not None:
             approving = sorted(detached - {SIGNATURE, MODEL_SIGNING})
             approvals = [(name, read(name, None, MAX_SIGNATURE_BYTES)) for name in approving]
-        verdict = trust.check_release(signature, data, approvals=approvals, expected=expected)
+        verdict = trust.check_release(signature, data, approvals=approvals, expected=expected, chosen=chosen)
     manifest = parse(MANIFEST, decode_manifest, data)
     if verdict is not None:
         from retailinfer.release.trust import check_manifest  # noqa: PLC0415 - for signed releases

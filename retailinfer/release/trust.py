@@ -298,6 +298,7 @@ class Rules:
         now_s: float,
         approvals: Sequence[tuple[str, bytes]] = (),
         expected: str | None = None,
+        chosen: bool = False,
         marks: Mapping[str, Mark] | None = None,
         version_of: Callable[[str], str | None] = lambda _: None,
     ) -> ReleaseVerdict:
@@ -305,7 +306,8 @@ class Rules:
 
         Args:
             data: manifest.sig. manifest: manifest.json. approvals: (file, envelope).
-            expected: digest that a pointer named.
+            expected: digest that a pointer named. chosen: the caller holds the release itself, as bytes, and not a place where
+                somebody may have put another one.
             marks: name -> what was accepted before; the release that was loaded last has a grace after it expired, and what
                 was signed before it does not come back without a pointer, but for those that it named as fallbacks.
             version_of: distribution -> its version here.
@@ -328,7 +330,7 @@ class Rules:
         self._not_revoked(label, statement.digest)
         mark = None if marks is None else marks.get(statement.name)
         self._epoch_seen(mark)
-        if expected is None:  # else a pointer decided, by its number
+        if expected is None and not chosen:  # else a pointer decided, by its number, or the caller
             self._not_older(label, statement, mark)
         expired_s = self._expired_s(label, statement, now_s, mark)
         for distribution, lowest in statement.requires.items():
@@ -502,7 +504,7 @@ class Rules:
         if seconds_of(statement.issued) < seconds_of(mark.issued):
             raise RollbackError(
                 f"{label} was signed on {statement.issued}, the release that this host loaded last on {mark.issued}",
-                hint="an older one comes back by a pointer, or signed again with --replace",
+                hint="an older one comes back by a registry's pointer, or signed again with --replace",
             )
 
     def _epoch_seen(self, mark: Mark | None) -> None:

@@ -137,6 +137,7 @@ class Trust:
         *,
         approvals: Sequence[tuple[str, bytes]] = (),
         expected: str | None = None,
+        chosen: bool = False,
         name: str | None = None,
     ) -> ReleaseVerdict:
         """Whether a release may be loaded, by bytes that nothing has parsed yet; arguments as `Rules.release`.
@@ -160,6 +161,7 @@ class Trust:
             now_s=self.now_s(),
             approvals=approvals,
             expected=expected,
+            chosen=chosen,
             marks=None if state is None else state.names,
             version_of=_version_of,
         )
