@@ -82,6 +82,8 @@ PROMISED = {
     "budget_event_ns": "<= 150",
     "budget_pointer_ns": "<= 20",
     "budget_rung_ns": "<= 0",
+    "decision_log_ns": "<= 1000",
+    "log_line_ns": "<= 1000",
     "budget_rollout_ns": "<= 200",
 }
 

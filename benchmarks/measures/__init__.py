@@ -12,6 +12,7 @@ from __future__ import annotations
 from benchmarks.lab import MEASURES, Lab, Measure, UnmeasurableError
 from benchmarks.measures import (
     budgets,
+    events,
     kernels,
     prefork,
     processes,
@@ -32,6 +33,7 @@ __all__ = [
     "UnmeasurableError",
     "budgets",
     "checked_rankings",
+    "events",
     "kernels",
     "prefork",
     "processes",

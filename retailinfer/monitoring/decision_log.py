@@ -163,7 +163,7 @@ class DecisionLog:
             pauses=True,
         )
         self._put = self._outbox.put
-        self._take = self._rows.take
+        self._values = self._rows.values
 
     def _anew(self) -> None:
         self._segment: files.Segment | None = None
@@ -190,7 +190,16 @@ class DecisionLog:
         if self._sample < 1.0 and self._draw() >= self._sample:
             return
         if type(event) is Answered:
-            self._put(self._take(event))
+            self._put(
+                (
+                    event.answer,
+                    self._values(event.request),  # the request itself is let go
+                    event.wall_ns,
+                    event.took_ns,
+                    event.priority,
+                    event.why,
+                )
+            )
         elif type(event) is Failed:
             self._put(event)
 

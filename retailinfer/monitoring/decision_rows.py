@@ -22,7 +22,7 @@ import msgspec
 
 from retailinfer.contracts import Decision
 from retailinfer.errors import ConfigError, clip
-from retailinfer.monitoring.events import Answered, Failed
+from retailinfer.monitoring.events import Failed
 
 __all__ = ["FIXED", "MAX_ROW", "Declaration", "Keys", "RowWriter", "declarations"]
 
@@ -140,7 +140,7 @@ def _key_text(key: Any) -> str:
 
 
 class RowWriter:
-    """Events -> what is queued -> lines.
+    """Events -> lines.
 
     Attributes:
         bare: values that were left out, because JSON has no form for them, or because the row was too long.
@@ -184,23 +184,11 @@ class RowWriter:
         self.bare = 0
         self.refused = 0
 
-    # ---- on the request path -------------------------------------------------------------------------------------------
-
-    def take(self, event: Answered) -> tuple[Any, ...]:
-        """What a row needs of an answer; the request itself is let go."""
-        return (
-            event.answer,
-            self.values(event.request),
-            event.wall_ns,
-            event.took_ns,
-            event.priority,
-            event.why,
-        )
-
-    # ---- later ---------------------------------------------------------------------------------------------------------
-
     def lines(self, taken: Sequence[Any]) -> tuple[bytes, int, int, int]:
-        """(lines, how many, time of the oldest, time of the newest), ns since 1970."""
+        """(lines, how many, time of the oldest, time of the newest), ns since 1970.
+
+        taken: a Failed, or of an Answered the answer, `values` of its request, and the rest of its fields in order.
+        """
         rows = [self._failed(one) if type(one) is Failed else self._answered(*one) for one in taken]
         try:
             data = self._encoder.encode_lines(rows)
