@@ -652,6 +652,34 @@ def test_forked_child_has_a_ladder_of_its_own():
     assert scorer.health().rungs[0].answers == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
+def test_fork_waits_for_the_drill_under_way():
+    """A child never begins in the middle of what a rung does; a rung that hangs delays a fork by a second at most."""
+    inside, out = threading.Event(), threading.Event()
+    at_fork: list[bool] = []
+
+    class Slow(Remote):
+        def infer(self, *args: Any, **options: Any) -> dict[str, Any]:
+            inside.set()
+            threading.Event().wait(0.1)
+            made = super().infer(*args, **options)
+            out.set()
+            return made
+
+    scorer = scorer_of("remote", remote=Slow())
+    scorer.score(GOOD)
+    assert inside.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if out.is_set() else 3)
+    at_fork.append(out.is_set())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert at_fork == [True]
+    wait_for(lambda: scorer.health().rungs[0].drills == 1)
+    scorer._rungs.drills.offer(GOOD, scorer.score(GOOD))  # type: ignore[union-attr]  # and drills go on
+    wait_for(lambda: scorer.health().rungs[0].drills == 2)
+
+
 def test_health_says_what_an_operator_asks():
     """Whether it answers, what it is, and how long calls take; also once it is closed."""
     scorer = scorer_of("previous", "static", deadline_ms=1_000)

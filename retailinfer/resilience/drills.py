@@ -5,19 +5,21 @@ Rules:
   * The call itself only leaves its request here; a thread of this process's own does the rest. Where the queue is full the
     drill is dropped and counted: drills never cost a caller anything else.
   * A drill counts nothing in windows, and its answer goes to nobody.
+  * No fork happens in the middle of a drill, for a second: a child would inherit the locks of whatever library it is in.
   * The thread starts with the first drill, a forked child starts its own; it ends with the process, and keeps nobody alive.
 What a drill is judged by is `Ladder.drill`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from retailinfer.life import begin_again_in_children, end_with_process
+from retailinfer.life import begin_again_in_children, end_with_process, pause_for_forks
 from retailinfer.resilience.ladder import Call, Ladder
 
 __all__ = ["AGAIN_S", "EVERY", "QUEUE", "Drills"]
@@ -27,6 +29,7 @@ AGAIN_S = 864.0  # a hundredth of a day; after so long without a drill the next 
 QUEUE = 16
 TIME_NS = 10**9  # of a rung that says nothing of its own
 JOIN_S = 0.5
+PAUSE_S = 1.0
 
 
 class Drills:
@@ -57,11 +60,13 @@ class Drills:
         self._begin()
         begin_again_in_children(self)
         end_with_process(self)
+        pause_for_forks(self)
 
     def _begin(self) -> None:
         self._queue: deque[tuple[Any, Any]] = deque()
         self._wake = threading.Semaphore(0)
         self._guard = threading.Lock()
+        self._busy = threading.RLock()  # held while a rung is asked
         self._thread: threading.Thread | None = None
         self._ended = False
         self.ask()
@@ -79,6 +84,15 @@ class Drills:
         """A forked child has neither the thread nor what waits for it."""
         self.dropped = 0
         self._begin()
+
+    def before_fork(self) -> None:
+        """Wait for the drill under way, and let none begin."""
+        self._busy.acquire(timeout=PAUSE_S)
+
+    def after_fork(self) -> None:
+        """Go on."""
+        with contextlib.suppress(RuntimeError):  # the drill took longer, and the fork did not wait for it
+            self._busy.release()
 
     def __del__(self) -> None:
         self._wake.release()  # the thread looks up, and finds nobody
@@ -147,7 +161,8 @@ class Drills:
             call.priority = "shadow"
             call.began_ns = ladder.clock.monotonic_ns()
             call.end_ns = call.began_ns + (step.max_ns or TIME_NS)
-            ladder.drill(step, call)
+            with self._busy:
+                ladder.drill(step, call)
         ladder.look()
 
 
