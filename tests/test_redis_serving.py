@@ -275,6 +275,35 @@ def more(answers, n=200):
         threading.Event().wait(0.001)
 
 
+def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_server, monkeypatch):
+    """It came back so late that there is no time for the model: who answers instead must not count again."""
+    clock = ManualClock(wall_ns=round(T0.timestamp()) * SECOND_NS)
+    windows = redis_windows(redis_server, clock)
+    scorer = scorer_over(windows)
+    engine, transport = scorer._engine, windows.transport
+    exchange, slow_ns = transport.exchange, 0
+
+    def slowly(*args, **options):
+        clock.advance_ns(slow_ns)
+        assert scorer.permits.in_flight == 0  # given back meanwhile
+        assert scorer.permits.waiting == 1
+        return exchange(*args, **options)
+
+    monkeypatch.setattr(transport, "exchange", slowly)
+    request = {"card": "c-1", "merchant": "m-1", "amount": 1.0}
+    for _ in range(100):
+        engine.run_clock.note(5_000_000)
+    scorer.score(request, observe=True, deadline_ms=100)
+    slow_ns = 96_000_000
+    for observe in (True, False):
+        with pytest.raises(ri.DeadlineExceededError, match="4 ms are left") as late:
+            scorer.score(request, observe=observe, deadline_ms=100)
+        assert (late.value.counted, late.value.late) == (observe, False)
+    slow_ns = 0
+    assert scorer.score(request).score % 10 == pytest.approx(3 + 0.01 * 3 + 0.5 * 1)  # two, and this one
+    assert (scorer.permits.in_flight, scorer.permits.waiting) == (0, 0)
+
+
 def test_request_with_little_time_does_not_wait_for_redis(own_redis):
     """A hung Redis costs no more than what is left of the deadline."""
     windows = redis_windows(own_redis)
