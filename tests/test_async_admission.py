@@ -209,6 +209,31 @@ def test_doors_of_coroutines_are_overloaded_with_their_loop(door):
     simulate(clock, run())
 
 
+@pytest.mark.parametrize("n", [1, 8])
+def test_loop_goes_on_while_calls_wait(n):
+    """Calls whose source does not answer hold a thread each and not the loop: others are served meanwhile."""
+    gate = Gate()
+    with behind(gate, max_in_flight=32) as made:
+
+        async def run():
+            waiting = [asyncio.ensure_future(made.ascore({"card": f"{i:03d}"})) for i in range(n)]
+            await until(lambda: made.permits.waiting == n)
+            loop, turns, longest = asyncio.get_running_loop(), 0, 0.0
+            for _ in range(50):
+                start = loop.time()
+                await asyncio.sleep(0)
+                longest = max(longest, loop.time() - start)
+                turns += 1
+            assert not any(task.done() for task in waiting)
+            gate.open.set()
+            return turns, longest, [answer.score for answer in await asyncio.gather(*waiting)]
+
+        turns, longest, scores = asyncio.run(run())
+    assert turns == 50
+    assert longest < 5.0  # the source would have held it for 20
+    assert scores == [3.0] * n
+
+
 # ---- cancelled calls -------------------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import threading
 import time
 from collections import Counter
 
 import msgspec
+import numpy as np
 import pytest
 import releases
 from deadline_faults import Trial, real_run
@@ -21,7 +23,7 @@ from releases import CONTEXT, payment
 import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.clock import ManualClock, SystemClock
-from retailinfer.errors import DeadlineExceededError, FeatureError
+from retailinfer.errors import DeadlineExceededError, FeatureError, RemoteError
 
 MS = 1_000_000
 BODY = msgspec.json.encode(payment())
@@ -199,6 +201,50 @@ def test_c62_a_machine_that_slept_has_late_calls_and_then_none():
     clock.advance_ns(10**9)
     assert scorer.score({"card": "b"}, deadline_ms=10).score in (1.0, -1.0)
     assert scorer.score({"card": "b"}, deadline_ms=10).score in (1.0, -1.0)
+
+
+class Backend:
+    """A model server in this process, which is there or not."""
+
+    def __init__(self):
+        self.is_there, self.asked = True, 0
+
+    def infer(self, inputs, outputs, *, timeout_s):
+        self.asked += 1
+        if not self.is_there:
+            raise RemoteError("nobody answers", kind="connect")
+        return {name: np.ones((1, 1), np.float32) for name in outputs}
+
+
+def test_c62_steps_of_the_wall_clock_touch_no_breaker():
+    """c62: a breaker opens and closes again by the clock that goes on, whatever the wall clock does meanwhile."""
+    seen = []
+    for clock in (ManualClock(), Set()):
+        backend = Backend()
+        remote = ri.Remote([backend], model="m", retries=0, clock=clock, chance=random.Random(1))
+
+        def ask(remote=remote, clock=clock):
+            try:
+                remote.infer({"x": np.ones((1, 1), np.float32)}, ["y"], end_ns=clock.monotonic_ns() + 50 * MS)
+            except RemoteError as exc:
+                return exc.kind
+            return "answered"
+
+        ends = [ask() for _ in range(5)]
+        backend.is_there = False
+        for _ in range(30):
+            clock.step_wall_ns(3_600 * 10**9)
+            ends.append(ask())
+        backend.is_there = True
+        for _ in range(20):
+            clock.step_wall_ns(-3_600 * 10**9)
+            clock.advance_ns(500 * MS)
+            ends.append(ask())
+        seen.append((ends, backend.asked, remote.breaker_states()))
+    assert seen[0] == seen[1]
+    ends = seen[0][0]
+    assert ends[:5] == ends[-5:] == ["answered"] * 5
+    assert 5 < seen[0][1] < 45, "the breaker was open for a while"
 
 
 def test_c62_the_machine_s_own_monotonic_clock_is_asked():
