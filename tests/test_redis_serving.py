@@ -275,7 +275,7 @@ def more(answers, n=200):
         threading.Event().wait(0.001)
 
 
-def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_server, monkeypatch):
+def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_server):
     """It came back so late that there is no time for the model: who answers instead must not count again."""
     clock = ManualClock(wall_ns=round(T0.timestamp()) * SECOND_NS)
     windows = redis_windows(redis_server, clock)
@@ -289,7 +289,7 @@ def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_serv
         assert scorer.permits.waiting == 1
         return exchange(*args, **options)
 
-    monkeypatch.setattr(transport, "exchange", slowly)
+    transport.exchange = slowly
     request = {"card": "c-1", "merchant": "m-1", "amount": 1.0}
     for _ in range(100):
         engine.run_clock.note(5_000_000)
@@ -301,6 +301,8 @@ def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_serv
         assert (late.value.counted, late.value.late) == (observe, False)
     slow_ns = 0
     assert scorer.score(request).score % 10 == pytest.approx(3 + 0.01 * 3 + 0.5 * 1)  # two, and this one
+    del transport.exchange
+    windows.close()
     assert (scorer.permits.in_flight, scorer.permits.waiting) == (0, 0)
 
 
