@@ -3,7 +3,7 @@
 #   make demo    models on real purchases and generated payments, in this process: a few minutes
 #   make test    linters, types, all tests against the installed wheel, native tests again with every check compiled in
 #   make bench   the figures against the targets; BENCH_ARGS=--short as in CI
-#   make soak    property tests with many more examples, then native code and model files for SOAK_SECONDS=3600, from SOAK_SEED=
+#   make soak    property tests with many more examples, then native code, entries for bytes, deadlines, forks for SOAK_SECONDS=3600, from SOAK_SEED=
 #   make build   sdist and wheel in build/dist
 #   make clean   remove everything that was made here
 #
@@ -170,7 +170,7 @@ soak: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,property tests with many examples)
 	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) HYPOTHESIS_PROFILE=soak \
 		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) --timeout=3600 -m hypothesis $(PYTEST_ARGS)
-	$(call say,kernels under sanitisers and fuzzers; model files by coverage: $(SOAK_SECONDS) s; seed $(SOAK_SEED))
+	$(call say,native code under sanitisers and fuzzers; every entry for bytes by coverage; deadlines, forks, overload: $(SOAK_SECONDS) s; seed $(SOAK_SEED))
 	@$(RUN):$(abspath tests) $(TEST_VENV)/bin/python tests/soak.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED) --report build/soak/report.json
 
 clean:
