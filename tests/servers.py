@@ -169,7 +169,11 @@ class Client:
                 if attempt == 19:
                     raise
                 continue
-            answer = response.read()  # an answer that is cut short raises
+            try:
+                answer = response.read()
+            except BaseException:  # cut short
+                connection.close()
+                raise
             if response.will_close:
                 connection.close()
             else:

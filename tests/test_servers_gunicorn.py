@@ -52,12 +52,12 @@ def test_c52_workers_are_recycled_under_load(kind, preload, serve):
             within_s=120,
         )
     check(load)
-    assert load.retries <= 4 * len(load.workers)
+    assert load.retries <= load.answered / 10
     loaded_in = {facts["loaded_in"] for facts in server.facts().values()}
     assert (loaded_in == {server.pid}) is preload
     code, took = server.stop_within(5)
     assert code == 0
-    assert took <= EXIT_S.get(kind, 1.0) + 0.5
+    assert took <= EXIT_S.get(kind, 1.0) + 1.0
     assert "Traceback" not in server.log()
 
 
