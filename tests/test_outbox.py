@@ -220,6 +220,26 @@ def test_idle_says_when_it_wants_to_be_called():
     assert len(calls) == n
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_is_gone_is_started_again():
+    """Whatever ended it: the queue is full once, and then it goes on."""
+    left = [1]
+
+    def deliver(items: list[object]) -> int:
+        if left and left.pop():
+            raise SystemExit  # ends the thread, silently
+        return sink(items)
+
+    sink = Sink()
+    box = outbox_of(deliver, max_queue=10)
+    box.put(0)
+    assert until(lambda: not box._thread.is_alive())
+    kept = sum(box.put(i) for i in range(100))
+    assert kept >= 10
+    assert until(lambda: box.put(1_000) and 1_000 in sink.got)
+    box.close()
+
+
 def test_chores_that_take_long_hold_up_neither_items_nor_the_end():
     """Others deliver meanwhile; whoever waits for rest gets it when they are done."""
     sink, gate, rested = Sink(), threading.Event(), []

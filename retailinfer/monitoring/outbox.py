@@ -129,6 +129,8 @@ class Outbox:
     def _overflow(self) -> bool:
         if self._pid != os.getpid():  # a raw fork, which told nobody: what is queued here is the parent's
             self.begin_in_child()
+        elif self._thread is None or not self._thread.is_alive():
+            self._rouse()  # something ended it that nobody may stop
         self.dropped += 1
         return False
 
@@ -325,4 +327,7 @@ def _run(cell: list[Outbox], ref: weakref.ref[Outbox], wake: threading.Event, st
         if outbox is not None:
             outbox._asleep = False
     if outbox is not None:
+        # Here rather than in the thread that ends the process: a signal may interrupt that one half way.
+        with outbox._io:
+            outbox._drain(len(outbox))
         outbox._have_rest()
