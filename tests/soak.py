@@ -157,6 +157,14 @@ def _registry_kills(seconds: float, seed: int) -> tuple[bool, str]:
     return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
+def _decision_kills(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 kills of writers of a decision log, however long they take; fewer in a run of minutes."""
+    kills = 10_000 if seconds >= 60 else 300
+    command = [sys.executable, ROOT / "tests/decision_kills.py", "--kills", kills, "--seed", seed]
+    report = ["--report", FOLDER / "decision-kills.json"]
+    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
+
+
 def _overload(seconds: float, seed: int) -> tuple[bool, str]:
     """A minute of ten times as much as fits. Another part may use the other processor: goodput is for the figures to say."""
     report = FOLDER / "overload.json"
@@ -208,6 +216,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
     "registry-kills": _registry_kills,
+    "decision-kills": _decision_kills,
     "overload": _overload,
     "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),
     "deadlines-real": functools.partial(_deadlines, "real", 100_000),
