@@ -205,6 +205,19 @@ if __name__ == "__main__":
 
 
 @POSIX
+@pytest.mark.slow
+def test_kills_at_random_moments_cost_nothing_that_was_flushed():
+    """Of writers that rotate, recover and convert, and of erasures; `make soak` kills 10,000."""
+    import json
+
+    said = run_script("import decision_kills, json; print(json.dumps(decision_kills.run(60, 11)))")
+    found = json.loads(said)
+    assert found["wrong"] == []
+    assert found["kills"] == 60
+    assert found["rows"] > 1_000
+
+
+@POSIX
 @FORMATS
 @pytest.mark.slow
 def test_processes_share_a_folder_and_die_in_it(tmp_path, kind):
