@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 
 import msgspec
 import pytest
@@ -535,6 +536,23 @@ def test_a_list_of_revocations_of_somebody_else_or_of_the_past_is_refused():
     ):
         with pytest.raises(error):
             trust(revocations=data, **REVOKING)
+
+
+def test_a_trust_file_that_names_nobody_to_revoke_needs_no_list(tmp_path):
+    """Also on a host that has seen one under the trust file before."""
+    state = tmp_path / "state.json"
+    trust(state=state, revocations=revoked(2), **REVOKING).remember("fraud", digest_of(tiny()))
+    assert read_bundle(signed_files(), trust=trust(state=state)).signed_by == ("ci", "lead")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="platform: no FIFO here")
+def test_a_pipe_is_no_trust_file(tmp_path):
+    """Nor a list of revocations: nothing waits for somebody to write."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="regular file"):
+        resolve_trust(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="regular file"):
+        trust(revocations=tmp_path / "pipe", **REVOKING)
 
 
 # ---- the next trust file ---------------------------------------------------------------------------------------------
