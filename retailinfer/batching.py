@@ -233,6 +233,8 @@ class MicroBatcher:
             answers = self._answers(rows)
         except BaseException as exc:
             _give_up(rows, exc)
+            if isinstance(exc, Exception):
+                return  # each caller has it
             raise
         self._settle(loop, queue, rows, answers)
 
@@ -241,10 +243,12 @@ class MicroBatcher:
             answers = await self._door._off_loop(self._answers, rows)
         except BaseException as exc:
             _give_up(rows, exc)
-            raise
+            if not isinstance(exc, Exception):
+                raise
+        else:
+            self._settle(loop, queue, rows, answers)
         finally:
             queue.away -= 1
-        self._settle(loop, queue, rows, answers)
         if queue.rows and queue.timer is None:
             self._flush(loop, queue)
 
