@@ -329,6 +329,20 @@ def test_every_call_that_fails_once_costs_nothing(tmp_path, faulty, name, code, 
     assert log.stats().dropped == 0
 
 
+@pytest.mark.filterwarnings("ignore:the decision log cannot be written:RuntimeWarning")
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_log_that_could_not_be_opened_at_first_declares_itself_later(tmp_path, faulty, times):
+    """Rows without a word on what they are could not be erased."""
+    faulty("open", errno.ENOSPC, times)
+    log = log_of(tmp_path)
+    put(log, 1, 2)
+    assert until(lambda: log.flush() and log.stats().written == 2)
+    (file,) = listing(tmp_path).files
+    assert [path.name for path in tmp_path.glob("log-*.json")] == [f"log-{file.declaration}.json"]
+    assert log.erase("card", "c-1").rows == 1
+    log.close()
+
+
 @pytest.mark.parametrize("fsize", [4_096, 20_000])
 def test_a_full_disk_costs_rows_and_no_answer(tmp_path, fsize):
     """Rows wait, then they are dropped and counted; whoever is in `hooks` hears of it once. When there is room, it goes on."""

@@ -174,9 +174,8 @@ class Segment:
     """
 
     def __init__(self, folder: Path, declaration: str) -> None:
-        """Make the file, in a folder that is made too. Raises: OSError."""
+        """Make the file. Raises: OSError."""
         self._fd = -1
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.tag = f"{declaration}-{os.getpid()}-{secrets.token_hex(6)}"
         self.path = folder / f"live-{self.tag}.jsonl"

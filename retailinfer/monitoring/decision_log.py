@@ -314,12 +314,15 @@ class DecisionLog:
                 segment.let_go()
                 segment = self._segment = None
         if segment is None:
-            segment = files.Segment(self.folder, self._digest)
-            self._segment, self._opened_ns, self._seen_here_ns = segment, now_ns, now_ns
-            self._asked = files.asked_to_seal(self.folder)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             declared = self.folder / f"log-{self._digest}.json"
             if not declared.exists():
                 files.write_whole(declared, self.declaration.encoded(), mine=False)
+            self._asked = files.asked_to_seal(
+                self.folder
+            )  # before the file is there: who asks from now on means it
+            segment = files.Segment(self.folder, self._digest)
+            self._segment, self._opened_ns, self._seen_here_ns = segment, now_ns, now_ns
         return segment
 
     def _seal(self) -> None:
@@ -402,8 +405,12 @@ class DecisionLog:
             return
         old = now_ns - self._opened_ns >= self._rotate_ns
         asked = files.asked_to_seal(self.folder) != self._asked
-        if asked and not self.flush(0.0):  # who asks wants all that was answered before in the file
-            return
+        if asked:  # by somebody who wants all that was answered before in the file
+            if not self.flush(0.0):
+                return
+            segment = self._segment
+            if segment is None:
+                return
         if old or asked or segment.size >= self._rotate_bytes:
             if segment.is_here():
                 self._seal()
