@@ -328,7 +328,11 @@ def load_pipelines(
     rung = next((rung for rung in now.contract.ladder if rung.kind == "previous"), None)
     most = None if rung is None else rung.max_concurrency
     # one more than the rung lets in: a drill
-    before = Pipeline.load(
-        previous, max_in_flight=(most or CONCURRENCY) + 1, instead_of=now.manifest, **options
-    )
+    try:
+        before = Pipeline.load(
+            previous, max_in_flight=(most or CONCURRENCY) + 1, instead_of=now.manifest, **options
+        )
+    except BaseException:
+        now.close()
+        raise
     return now, before

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Ranking
     from retailinfer.door import EventId
     from retailinfer.monitoring.events import Hook
+    from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.ladder import Call
     from retailinfer.store.store import Store
 
@@ -55,7 +56,7 @@ class Ranker(Door):
         release: str | os.PathLike[str] | Mapping[str, bytes],
         *,
         store: Store | None = None,
-        trust: str | None = None,
+        trust: str | os.PathLike[str] | Trust | None = None,
         strict_paths: bool = False,
         backend: Literal["auto", "c", "python"] = "auto",
         max_bytes: int = MAX_BYTES,

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from retailinfer.door import EventId
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
+    from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.ladder import Call
     from retailinfer.store.store import Store
 
@@ -71,7 +72,7 @@ class Scorer(Door):
         release: str | os.PathLike[str] | Mapping[str, bytes],
         *,
         store: Store | None = None,
-        trust: str | None = None,
+        trust: str | os.PathLike[str] | Trust | None = None,
         strict_paths: bool = False,
         backend: Literal["auto", "c", "python"] = "auto",
         max_bytes: int = MAX_BYTES,
@@ -90,7 +91,8 @@ class Scorer(Door):
         Args:
             release: its directory, or its files by name.
             store: the process's tables; needed when the features read any.
-            trust: "unsigned", or None = the setting RETAILINFER_TRUST.
+            trust: whose signatures are believed: the path of a trust file, or a `ri.Trust`. "unsigned" asks nobody. None = the
+                setting RETAILINFER_TRUST.
             strict_paths: refuse links and files that others may write.
             backend: "c" = ONNX Runtime's C API, "python" = its Python API, "auto" = the first that is there.
             max_bytes, max_depth: of an encoded request.
