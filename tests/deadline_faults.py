@@ -52,6 +52,8 @@ PHASES = {
     "pauses": {"source": (5, 30, 0), "model": (5, 30, 0), "previous": (5, 30, 100), "remote": (5, 30, 100)},
 }  # fmt: skip
 TAKES_NS = {"source": 300 * US, "model": 40 * US, "previous": 40 * US, "remote": 2 * MS}
+IDS = [f"sku-{i:03d}" for i in range(12)]
+RANKING = msgspec.json.encode({"context": releases.CONTEXT, "candidates": IDS, "k": 2})
 BUDGETS_MS = (None, None, None, 1e18, 100.0, 5.0, 2.0, 1.0, 0.4, 0.1, 0.05, 0.001)
 
 
@@ -177,8 +179,20 @@ def _simulated_waits(clock: ManualClock) -> Iterator[None]:
         readthrough.threading = threading
 
 
+def _items() -> dict[str, bytes]:
+    return releases.packed(
+        "items",
+        releases.weighted(1.0, 1.0, 0.0),
+        releases.item_spec(),
+        contract=ri.Contract(
+            deadline_ms=DEADLINE_MS, max_rows=64, ladder=(ri.Rung(kind="previous"), ri.Rung(kind="static"))
+        ),
+        fallback=ri.Fallback(popular=["sku-003", "sku-001"]),
+    )
+
+
 class Trial:
-    """One scorer, its clock and its stages, and what came of its calls."""
+    """One scorer and one ranker, their clock and its stages, and what came of its calls."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -203,9 +217,17 @@ class Trial:
             store=ri.Store(tables={"card": table}, clock=clock),
             backend="python",  # so that its models can be held up
         )
-        self._hold("model", self.scorer._pipeline)
-        self._hold("previous", self.scorer._previous)
-        self.scorer._engine.set_drill(None, 0)  # drills run beside calls, and would move their clock
+        ranked = _items()
+        self.ranker = releases.ranker_of(
+            ranked,
+            previous=ranked,
+            store=ri.Store(tables={"item": releases.items()}, clock=clock),
+            backend="python",
+        )
+        for door in (self.scorer, self.ranker):
+            self._hold("model", door._pipeline)
+            self._hold("previous", door._previous)
+            door._engine.set_drill(None, 0)  # drills run beside calls, and would move their clock
         self.ends: Counter[str] = Counter()
         self.most_over_ns = 0
 
@@ -235,7 +257,7 @@ class Trial:
         for stage in self.stages.values():
             stage.begun.clear()
         budget_ms = rng.choice(BUDGETS_MS)
-        door = rng.randrange(4)
+        door = rng.randrange(6)
         start = clock.monotonic_ns()
         least_ms = DEADLINE_MS if budget_ms is None else budget_ms
         if door == 3 and budget_ms is None:
@@ -244,7 +266,15 @@ class Trial:
         rows = 3 if door == 3 else 1
         asked = [{"card": f"c{rng.randrange(KEYS)}", "amount": rng.uniform(-3, 3)} for _ in range(rows)]
         try:
-            if door == 3:
+            if door == 5:
+                answers = [self.ranker.rank(releases.CONTEXT, IDS, 3, deadline_ms=budget_ms)]
+            elif door == 4:
+                answers = [
+                    msgspec.json.decode(
+                        self.ranker.rank_json(RANKING, deadline_ms=budget_ms), type=ri.Ranking
+                    )
+                ]
+            elif door == 3:
                 answers = self.scorer.score_batch(asked, errors="row", deadline_ms=budget_ms)
             elif door == 2:
                 body = self.scorer.score_json(msgspec.json.encode(asked[0]), deadline_ms=budget_ms)
@@ -264,9 +294,9 @@ class Trial:
             elif isinstance(one, ServingError):
                 self.ends[type(one).__name__] += 1
             else:
-                assert isinstance(one, ri.Decision), one
+                assert isinstance(one, (ri.Decision, ri.Ranking)), one
                 assert now <= end, f"an answer {now - end} ns after its deadline: {one}"
-                assert np.isfinite(one.score)
+                assert np.isfinite(one.score if isinstance(one, ri.Decision) else one.scores).all()
                 self.ends[f"rung {one.rung}"] += 1
         for name, begun, _ in ran:
             assert begun <= end, f"{name} began {begun - end} ns after the deadline"
@@ -281,8 +311,8 @@ class Trial:
         return {
             "ends": dict(sorted(self.ends.items())),
             "stages": {name: [one.n, one.slow, one.failed] for name, one in self.stages.items()},
-            "late": self.scorer._engine.n_late,
-            "refused_time": self.scorer._engine.n_refused_time,
+            "late": self.scorer._engine.n_late + self.ranker._engine.n_late,
+            "refused_time": self.scorer._engine.n_refused_time + self.ranker._engine.n_refused_time,
         }
 
     def check(self) -> None:
