@@ -271,3 +271,20 @@ def test_lists_hold_no_dead_references():
     del kept, one
     gc.collect()
     assert sizes() == before
+
+
+def test_what_began_in_a_child_begins_again_once_gevent_has_patched_it(told):
+    """gunicorn's worker for gevent patches after the fork: locks made before would block all greenlets."""
+    pytest.importorskip("gevent")
+    script = """
+        import gevent.monkey
+        a = One("a", PATH)
+        pid = os.fork()
+        if pid == 0:
+            gevent.monkey.patch_all()
+            os._exit(0)
+        a.say(str(wait(pid)))
+        gevent.monkey.patch_all()
+        a.say("the parent goes on")
+    """
+    assert told(script) == ["a begins", "a begins", "a 0", "a the parent goes on", "a ends"]
