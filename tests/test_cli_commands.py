@@ -28,10 +28,10 @@ from small_releases import (
 )
 
 import retailinfer as ri
-from retailinfer.cli import samples
+from retailinfer.authoring import samples
+from retailinfer.authoring.loading import golden_values, load
+from retailinfer.authoring.timing import ROUNDS, measure
 from retailinfer.cli.main import main
-from retailinfer.cli.releases import golden_values, load
-from retailinfer.cli.timing import ROUNDS, measure
 
 pytestmark = pytest.mark.requires("onnx", "pyarrow")
 

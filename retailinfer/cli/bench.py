@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from retailinfer.cli import samples
+from retailinfer.authoring import samples
+from retailinfer.authoring.loading import Loaded, load
+from retailinfer.authoring.timing import QUANTILES, Times, calls_that_fit, measure, quantiles_us
 from retailinfer.cli.console import Console, columns_text
-from retailinfer.cli.releases import Loaded, load
 from retailinfer.cli.tables import read_store
-from retailinfer.cli.timing import QUANTILES, Times, calls_that_fit, measure, quantiles_us
 from retailinfer.errors import ConfigError, ScoreError, clip
 from retailinfer.release.golden import cpu_class
 

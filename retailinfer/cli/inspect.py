@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from retailinfer.authoring.loading import Loaded, build, engine_text
 from retailinfer.cli.console import Console, bytes_text, us_text
-from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
 from retailinfer.cli.trusting import signature_facts, signature_text, trust_of
 from retailinfer.columns import duration_text

@@ -31,6 +31,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer verify RELEASE     is it whole, and does it answer here as it did where it was packed?
   retailinfer inspect RELEASE    what is in it, and what it needs
   retailinfer bench RELEASE      how fast is it on this machine?
+  retailinfer diff A B           what changed, and what does it do to the golden decisions?
   retailinfer keygen ...         make a key that signs, and name it in a trust file
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", _verify),
         ("inspect", _inspect),
         ("bench", _bench),
+        ("diff", _diff),
         ("keygen", _keygen),
         ("sign", _sign),
         ("revoke", _revoke),
@@ -153,6 +155,13 @@ _ABOUT = {
             "`InferenceSession.run` on rows that are ready: in alternating rounds, with rotating inputs, after comparing "
             "the answers. Without --requests it makes requests out of the golden rows, and without --store it makes the "
             "tables out of them too (small, so look-ups are faster than yours)."
+        ),
+    ),
+    "diff": (
+        "show what changed between two releases",
+        (
+            "Compares models, request, features, tables, windows, policy, contract and fallback, and has both releases answer "
+            "the golden rows of both: which scores and decisions are others. Exit code 0 whatever is different."
         ),
     ),
     "keygen": (
@@ -463,6 +472,12 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "whole call, STAGE.p99_us of one stage (decode, resolve, fill, run, decide, encode), or `ratio` to the bare "
         "run. `--fail-if contract` takes the limits of the release's contract",
     )
+
+
+def _diff(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("before", metavar="A", help="directory of the release that answers now")
+    parser.add_argument("after", metavar="B", help="directory of the one that may come")
+    add_trust(parser)
 
 
 def _decisions(parser: argparse.ArgumentParser) -> None:

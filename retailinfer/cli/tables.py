@@ -46,7 +46,7 @@ def read_store(given: Sequence[str]) -> Store | None:
     """The tables of `--store` options, with windows of no event; None without any. Raises: ConfigError."""
     if not given:
         return None
-    from retailinfer.cli.releases import empty_windows
+    from retailinfer.authoring.loading import empty_windows
     from retailinfer.store.store import Store
     from retailinfer.store.table import Snapshot
 

@@ -23,8 +23,8 @@ MAX_HEAD_BYTES = 1 << 16
 def main() -> None:
     """Read, try, report; ends the process with 0 when a report was written."""
     # What is imported now is not counted against the release.
+    from retailinfer.authoring.loading import build
     from retailinfer.authoring.preflight import inspect, require_onnx
-    from retailinfer.cli.releases import build
     from retailinfer.release.bundle import read_bundle
 
     given = sys.stdin.buffer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from retailinfer.authoring.loading import Loaded, build, engine_text
 from retailinfer.cli.console import Console, bytes_text
 from retailinfer.cli.extras import need
-from retailinfer.cli.releases import Loaded, build, engine_text
 from retailinfer.cli.tables import read_store
 from retailinfer.cli.trusting import signature_facts, signature_text, trust_of
 from retailinfer.errors import ConfigError, RetailInferError, SignatureError, clip

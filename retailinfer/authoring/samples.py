@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from retailinfer.cli.releases import golden_values
+from retailinfer.authoring.loading import golden_values
 from retailinfer.errors import CallerError, ConfigError, RetailInferError, ServingError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailinfer.cli.releases import Loaded
+    from retailinfer.authoring.loading import Loaded
 
 __all__ = ["Sample", "of_arrays", "of_file", "of_golden"]
 

@@ -1,8 +1,8 @@
 """Loading a release for a tool: with the tables that it reads, or with stand-ins made of its golden rows.
 
-A release whose features read tables cannot answer without a store. `verify`, `inspect` and `bench` work without the real
-tables too: each table then holds the stored values of the golden rows, under the keys that these rows have. Windows are
-counted in memory, from nothing: they hold no event, and count as complete.
+A release whose features read tables cannot answer without a store. `verify`, `inspect`, `bench`, `diff` and `check` work
+without the real tables too: each table then holds the stored values of the golden rows, under the keys that these rows have.
+Windows are counted in memory, from nothing: they hold no event, and count as complete.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from retailinfer.clock import ManualClock, SystemClock
 from retailinfer.errors import ConfigError
 from retailinfer.features.program import slot_types
 from retailinfer.features.spec import FeatureSpec
+from retailinfer.pipeline import Pipeline
+from retailinfer.ranker import Ranker
 from retailinfer.release.bundle import read_bundle
 from retailinfer.release.golden import Golden, decode_golden
+from retailinfer.scorer import Scorer
+from retailinfer.store.store import Store
+from retailinfer.store.table import Snapshot
+from retailinfer.store.windows import Windows
 
 if TYPE_CHECKING:
     from retailinfer.door import Door
-    from retailinfer.pipeline import Pipeline
     from retailinfer.release.bundle import Bundle
-    from retailinfer.store.store import Store
-    from retailinfer.store.windows import Windows
 
 __all__ = ["Loaded", "empty_windows", "engine_text", "golden_values", "load", "stand_ins"]
 
@@ -69,10 +72,6 @@ def load(
 
 def build(bundle: Bundle, *, store: Store | None = None, backend: Any = "auto") -> Loaded:
     """The rest of `load`, for a release that was read."""
-    from retailinfer.pipeline import Pipeline
-    from retailinfer.ranker import Ranker
-    from retailinfer.scorer import Scorer
-
     spec = bundle.read("features", FeatureSpec.from_json)
     golden = bundle.read("golden", decode_golden)
     ranks = spec is not None and spec.body.candidate is not None and bundle.manifest.score is not None
@@ -97,9 +96,6 @@ def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Stor
 
     n_items: how many rows the candidates' table gets; the golden rows are repeated under made-up ids.
     """
-    from retailinfer.store.store import Store
-    from retailinfer.store.table import Snapshot
-
     values = {} if golden is None else golden_values(golden, spec)
     n = 0 if golden is None else golden.n_rows
     types = {f.name: f.type for f in spec.fields} | dict(spec.body.stored)
@@ -130,8 +126,6 @@ def stand_ins(spec: FeatureSpec, golden: Golden | None, *, n_items: int) -> Stor
 
 def empty_windows() -> Windows:
     """Windows of no event that are complete, because their clock says that they were there in 1970."""
-    from retailinfer.store.windows import Windows
-
     return Windows.memory(clock=ManualClock(wall_ns=0))
 
 
