@@ -5,7 +5,7 @@ Rules:
     container that may use half a CPU of it.
   * Read anew at each call, because affinity and quota can change while a process runs; nothing is kept.
   * What cannot be read limits nothing.
-Used by door.py for threads and for the permits that calls in flight take.
+Used by serving/door.py for threads and for the permits that calls in flight take.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ import warnings
 from typing import Any
 
 from retailinfer._native import ort
-from retailinfer.door import Door
 from retailinfer.errors import ConfigError
 from retailinfer.life import begin_again_in_children
+from retailinfer.serving.door import Door
 
 __all__ = ["preload"]
 

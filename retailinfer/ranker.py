@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retailinfer._native.resolve import WouldWait
 from retailinfer.deadline import budget_ns
-from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 from retailinfer.errors import ServingError
 from retailinfer.pipeline import (
     HOLD_GIL_BELOW_US,
@@ -27,6 +26,7 @@ from retailinfer.pipeline import (
     moment_ns,
     parse_available,
 )
+from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 
 if TYPE_CHECKING:
     import os
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from cachetools import FIFOCache
 
     from retailinfer.contracts import Ranking
-    from retailinfer.door import EventId
     from retailinfer.monitoring.events import Hook
     from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.ladder import Call
+    from retailinfer.serving.door import EventId
     from retailinfer.store.store import Store
 
 __all__ = ["Ranker"]

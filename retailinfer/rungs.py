@@ -4,7 +4,7 @@ Rules:
   * A ladder is declared with the release, or laid over it by configuration; both are held to the same rules, here.
   * Fraud degrades to manual review: its last_score and static rungs may decide the policy's review action and nothing else.
   * A rung that is declared and not given is absent: it is passed over, and `health()` says so.
-What the rungs do is in answers.py, how a call walks down in resilience/ladder.py.
+What the rungs do is in serving/answers.py, how a call walks down in resilience/ladder.py.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ import msgspec
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
-from retailinfer.answers import remote_schema
 from retailinfer.deadline import budget_ns
-from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 from retailinfer.errors import (
     ConfigError,
     FeatureTypeError,
@@ -42,18 +40,20 @@ from retailinfer.pipeline import (
     moment_ns,
     texts_of,
 )
+from retailinfer.serving.answers import remote_schema
+from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailinfer.answers import RemoteModel
-    from retailinfer.batching import MicroBatcher
     from retailinfer.contracts import Agreement, Decision, Explanation, Reason
-    from retailinfer.door import EventId
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
     from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.ladder import Call
+    from retailinfer.serving.answers import RemoteModel
+    from retailinfer.serving.batching import MicroBatcher
+    from retailinfer.serving.door import EventId
     from retailinfer.store.store import Store
 
 __all__ = ["Scorer"]
@@ -578,7 +578,7 @@ class Scorer(Door):
             raise ConfigError(
                 'a Scorer with primary="remote" waits for servers in every call: there is nothing to batch'
             )
-        from retailinfer.batching import MicroBatcher  # noqa: PLC0415 - with asyncio, which others do without
+        from retailinfer.serving.batching import MicroBatcher  # noqa: PLC0415 - with asyncio, which others do without
 
         return MicroBatcher(self, max_rows=max_rows, max_delay_ms=max_delay_ms)
 

@@ -98,8 +98,8 @@ def _load(files: dict[str, bytes], name: str):
     from test_serving_windows import payment
 
     import retailinfer as ri
-    from retailinfer.door import RAISE
     from retailinfer.errors import RetailInferError, SessionError
+    from retailinfer.serving.door import RAISE
 
     ranks = name == "items"
     load = ri.Ranker.load if ranks else ri.Scorer.load

@@ -19,7 +19,7 @@ from test_batching import Gate, behind
 import retailinfer as ri
 from retailinfer.clock import ManualClock
 from retailinfer.errors import ConfigError, OverloadedError
-from retailinfer.looplag import LoopLag
+from retailinfer.serving.looplag import LoopLag
 
 MS = 1_000_000
 

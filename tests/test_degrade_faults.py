@@ -28,7 +28,6 @@ from test_degrade import BAD, GOOD, TILL, WORSE, Heard, golden, scorer_of, spec
 
 import retailinfer as ri
 from retailinfer import columns as c
-from retailinfer.answers import DRILL_EVERY
 from retailinfer.clock import ManualClock
 from retailinfer.errors import (
     CallerError,
@@ -43,6 +42,7 @@ from retailinfer.ranker import Ranker
 from retailinfer.resilience.drills import Drills
 from retailinfer.resilience.ladder import COLD_NS, Call, Ladder, Step
 from retailinfer.scorer import Scorer
+from retailinfer.serving.answers import DRILL_EVERY
 
 MS = 10**6
 

@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "retailinfer"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "life", "looplag", "names"), 0),
+    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "hostnames", "life"), 0),
     **dict.fromkeys(("contracts", "columns"), 1),
     "_native": 2,
     **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring", "policy"), 3),
     "rollout": 4,
-    **dict.fromkeys(("answers", "explain", "lookups", "pipeline", "door", "rungs", "batching", "primary"), 5),
+    **dict.fromkeys(("explain", "lookups", "pipeline", "rungs", "serving"), 5),
     **dict.fromkeys(("scorer", "ranker", "forecaster", "preload"), 6),
     "authoring": 7,
     **dict.fromkeys(("integrations", "cli", "demo", "testing", "__main__"), 8),

@@ -79,7 +79,7 @@ def server_of(release, function=None) -> OipServer:
 
 def schema(scorer) -> tuple[list[dict], list[dict]]:
     """What the model declares, as servers write it."""
-    from retailinfer.answers import remote_schema
+    from retailinfer.serving.answers import remote_schema
 
     return tuple(
         [

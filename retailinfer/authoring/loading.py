@@ -26,8 +26,8 @@ from retailinfer.store.table import Snapshot
 from retailinfer.store.windows import Windows
 
 if TYPE_CHECKING:
-    from retailinfer.door import Door
     from retailinfer.release.bundle import Bundle
+    from retailinfer.serving.door import Door
 
 __all__ = ["Loaded", "empty_windows", "engine_text", "golden_values", "load", "stand_ins"]
 

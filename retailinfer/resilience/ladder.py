@@ -10,7 +10,7 @@ Rules:
     is raised as such. Calls that were shed go past rungs that cost as much as the release, and only critical
     ones go at all.
   * The end is the answer of a rung, `Unavailable`, or the error that needs no other name: overload, a deadline.
-What the rungs do is told by who builds them (rungs.py); exercising them is drills.py.
+What the rungs do is told by who builds them (serving/answers.py); exercising them is drills.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Rules:
     closed meanwhile is noticed before it is used.
   * An error that the server answers with is a value (`ErrorReply`): the caller knows what it asked. Anything else that goes
     wrong is a LinkError. No message holds a password, a key or a value.
-  * Nothing is opened when a link is made. Names are looked up on a thread (names.py), since a resolver knows no limits.
+  * Nothing is opened when a link is made. Names are looked up on a thread (hostnames.py), since a resolver knows no limits.
 Rows over it: sources/redis.py; shared windows: windows_redis.py. It needs no package: RESP2 is forty lines, and a client that
 retries, re-reads and pings by itself cannot keep a limit of milliseconds.
 """
@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, clip
-from retailinfer.names import Names
+from retailinfer.hostnames import Names
 
 __all__ = ["ErrorReply", "LinkError", "LinkTimeout", "RedisLink", "Reply", "encode", "key_slot"]
 

@@ -34,7 +34,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead, InvalidChunkLength, Pr
 
 from retailinfer.clock import SystemClock
 from retailinfer.errors import ConfigError, RemoteError
-from retailinfer.names import Names
+from retailinfer.hostnames import Names
 from retailinfer.resilience.remote import Cancel
 from retailinfer.resilience.remote.endpoint import Endpoint
 from retailinfer.resilience.remote.http_messages import (

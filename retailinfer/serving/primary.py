@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
-from retailinfer.answers import knows_load, remote_inputs, remote_score, sheds
 from retailinfer.contracts import Agreement
 from retailinfer.errors import (
     ConfigError,
@@ -36,13 +35,14 @@ from retailinfer.errors import (
 from retailinfer.life import begin_again_in_children
 from retailinfer.monitoring.events import Answered
 from retailinfer.resilience.latency import Latency
+from retailinfer.serving.answers import knows_load, remote_inputs, remote_score, sheds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from retailinfer.answers import RemoteModel
     from retailinfer.contracts import Decision
     from retailinfer.pipeline import Pipeline
+    from retailinfer.serving.answers import RemoteModel
 
 __all__ = ["RemoteFirst"]
 

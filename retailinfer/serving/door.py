@@ -16,14 +16,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from retailinfer.answers import RemoteModel, Rungs
 from retailinfer.contracts import Freshness, Health
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
 from retailinfer.errors import ConfigError, DeadlineExceededError, OverloadedError, ServingError
-from retailinfer.looplag import LoopLag
 from retailinfer.pipeline import Pipeline, moment_ns
 from retailinfer.resilience.ladder import CONCURRENCY, Call
+from retailinfer.serving.answers import RemoteModel, Rungs
+from retailinfer.serving.looplag import LoopLag
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +94,7 @@ class Door:
         self._loop_lag = LoopLag()
         self._first: RemoteFirst | None = None
         if remote_first and remote is not None:
-            from retailinfer.primary import RemoteFirst  # noqa: PLC0415 - for those who move
+            from retailinfer.serving.primary import RemoteFirst  # noqa: PLC0415 - for those who move
 
             self._engine = self._first = RemoteFirst(pipeline, remote)
             self._rungs.sample_from(self._first)

@@ -23,7 +23,6 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retailinfer.deadline import FOREVER_NS, budget_ns
-from retailinfer.door import INLINE_BELOW_US, RAISE, Door, Raise
 from retailinfer.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -35,10 +34,11 @@ from retailinfer.errors import (
     clip,
 )
 from retailinfer.pipeline import moment_ns
+from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise
 
 if TYPE_CHECKING:
     from retailinfer.contracts import Decision
-    from retailinfer.door import EventId
+    from retailinfer.serving.door import EventId
 
 __all__ = ["MicroBatcher"]
 
