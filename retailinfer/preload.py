@@ -34,6 +34,13 @@ class _Foreign:
 
     def __init__(self) -> None:
         self.known: list[Any] = []
+        self.follows = False
+
+    def follow(self) -> None:
+        """From now on every child looks."""
+        if not self.follows:
+            self.follows = True
+            begin_again_in_children(self)
 
     def look(self) -> list[Any]:
         """All that are there now; of what is frozen already, those seen before."""
@@ -98,7 +105,7 @@ def preload(*doors: Door, strict: bool = False) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-    begin_again_in_children(_foreign)
+    _foreign.follow()
     for name in _LATER:
         importlib.import_module(name)
     ort.drain()
