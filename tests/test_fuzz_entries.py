@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fuzz_releases
@@ -24,7 +25,7 @@ import msgspec
 import pytest
 from fuzzing import mutants
 
-from retailinfer.errors import IntegrityError, ManifestError
+from retailinfer.errors import IntegrityError, ManifestError, clip
 from retailinfer.store import windows_redis
 from retailinfer.store.redis_link import LinkError
 
@@ -195,3 +196,39 @@ def test_dumps_with_texts_that_are_none_are_refused():
     at = table.index(b"{") - 4
     with pytest.raises(IntegrityError):
         fuzz_state.TARGETS["table-dump"].door(table[:at] + len(head).to_bytes(4, "little") + head)
+
+
+def test_values_of_a_megabyte_are_shown_at_once():
+    """An error shows 40 characters of a value, and takes the time of 40 characters: lists in lists, and cycles."""
+    deep: object = 1
+    for _ in range(900):
+        deep = {"a": [deep]}
+    cycle: list = []
+    cycle.append(cycle)
+    wide = [deep] * 5_000
+    start = time.process_time()
+    for value in (wide, {"x": wide}, (wide,), cycle, [["y" * 10**6] * 1_000]):
+        assert len(clip(value)) <= 40
+    assert time.process_time() - start < 0.1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        (),
+        {},
+        set(),
+        [1],
+        (1,),
+        {1},
+        {"a": 1, "b": [2, (3,)]},
+        [None, 1.5, "x", b"y"],
+        ("é", {}),
+        [[], [[]]],
+        [set()],
+    ],
+)
+def test_small_values_are_shown_as_python_does(value):
+    """What fits is its repr."""
+    assert clip(value, 80) == repr(value)
