@@ -61,6 +61,7 @@ class BarePipeline(Pipeline):
         self._keep = []
         self._reasons = self._occlusion = None
         self.clock = SystemClock()
+        self.permits: Any = None  # nobody is refused
         self.budget_ns = budget_ns(self.contract.deadline_ms)
         self.seen: list[dict[str, NDArray[Any]]] = []
         inputs: list[Any] = []
