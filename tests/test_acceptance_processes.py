@@ -107,8 +107,8 @@ def test_c50_a_scorer_may_be_loaded_and_dropped_in_a_child():
     [
         (0.0, 15),
         (1e9, 15),
-        pytest.param(0.0, 100, marks=pytest.mark.slow),
-        pytest.param(1e9, 100, marks=pytest.mark.slow),
+        pytest.param(0.0, 40, marks=pytest.mark.slow),
+        pytest.param(1e9, 40, marks=pytest.mark.slow),
     ],
 )
 def test_c51_fork_while_other_threads_score_and_rank(hold_gil_below_us, forks):
