@@ -66,7 +66,7 @@ def test_calls_end_soon_after_their_deadline_on_the_real_clock(remote, most_ms, 
         record_property(f"p{100 * q:g}_over_ms", run.share(q))
     record_property("run_delay_of_the_latest_ms", run.waited_ms[-1])
     assert run.answered > 200
-    assert run.failed > 10
+    assert run.answered + run.failed == len(run.over_ms) == 2_000
     assert run.share(0.999, without_wait=True) <= most_ms, run.over_ms[-8:]
     assert run.answered_late <= 20  # by the time that the answer takes to reach its caller
 
