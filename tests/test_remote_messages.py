@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 
 import numpy as np
@@ -159,6 +160,91 @@ def test_bytes_of_any_make_are_read_or_refused(body):
     refused_or_read(grpc_messages.decode_metadata, body)
 
 
+N_LONG = 1 << 20
+
+
+def http_of(shape: bytes, data: bytes, more: bytes = b"") -> bytes:
+    """A reply with one output."""
+    return b'{"outputs":[{"name":"p","datatype":"FP32","shape":%s,"data":%s%s}]}' % (shape, data, more)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        http_of(b"[%d,1]" % N_LONG, b"[" + b",".join([b"[1]"] * N_LONG) + b"]"),
+        http_of(b"[1]", b"[" + b",".join([b"[]"] * N_LONG) + b"]"),
+        http_of(b"[1]", b"[" + b",".join([b'""'] * N_LONG) + b"]"),
+        http_of(b"[1]", b'["' + b"\\n" * N_LONG + b'"]'),
+        http_of(b"[1]", b"[1]", b',"parameters":{"a":[' + b",".join([b"[]"] * N_LONG) + b"]}"),
+        http_of(b"[" + b",".join([b"1"] * N_LONG) + b"]", b"[1]"),
+        http_of(b"[1]", b"{" * N_LONG),
+    ],
+    ids=["nested", "brackets", "texts", "backslashes", "parameters", "dimensions", "deep"],
+)
+def test_c57_long_http_replies_take_no_step_of_python_per_byte(body):
+    """A server that uses up `max_reply_bytes` must not keep the GIL for seconds after the deadline."""
+    assert n_steps(http_messages.decode_reply, body, None) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "want"),
+    [
+        ([2, 1], "[[1], [2]]", [[1], [2]]),
+        ([1, 2, 2], " [ [[1,2],[3,4]] ] ", [[[1, 2], [3, 4]]]),
+        ([2, 0], "[[], []]", [[], []]),
+        ([1, 1, 0], "[[[]]]", [[[]]]),
+        ([2, 1], "[[1,2]]", None),
+        ([2, 1], "[[1],[]]", None),
+        ([2, 0], "[[1],[]]", None),
+        ([2, 0], "[[],[1]]", None),
+        ([1, 1], "[[1]2]", None),
+        ([2, 1], "[[1][2]]", None),
+        ([2, 1], "[[1],2]", None),
+        ([2], "[[1],[2]]", None),
+        ([], "[[1]]", None),
+        ([1, 1], '[["1,2"]]', None),
+        ([1, 1], "[[{}]]", None),
+        ([1, 1], "[[null]]", None),
+        ([90, 90, 90, 90, 90, 0], "[[1]]", None),
+    ],
+)
+def test_nested_lists_have_the_declared_shape_or_are_refused(shape, data, want):
+    """Read without a list for each row, and yet as JSON means them."""
+    body = b'{"outputs":[{"name":"p","datatype":"FP32","shape":%s,"data":%s}]}' % (
+        json.dumps(shape).encode(),
+        data.encode(),
+    )
+    if want is None:
+        with pytest.raises(RemoteError) as caught:
+            http_messages.decode_reply(body, None)
+        assert caught.value.kind == "malformed"
+    else:
+        found = http_messages.decode_reply(body, None)["p"]
+        assert found.tolist() == want
+        assert found.shape == tuple(shape)
+
+
+def n_steps(read, *arguments) -> int:
+    """Lines of Python that a reader takes: as a figure, on a busy machine too."""
+    n = 0
+
+    def step(frame, event, _):
+        nonlocal n
+        if "retailinfer" not in frame.f_code.co_filename:
+            return None
+        n += 1
+        if n > 1_000_000:
+            raise AssertionError("too many")
+        return step
+
+    sys.settrace(step)
+    try:
+        refused_or_read(read, *arguments)
+    finally:
+        sys.settrace(None)
+    return n
+
+
 @pytest.mark.parametrize(
     ("size", "kind"), [(b"NaN", "malformed"), (b"1e999", "malformed"), (b"-1e39", "malformed")]
 )
@@ -171,6 +257,59 @@ def test_numbers_that_a_type_cannot_hold_are_refused(size, kind):
 
 
 # --- gRPC -------------------------------------------------------------------------------------------------------------
+
+
+def grpc_of(*fields: bytes) -> bytes:
+    """A reply with one output."""
+    return grpc_messages._block(5, grpc_messages._text(1, "p") + b"".join(fields))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x08\x00" * N_LONG,
+        b"\x2a\x00" * N_LONG,
+        grpc_of(b"\x20\x00" * N_LONG),
+        grpc_of(grpc_messages._text(2, "FP32"), grpc_messages._block(3, b"\x01" * N_LONG)),
+        grpc_of(
+            grpc_messages._text(2, "INT64"),
+            grpc_messages._block(3, grpc_messages._varint(N_LONG)),
+            grpc_messages._block(5, grpc_messages._block(3, b"\x01" * N_LONG)),
+        ),
+        grpc_of(
+            grpc_messages._text(2, "INT64"),
+            grpc_messages._block(3, grpc_messages._varint(N_LONG)),
+            grpc_messages._block(5, b"\x18\x01" * N_LONG),
+        ),
+    ],
+    ids=["fields", "outputs", "fields of an output", "dimensions", "packed", "unpacked"],
+)
+def test_c57_long_grpc_replies_take_no_step_of_python_per_byte(body):
+    """Only so many fields are read one by one, whatever `max_reply_bytes` lets through."""
+    assert n_steps(grpc_messages.decode_reply, body) < 1_000_000
+
+
+@given(
+    numbers=st.lists(
+        st.integers(0, (1 << 64) - 1) | st.sampled_from([0, 127, 128, (1 << 64) - 1]), max_size=50
+    ),
+    piece=st.integers(10, 40),
+)
+def test_packed_numbers_are_read_in_pieces_as_in_one(numbers, piece):
+    """Wherever a piece ends: in the middle of a number, too."""
+    data = b"".join(map(grpc_messages._varint, numbers))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpc_messages, "_PIECE", piece)
+        found = [int(one) for part in grpc_messages._read_packed(memoryview(data)) for one in part]
+    assert found == numbers
+
+
+@pytest.mark.parametrize("data", [b"\x80", b"\x01\xff", b"\x80" * 10 + b"\x01", b"\x80" * 40])
+def test_packed_numbers_without_an_end_are_refused(data):
+    """Also where a piece holds nothing else."""
+    with pytest.raises(RemoteError) as caught:
+        list(grpc_messages._read_packed(memoryview(data)))
+    assert caught.value.kind == "malformed"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ Rules:
   * Inputs are sent as raw bytes. Outputs are read as raw bytes or as typed contents, as servers like it.
   * Unknown fields are passed over; every length is checked against what is there; the last of a repeated scalar wins, lists
     are read packed and unpacked. What cannot be understood is a RemoteError "malformed".
+  * A reply is as long as a server likes, and deadlines do not stop Python: only so many fields are read, and what is packed
+    is read by NumPy.
 Field numbers: grpc_predict_v2.proto of the Open Inference Protocol.
 """
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from retailinfer.errors import RemoteError, clip
 from retailinfer.resilience.remote.tensors import (
+    MAX_DIMENSIONS,
     Metadata,
     TensorSpec,
     array_of_bytes,
@@ -31,6 +34,8 @@ from retailinfer.resilience.remote.tensors import (
 __all__ = ["decode_metadata", "decode_reply", "encode_metadata_request", "encode_request"]
 
 _MAX_OUTPUTS = 1_024
+_MAX_FIELDS = 1 << 14  # of a reply, those within its outputs too
+_PIECE = 1 << 18  # bytes of a packed list that are read at once
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 Field: TypeAlias = tuple[int, int, Any]  # number, wire type, int or memoryview
 
@@ -96,9 +101,19 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: memoryview) -> Iterator[Field]:
+class _Left:
+    """How many fields of a reply may still be read."""
+
+    def __init__(self) -> None:
+        self.n = _MAX_FIELDS
+
+
+def _fields(data: memoryview, left: _Left) -> Iterator[Field]:
     at = 0
     while at < len(data):
+        left.n -= 1
+        if left.n < 0:
+            raise _malformed(f"more than {_MAX_FIELDS:,} fields")
         tag, at = _read_varint(data, at)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
@@ -136,33 +151,58 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _read_ints(wire: int, value: Any, into: list[int]) -> None:
-    """Numbers of a repeated field: one, or a packed list of them."""
+def _read_sizes(wire: int, value: Any, into: list[int]) -> None:
+    """Sizes of dimensions: one, or a packed list of them."""
     if wire == _VARINT:
-        into.append(value)
-        return
-    packed = _need(wire, _BYTES, value)
+        into.append(_signed(value))
+    else:
+        packed = _need(wire, _BYTES, value)
+        at = 0
+        while at < len(packed) and len(into) <= MAX_DIMENSIONS:
+            number, at = _read_varint(packed, at)
+            into.append(_signed(number))
+    if len(into) > MAX_DIMENSIONS:
+        raise _malformed(f"more than {MAX_DIMENSIONS} dimensions")
+
+
+def _read_packed(data: memoryview) -> Iterator[NDArray[np.uint64]]:
+    """Numbers of a packed list, some at a time."""
+    octets = np.frombuffer(data, np.uint8)
     at = 0
-    while at < len(packed):
-        number, at = _read_varint(packed, at)
-        into.append(number)
+    while at < len(octets):
+        piece = octets[at : at + _PIECE]
+        ends = np.flatnonzero(piece < 0x80)
+        if not len(ends):
+            raise _malformed("a number without an end")
+        at += int(ends[-1]) + 1
+        begins = np.concatenate(([0], ends[:-1] + 1))
+        sizes = ends - begins + 1
+        longest = int(sizes.max())
+        if longest > 10:
+            raise _malformed("a number without an end")
+        numbers = np.zeros(len(ends), np.uint64)
+        for i in range(longest):
+            has = sizes > i
+            part = (piece[begins[has] + i] & 0x7F).astype(np.uint64)
+            numbers[has] |= part << np.uint64(7 * i)
+        yield numbers
 
 
-def _read_tensor(data: memoryview) -> tuple[str, str, list[int], memoryview | None]:
+def _read_tensor(data: memoryview, left: _Left) -> tuple[str, str, list[int], memoryview | None]:
     """Name, datatype, shape and contents of an output, or of a tensor in metadata."""
     name = datatype = ""
     shape: list[int] = []
     contents = None
-    for number, wire, value in _fields(data):
+    for number, wire, value in _fields(data, left):
         if number == 1:
             name = _read_text(wire, value)
         elif number == 2:
             datatype = _read_text(wire, value)
         elif number == 3:
-            _read_ints(wire, value, shape)
+            _read_sizes(wire, value, shape)
         elif number == 5:
             contents = _need(wire, _BYTES, value)
-    return name, datatype, [_signed(one) for one in shape], contents
+    return name, datatype, shape, contents
 
 
 # Datatype -> field of InferTensorContents.
@@ -172,7 +212,7 @@ _CONTENTS = {
 }  # fmt: skip
 
 
-def _typed_contents(datatype: str, shape: tuple[int, ...], data: memoryview) -> NDArray[Any]:
+def _typed_contents(datatype: str, shape: tuple[int, ...], data: memoryview, left: _Left) -> NDArray[Any]:
     """An output that came as a list of numbers."""
     dtype = dtype_of(datatype)
     field = _CONTENTS.get(datatype)
@@ -181,32 +221,36 @@ def _typed_contents(datatype: str, shape: tuple[int, ...], data: memoryview) -> 
     if field in (6, 7):
         parts = []
         single = (_FIXED32, 4) if field == 6 else (_FIXED64, 8)
-        for number, wire, value in _fields(data):
+        for number, wire, value in _fields(data, left):
             if number == field:
                 if wire not in (single[0], _BYTES):
                     raise _malformed("a field of another type")
                 parts.append(bytes(value))
         return array_of_bytes(b"".join(parts), datatype, shape)
-    ints: list[int] = []
-    for number, wire, value in _fields(data):
+    pieces = [np.zeros(0, np.uint64)]
+    for number, wire, value in _fields(data, left):
         if number == field:
-            _read_ints(wire, value, ints)
-    if dtype.kind == "i":
-        ints = [_signed(one) for one in ints]
+            if wire == _VARINT:
+                pieces.append(np.array([value], np.uint64))
+            else:
+                pieces += _read_packed(_need(wire, _BYTES, value))
+    ints = np.concatenate(pieces)
     if len(ints) != math.prod(shape):
         raise _malformed(f"{len(ints)} elements for the shape {shape}")
+    found: NDArray[Any] = ints.view(np.int64) if dtype.kind == "i" else ints
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    if any(not low <= one <= high for one in ints):
+    if len(ints) and not low <= int(found.min()) <= int(found.max()) <= high:
         raise _malformed(f"a number that is no {datatype}")
-    return np.array(ints, dtype.newbyteorder("=")).reshape(shape)
+    return found.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
 def decode_reply(body: bytes) -> dict[str, NDArray[Any]]:
     """Outputs of a ModelInferResponse. Raises: RemoteError "malformed"."""
     tensors, raw = [], []
-    for number, wire, value in _fields(memoryview(body)):
+    left = _Left()
+    for number, wire, value in _fields(memoryview(body), left):
         if number == 5:
-            tensors.append(_read_tensor(_need(wire, _BYTES, value)))
+            tensors.append(_read_tensor(_need(wire, _BYTES, value), left))
         elif number == 6:
             raw.append(_need(wire, _BYTES, value))
     if len(tensors) > _MAX_OUTPUTS or (raw and len(raw) != len(tensors)):
@@ -222,7 +266,7 @@ def decode_reply(body: bytes) -> dict[str, NDArray[Any]]:
             found[name] = array_of_bytes(raw[i], datatype, shape)
         else:
             found[name] = _typed_contents(
-                datatype, shape, contents if contents is not None else memoryview(b"")
+                datatype, shape, contents if contents is not None else memoryview(b""), left
             )
     return found
 
@@ -230,8 +274,9 @@ def decode_reply(body: bytes) -> dict[str, NDArray[Any]]:
 def decode_metadata(body: bytes) -> Metadata:
     """A ModelMetadataResponse. Raises: RemoteError "malformed"."""
     specs: dict[int, list[TensorSpec]] = {4: [], 5: []}
-    for number, wire, value in _fields(memoryview(body)):
+    left = _Left()
+    for number, wire, value in _fields(memoryview(body), left):
         if number in specs:
-            name, datatype, shape, _ = _read_tensor(_need(wire, _BYTES, value))
+            name, datatype, shape, _ = _read_tensor(_need(wire, _BYTES, value), left)
             specs[number].append(TensorSpec(name, datatype, tuple(shape)))
     return Metadata(tuple(specs[4]), tuple(specs[5]))

@@ -5,6 +5,7 @@ Rules:
     A float32 survives both ways unchanged. JSON has no NaN: such inputs are not sent without the extension.
   * JSON is strict, nested at most 32 deep (counted before a decoder that recurses sees it); every size is checked against what
     has really come.
+  * A reply is as long as a server likes, and deadlines do not stop Python: nothing here takes a step of Python per byte.
   * What cannot be understood is a RemoteError "malformed"; no message shows what was sent.
 """
 
@@ -35,14 +36,21 @@ _MAX_DEPTH = 32
 _MAX_OUTPUTS = 1_024
 # Possessive, and without need of a last quote: what is no JSON must not take quadratic time to be found out.
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_MOST_TEXT = 1 << 16  # quotes and backslashes: sixty for each of the outputs that there may be
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_NO_FRAME = bytes(byte for byte in range(256) if byte not in b"[],")
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+
+class _Parameters(msgspec.Struct):
+    binary_data_size: int | None = None
 
 
 class _Output(msgspec.Struct):
     name: str
     datatype: str
     shape: list[int]
-    parameters: dict[str, Any] | None = None
+    parameters: _Parameters | None = None
     data: msgspec.Raw = msgspec.Raw(b"")  # empty: none
 
 
@@ -119,9 +127,9 @@ def decode_reply(body: bytes, head_size: int | None) -> dict[str, NDArray[Any]]:
         if output.name in found:
             raise malformed(f"two outputs named {clip(output.name)}")
         shape = check_shape(output.shape, max(1, len(body)))
-        size = (output.parameters or {}).get("binary_data_size")
+        size = None if output.parameters is None else output.parameters.binary_data_size
         if size is not None:
-            if type(size) is not int or not 0 <= size <= len(rest) - at or bytes(output.data):
+            if not 0 <= size <= len(rest) - at or bytes(output.data):
                 raise malformed("binary_data_size is not the size of what follows")
             found[output.name] = array_of_bytes(rest[at : at + size], output.datatype, shape)
             at += size
@@ -148,35 +156,35 @@ def extensions_of(body: bytes) -> list[str]:
 
 
 def _decode(data: bytes, type_: Any) -> Any:
-    depth = worst = 0
-    for byte in _TEXT.sub(b"", data).translate(None, _NO_BRACKETS):
-        if byte in b"[{":
-            depth += 1
-            worst = max(worst, depth)
-        else:
-            depth -= 1
-    if worst > _MAX_DEPTH:
-        raise malformed(f"JSON nested {worst} deep")
+    if data.count(b'"') + data.count(b"\\") > _MOST_TEXT:
+        raise malformed("more texts than outputs need")
+    brackets = _TEXT.sub(b"", data).translate(_SQUARE, _NO_BRACKETS)
+    for _ in range(_MAX_DEPTH):
+        if not brackets:
+            break
+        brackets = brackets.replace(b"[]", b"")  # the innermost ones
+    if brackets:
+        raise malformed(f"JSON nested more than {_MAX_DEPTH} deep, or without its end")
+    return _decode_shallow(data, type_)
+
+
+def _decode_shallow(data: bytes, type_: Any) -> Any:
     try:
         return msgspec.json.decode(data, type=type_)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise malformed("not the JSON that is declared") from exc
 
 
-_LISTS: dict[str, Any] = {"b": list[bool], "i": list[int], "u": list[int], "f": list[float]}
+_ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float}
 
 
 def _array_of_json(output: _Output, shape: tuple[int, ...]) -> NDArray[Any]:
     dtype = dtype_of(output.datatype)
-    if not bytes(output.data):
+    text = bytes(output.data)
+    if not text:
         raise malformed(f"no data for the output {clip(output.name)}")
-    text = bytes(output.data).lstrip()
-    flat: list[Any]
-    if text[:1] == b"[" and text[1:].lstrip()[:1] == b"[":
-        flat = []
-        _flatten(_decode(text, list[Any]), shape, flat)
-        text = msgspec.json.encode(flat)  # the same rules for its elements as for a flat list
-    flat = _decode(text, _LISTS[dtype.kind])
+    # Seen once by `_decode`, as a part of the whole: it is not too deep.
+    flat = _flat(text, _ELEMENTS[dtype.kind], shape)
     if len(flat) != math.prod(shape):
         raise malformed(f"{len(flat)} elements for the shape {shape}")
     try:
@@ -186,12 +194,26 @@ def _array_of_json(output: _Output, shape: tuple[int, ...]) -> NDArray[Any]:
         raise malformed(f"a number that is no {output.datatype}") from exc
 
 
-def _flatten(value: Any, shape: tuple[int, ...], into: list[Any]) -> None:
-    """Elements of nested lists that have the declared shape."""
-    if not shape:
-        into.append(value)
-        return
-    if not isinstance(value, list) or len(value) != shape[0]:
-        raise malformed("nested lists of another shape than declared")
-    for one in value:
-        _flatten(one, shape[1:], into)
+def _flat(text: bytes, element: Any, shape: tuple[int, ...]) -> list[Any]:
+    """Elements of a flat list, or of nested ones that have the declared shape. No list is made for each row."""
+    if re.match(rb"\s*\[\s*\[", text) is not None:
+        # It is JSON: `_decode` has read it. Brackets and commas alone say of which shape.
+        if not _has_shape(text.translate(None, _NO_FRAME), shape):
+            raise malformed("nested lists of another shape than declared")
+        inner = text.translate(None, b"[]")
+        text = b"[" + (inner if math.prod(shape) else inner.strip(b", \t\r\n")) + b"]"
+    flat: list[Any] = _decode_shallow(text, list[element])
+    return flat
+
+
+def _has_shape(frame: bytes, shape: tuple[int, ...]) -> bool:
+    """Whether these are the brackets and commas of lists of a shape."""
+    length = 0
+    for size in reversed(shape):
+        length = size * length + max(0, size - 1) + 2
+    if length != len(frame):  # what is expected may be far too long to be made
+        return False
+    want = b""
+    for size in reversed(shape):
+        want = b"[" + b",".join([want] * size) + b"]"
+    return want == frame

@@ -83,9 +83,10 @@ def wire_array(name: str, array: object) -> tuple[str, NDArray[Any]]:
 
 def check_shape(shape: object, most: int) -> tuple[int, ...]:
     """A shape of a reply, with at most `most` elements. Raises: RemoteError "malformed"."""
+    if isinstance(shape, (list, tuple)) and len(shape) > MAX_DIMENSIONS:  # a million of them is not shown
+        raise RemoteError(f"Expected at most {MAX_DIMENSIONS} dimensions, got {len(shape)}", kind="malformed")
     if (
         not isinstance(shape, (list, tuple))
-        or len(shape) > MAX_DIMENSIONS
         or not all(type(one) is int and 0 <= one <= most for one in shape)
         or math.prod(shape) > most
     ):
