@@ -2,7 +2,8 @@
 
 Rules:
   * A look-up runs on a thread of its own, one per name at a time; who cannot wait goes without, and finds it the next time.
-  * What was found is believed for half a minute, and longer where nothing newer can be had.
+  * What was found is believed for half a minute, and longer where nothing newer can be had: a quarter of the time left is
+    spent on hearing of something newer, and the rest is for who wants to connect.
   * A forked child makes a new one: its parent's threads are not there.
 """
 
@@ -35,7 +36,8 @@ class Names:
     def find(self, host: str, port: int, end_s: float) -> list[tuple[int, Any]]:
         """Families and socket addresses, the best first; never empty.
 
-        Raises: TimeoutError if it took longer than until `end_s`; LookupError if there is no such name.
+        Raises: TimeoutError if it took longer than until `end_s`, or no thread can be had; LookupError if there is no such
+            name.
         """
         where = (host, port)
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -48,9 +50,16 @@ class Names:
         with self._lock:
             done = self._running.get(where)
             if done is None:
-                done = self._running[where] = threading.Event()
-                threading.Thread(target=self._look_up, args=(where, done), daemon=True).start()
-        finished = done.wait(max(0.0, end_s - _now_s()))
+                done = threading.Event()
+                try:
+                    threading.Thread(target=self._look_up, args=(where, done), daemon=True).start()
+                except RuntimeError:  # no more threads: the next call tries again
+                    if known is None:
+                        raise TimeoutError("no thread can be had to look up a host") from None
+                    return known[1]
+                self._running[where] = done  # it takes itself out, which needs the lock
+        left_s = max(0.0, end_s - _now_s())
+        finished = done.wait(left_s if known is None else left_s / 4)
         known = self._known.get(where)  # or what was known before: better than nothing
         if known is not None:
             return known[1]

@@ -98,6 +98,32 @@ def test_hashed_keys_need_the_secret(tmp_path, run):
     assert (code, out) == (0, "1 row(s) erased from 1 file(s)\n")
 
 
+@pytest.mark.parametrize("given", [None, b"another key of 16 or more"])
+def test_rows_of_an_entity_are_not_said_to_be_none_for_want_of_the_secret(tmp_path, run, given):
+    """Who asks what is kept of somebody gets an error, not an empty answer."""
+    log = log_of(tmp_path / "decisions", hash_key="0123456789abcdef0123")
+    log.on_event(answered(7))
+    log.close()
+    more: list[object] = []
+    if given is not None:
+        (tmp_path / "other").write_bytes(given)
+        more = ["--hash-key", tmp_path / "other"]
+    code, out, err = run(tmp_path / "decisions", "--rows", "--of", "card=c-7", *more)
+    assert (code, out) == (1, "")
+    assert "hash" in err
+
+
+@pytest.mark.parametrize("secret", [b"\n 14 random bytes \t", b"\x0b" * 40])
+def test_a_secret_of_random_bytes_is_taken_as_it_stands(tmp_path, run, secret):
+    """`secrets.token_bytes` may begin or end with what looks like a blank."""
+    log = log_of(tmp_path / "decisions", hash_key=secret)
+    log.on_event(answered(7))
+    log.close()
+    (tmp_path / "secret").write_bytes(secret)
+    code, out, _ = run(tmp_path / "decisions", "--erase", "card=c-7", "--hash-key", tmp_path / "secret")
+    assert (code, out) == (0, "1 row(s) erased from 1 file(s)\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

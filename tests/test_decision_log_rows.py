@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from random import Random
 
@@ -162,6 +163,27 @@ def test_what_the_caller_changes_later_changes_no_row(tmp_path):
     (row,) = log.rows()
     log.close()
     assert (row["entity.card"], row["request.amount"], row["request.tags"]) == ("c-1", 1.0, ["a"])
+
+
+def test_what_is_changed_deep_inside_changes_no_row(tmp_path):
+    """Lists in lists, and mappings."""
+    log = log_of(tmp_path, fields=["tags", "basket"])
+    request = {"card_id": "c-1", "tags": [["a"]], "basket": {"sku": 1}}
+    log.on_event(msgspec.structs.replace(answered(), request=request))
+    request["tags"][0].append("b")
+    request["basket"]["other"] = 2
+    (row,) = log.rows()
+    log.close()
+    assert (row["request.tags"], row["request.basket"]) == ([["a"]], {"sku": 1})
+
+
+def test_keys_of_mappings_are_not_their_methods(tmp_path):
+    """A field may be called like a method of dict: rows under another key would never be erased."""
+    log = log_of(tmp_path, fields=(), entities={"basket": "items"})
+    log.on_event(msgspec.structs.replace(answered(), request=OrderedDict(items="b-1")))
+    assert [row["entity.basket"] for row in log.rows()] == ["b-1"]
+    assert log.erase("basket", "b-1").rows == 1
+    log.close()
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,35 @@ def test_a_request_id_cannot_forge_a_line(logged, given, shown):
     assert "\n" not in line
 
 
+def test_a_line_that_a_sink_does_not_take_costs_no_other():
+    """Nor can a caller keep itself out of the log by an id that is no text."""
+    structlog = pytest.importorskip("structlog")
+    written = []
+
+    class Sink:
+        def msg(self, text: str) -> None:
+            if "order-3" in text:
+                raise OSError("not this one")
+            written.append(text.encode())  # as a file of UTF-8 does
+
+        warning = info = log = msg
+
+    structlog.configure(
+        logger_factory=lambda *_: Sink(), processors=[structlog.processors.KeyValueRenderer(key_order=["id"])]
+    )
+    try:
+        hook = ri.LogHook(structlog=True)
+        for i in range(16):
+            hook.on_event(Failed("Unavailable", "r:1", "\ud800" if i == 5 else f"order-{i:x}", 0, 0))
+        assert hook.flush()
+        hook.close()
+    finally:
+        structlog.reset_defaults()
+    assert hook.stats().failed == 1
+    assert len(written) == 15
+    assert b"ud800" in written[4]
+
+
 def test_lines_stay_below_what_a_pipe_takes_whole(logged):
     """However many columns there are."""
     many = tuple(f"card.a_rather_long_column_name_{i}" for i in range(500))

@@ -18,7 +18,7 @@ import msgspec
 
 from retailinfer.cli.console import Console, bytes_text
 from retailinfer.errors import ConfigError, clip
-from retailinfer.monitoring.decision_erasure import erase
+from retailinfer.monitoring.decision_erasure import erase, keys_for
 from retailinfer.monitoring.decision_files import read_rows
 from retailinfer.monitoring.decision_folder import listing
 from retailinfer.monitoring.decision_log import moment_ns
@@ -52,14 +52,17 @@ def _rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     entity, key = _pair(options.of, "--of")
     if not any(entity in one.entities for one in declarations(folder).values()):
         raise ConfigError(f"Expected an entity that the log declares in --of, got {clip(entity)}")
-    text = Keys(_hash_key(options)).text(entity, key)
+    keys, _ = keys_for(
+        folder, entity, _hash_key(folder, options)
+    )  # with another key nothing would be found, and nothing said
+    text = keys.text(entity, key)
     return (row for row in rows if row.get(f"entity.{entity}") == text)
 
 
 def _erase(folder: Path, options: argparse.Namespace, console: Console) -> int:
     entity, key = _pair(options.erase, "--erase")
     console.step("other processes seal what they write, then every file is read")
-    report = erase(folder, entity, key, hash_key=_hash_key(options), now_s=time())
+    report = erase(folder, entity, key, hash_key=_hash_key(folder, options), now_s=time())
     console.emit({"ok": not report.not_reached, "erased": report})
     console.say(f"{report.rows} row(s) erased from {report.files} file(s)")
     for text in report.not_reached:
@@ -121,8 +124,13 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return entity, key
 
 
-def _hash_key(options: argparse.Namespace) -> bytes | None:
-    return None if options.hash_key is None else Path(options.hash_key).read_bytes().strip()
+def _hash_key(folder: Path, options: argparse.Namespace) -> bytes | None:
+    """What the file holds; without the line's end of who wrote it by hand, unless it is the secret as it stands."""
+    if options.hash_key is None:
+        return None
+    secret = Path(options.hash_key).read_bytes()
+    known = {one.key_check for one in declarations(folder).values()}
+    return secret if len(secret) >= 16 and Keys(secret).check in known else secret.strip()
 
 
 def _moment(text: str | None, option: str) -> int | None:

@@ -30,7 +30,7 @@ from retailinfer.monitoring.decision_folder import (
 )
 from retailinfer.monitoring.decision_rows import Keys, declarations
 
-__all__ = ["QUEUED_S", "ErasureReport", "erase"]
+__all__ = ["QUEUED_S", "ErasureReport", "erase", "keys_for"]
 
 QUEUED_S: Final = 0.5  # a row is in a file half a second after its answer
 _SEAL_WAIT_S: Final = 5.0
@@ -50,23 +50,10 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     not_reached: tuple[str, ...] = ()
 
 
-def erase(
-    folder: Path,
-    entity: str,
-    key: Any,
-    *,
-    hash_key: str | bytes | None = None,
-    now_s: float,
-    wait_s: float = 60.0,
-) -> ErasureReport:
-    """Take all rows of an entity out of a folder.
+def keys_for(folder: Path, entity: str, hash_key: str | bytes | None) -> tuple[Keys, set[str]]:
+    """Keys as a folder's logs write those of an entity, and the declarations that they fit.
 
-    Args:
-        hash_key: what the log was given, where its keys are hashed.
-        now_s: seconds since 1970.
-        wait_s: how long another process may keep the folder before this gives up.
-    Raises: ConfigError for an entity that no file declares, or a hash key where none is needed and none where one is;
-        Unavailable while another process keeps the folder; OSError. What was rewritten before stays so.
+    Raises: ConfigError for an entity that no file declares, or a hash key where none is needed and none where one is.
     """
     keys = Keys(hash_key)
     declared = declarations(folder)
@@ -87,6 +74,30 @@ def erase(
             else "the keys of this log are hashed: erasing needs the hash key",
             hint="give the hash_key that the log was given",
         )
+    return keys, mine
+
+
+def erase(
+    folder: Path,
+    entity: str,
+    key: Any,
+    *,
+    hash_key: str | bytes | None = None,
+    now_s: float,
+    wait_s: float = 60.0,
+) -> ErasureReport:
+    """Take all rows of an entity out of a folder.
+
+    Args:
+        hash_key: what the log was given, where its keys are hashed.
+        now_s: seconds since 1970.
+        wait_s: how long another process may keep the folder before this gives up.
+    Raises: ConfigError for an entity that no file declares, or a hash key where none is needed and none where one is;
+        Unavailable while another process keeps the folder; OSError. What was rewritten before stays so.
+    """
+    keys, mine = keys_for(folder, entity, hash_key)
+    declared = declarations(folder)
+    holding = {name for name, one in declared.items() if entity in one.entities}
     ask_to_seal(folder)  # so that who keeps the folder now lets go of it
     threading.Event().wait(QUEUED_S)  # for rows of processes that have no live file yet
     with keeping(folder, wait_s=wait_s) as keeper:

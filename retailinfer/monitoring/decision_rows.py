@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ __all__ = ["FIXED", "MAX_ROW", "Declaration", "Keys", "RowWriter", "declarations
 MAX_ROW: Final = 65_536  # bytes of one encoded row
 _MAX_KEY: Final = 512  # characters; longer ones are hashed
 _MAX_ID: Final = 1_000
+_CHANGES: Final = frozenset((list, dict, set, bytearray))
 
 # Columns that every log has, and what they are. `at_ns` is first in every line: who scans for times relies on it.
 FIXED: Final[dict[str, Any]] = {
@@ -299,7 +301,7 @@ def _reader(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     def read(request: Any) -> tuple[Any, ...]:
         values: tuple[Any, ...]
         try:
-            if type(request) is dict:
+            if isinstance(request, dict):  # its attributes are not its fields: `items` is a method
                 values = of_dict(request)
             elif of_object is not None:
                 values = of_object(request)
@@ -307,8 +309,8 @@ def _reader(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
                 values = tolerant(request)
         except (KeyError, AttributeError):
             values = tolerant(request)
-        if list in map(type, values):  # the caller may go on to change it
-            values = tuple([list(value) if type(value) is list else value for value in values])
+        if not _CHANGES.isdisjoint(map(type, values)):  # the caller may go on to change it
+            values = tuple([deepcopy(value) if type(value) in _CHANGES else value for value in values])
         return values
 
     def tolerant(request: Any) -> tuple[Any, ...]:

@@ -129,13 +129,18 @@ class LogHook:
         for i, item in enumerate(items):
             if not all(_takes(stream) for stream in streams):
                 return i
-            level, event, facts = self._line(item)
-            if self._structlog is not None:
-                self._structlog.log(level, event, **facts)
-            elif self._logger.isEnabledFor(level):
-                text = " ".join(f"{name}={_plain(value)}" for name, value in facts.items())
-                self._logger.log(level, "%s %s", event, text, extra={"retailinfer": {"event": event} | facts})
+            try:
+                self._write(*self._line(item))
+            except Exception:  # noqa: BLE001 - a sink that does not take one line may take the next
+                self._outbox.failed += 1
         return len(items)
+
+    def _write(self, level: int, event: str, facts: dict[str, Any]) -> None:
+        if self._structlog is not None:
+            self._structlog.log(level, event, **facts)
+        elif self._logger.isEnabledFor(level):
+            text = " ".join(f"{name}={_plain(value)}" for name, value in facts.items())
+            self._logger.log(level, "%s %s", event, text, extra={"retailinfer": {"event": event} | facts})
 
     def _line(self, item: Any) -> tuple[int, str, dict[str, Any]]:
         """(level, event, facts) of what was queued."""
@@ -231,7 +236,12 @@ def _takes(stream: Any) -> bool:
 
 
 def _cut(text: str | None, longest: int = _LONGEST) -> str | None:
-    return text if text is None or len(text) <= longest else text[: longest - 3] + "..."
+    if text is None:
+        return None
+    if len(text) > longest:
+        text = text[: longest - 3] + "..."
+    # A lone surrogate is no text: a sink that writes UTF-8 would refuse the line, and who chose it would be in no log.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: Any) -> str:

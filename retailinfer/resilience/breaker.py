@@ -10,7 +10,7 @@ Rules:
   * FORCED_OPEN and DISABLED are an operator's. Nothing automatic leaves them.
   * Every permit carries the generation in which it was given, and each change of state begins a new one. An outcome of an
     earlier generation changes nothing: it proves nothing about now.
-  * Pure: time and chance are given. Not thread-safe but for `admit` while CLOSED; the owner holds a lock around all else.
+  * Pure: time and chance are given. Not thread-safe but for `standing_permit`; the owner holds a lock around all else.
 What counts as a failure is decided by outcome.py; who asks is remote/client.py.
 """
 
@@ -117,10 +117,7 @@ class Breaker:
     # --- asking and reporting ---------------------------------------------------------------------------------------
 
     def admit(self, now_ns: int, end_ns: int) -> int | None:
-        """Permit for one call that ends at `end_ns`, to be given to `record`; None if there is to be no call now.
-
-        While CLOSED this reads one value, and needs no lock.
-        """
+        """Permit for one call that ends at `end_ns`, to be given to `record`; None if there is to be no call now."""
         permit = self._closed_permit
         if permit is not None:
             return permit
@@ -139,6 +136,11 @@ class Breaker:
         permit = self.generation << _PROBE_BITS | self._last_probe
         self._probes[permit] = max(end_ns, now_ns + 1)
         return permit
+
+    @property
+    def standing_permit(self) -> int | None:
+        """What `admit` gives while CLOSED or DISABLED; None: ask `admit`. Reads one value, and needs no lock."""
+        return self._closed_permit
 
     def would_admit(self, now_ns: int) -> bool:
         """Whether `admit` would give a permit; changes nothing."""
@@ -209,8 +211,8 @@ class Breaker:
             self._times = 0
         self._times += 1
         wait_ns = min(self._first_wait_ns << min(self._times - 1, 40), self._most_wait_ns)
-        self._move(State.OPEN, why, now_ns)
         self._until_ns = now_ns + int(wait_ns * self._random.uniform(0.8, 1.2))
+        self._move(State.OPEN, why, now_ns)
 
     def _close(self, now_ns: int) -> None:
         """What CLOSED begins with."""

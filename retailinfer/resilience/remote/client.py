@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,6 @@ __all__ = ["Remote"]
 OnChange: TypeAlias = Callable[[str, str, str, str], None]
 
 _NORMAL_NS = 10_000_000_000  # without an answer for so long nobody knows what is normal
-_WAIT = threading.Event()  # never set: its `wait` sleeps, and lets greenlets and signals through
 
 
 class _Target:
@@ -111,6 +111,7 @@ class Remote:
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         _check_settings(timeout_ms, retries, hedge, max_concurrency, slow_ms, max_reply_bytes)
+        _check_headers(headers or {})
         given = (
             [endpoints] if isinstance(endpoints, str) or not isinstance(endpoints, Sequence) else endpoints
         )
@@ -135,7 +136,7 @@ class Remote:
         self._probes = probes
         self._clock: Clock = clock or SystemClock()
         self._given_chance = chance
-        self._sleep = sleep or _WAIT.wait
+        self._given_sleep = sleep
         self._declared: dict[str, TensorSpec] = {}
         self._watchers: tuple[OnChange, ...] = ()
         self._forced: dict[str, State] = {}
@@ -145,6 +146,7 @@ class Remote:
     def _begin(self, chance: random.Random) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._never = threading.Event()  # its `wait` sleeps, and lets greenlets and signals through
         self._random = chance
         now_ns = self._clock.monotonic_ns()
         for target in self._targets:
@@ -218,6 +220,7 @@ class Remote:
         if end_ns <= now_ns:
             raise DeadlineExceededError(f"no time is left to ask the remote model {clip(self.model)}")
         end_ns = min(end_ns, now_ns + self._timeout_ns)
+        call = Call(self._leave, inputs, outputs, end_ns, clock)
         with self._lock:
             self._n_calls += 1
             if self._in_flight >= self._most:
@@ -226,7 +229,6 @@ class Remote:
             self._in_flight += 1
             self._retry_budget.deposit(now_ns)
             self._hedge_budget.deposit(now_ns)
-        call = Call(self._leave, inputs, outputs, end_ns, clock)
         try:
             if self._hedge and not shadow:
                 reply = self._race(call, shedding)
@@ -251,7 +253,7 @@ class Remote:
             breaker = target.breaker
             if breaker.state in (State.OPEN, State.HALF_OPEN) and target.starves(now_ns, call.end_ns):
                 continue  # as a probe it would prove nothing
-            permit = breaker.admit(now_ns, call.end_ns) if breaker.state is State.CLOSED else None
+            permit = breaker.standing_permit
             if permit is None:
                 with self._lock:
                     permit = breaker.admit(now_ns, call.end_ns)
@@ -296,6 +298,12 @@ class Remote:
                 with self._lock:
                     self._n_retries += 1
 
+    def _sleep(self, s: float) -> None:
+        if self._given_sleep is None:
+            self._never.wait(s)
+        else:
+            self._given_sleep(s)
+
     def _attempt(self, call: Call, target: _Target, permit: int, cancel: Cancel | None) -> Arrays:
         """Ask one endpoint, and tell its breaker what came of it."""
         began_ns = call.clock.monotonic_ns()
@@ -306,6 +314,8 @@ class Remote:
             outcome = Outcome.SUCCESS
         except RemoteError as exc:
             kind = "cancelled" if cancel is not None and cancel.is_set else exc.kind
+            if kind == "connect" and call.clock.monotonic_ns() < call.end_ns - (call.end_ns - began_ns) // 10:
+                starved = False  # refused, and not for want of time
             outcome = outcome_of(kind, starved=starved)
             raise
         finally:
@@ -550,6 +560,19 @@ def _target(given: object, model: str | None, binary: bool | None, settings: dic
             f"{endpoint.kind} needs the package {package}", hint=f"pip install retailinfer[{extra}]"
         ) from exc
     return _Target(backend, endpoint.name)
+
+
+def _check_headers(headers: Mapping[str, object]) -> None:
+    """Here, and not where they are sent: a message from there would show the token. Raises: ConfigError."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is None:
+            raise ConfigError(f"Expected names of headers, got {clip(name)}")
+        if isinstance(value, bytes) and name.lower().endswith("-bin"):  # gRPC's own kind
+            continue
+        if not isinstance(value, str) or re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is None:
+            raise ConfigError(
+                f"Expected the header {clip(name)} as text of one line", hint="a token from a file: .strip()"
+            )
 
 
 def _check_settings(

@@ -51,6 +51,7 @@ __all__ = ["HttpBackend"]
 _MAX_IDLE = 64
 _MAX_HEAD = 1 << 17  # bytes of status line and headers
 _PIECE = 1 << 16
+_AWS_SECRETS = ipaddress.ip_address("fd00:ec2::254")
 _SAID = 0.9  # of the time left, that a server is told: the rest is for the way back
 
 
@@ -119,12 +120,18 @@ class _TlsSocket(ssl.SSLSocket):
         return super().send(*args, **kwargs)
 
 
+def _is_link_local(address: str) -> bool:
+    """Also one of IPv4 that is written as one of IPv6, and the one that AWS uses for the same over IPv6."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_link_local or found == _AWS_SECRETS
+
+
 def _open(names: Names, host: str, port: int, limits: _Limits) -> socket.socket:
     """A connected socket with limits. Raises: OSError, LookupError, RemoteError."""
     candidates = names.find(host, port, limits.end_s)
     failure: OSError = OSError("no address")
     for i, (family, where) in enumerate(candidates):
-        if host != where[0] and ipaddress.ip_address(where[0].partition("%")[0]).is_link_local:
+        if host != where[0] and _is_link_local(where[0]):
             failure = OSError("the name leads to a link-local address")
             continue
         now_s = _now_s()
@@ -335,7 +342,9 @@ class HttpBackend:
         except Exception as exc:
             if cancel is not None and cancel.is_set:
                 raise RemoteError(f"the call to {self.name} was cancelled", kind="cancelled") from exc
-            raise self._error(exc, sent=sent, received=limits.received) from exc
+            error = self._error(exc, sent=sent, received=limits.received)
+            # http.client shows what the server said, and what it was given as a header.
+            raise error from (exc if isinstance(exc, OSError) else None)
         finally:
             if cancel is not None:
                 cancel.wake_by(None)
