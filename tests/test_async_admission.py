@@ -92,6 +92,36 @@ def test_loop_that_stays_late_refuses_critical_calls_too():
     simulate(clock, run())
 
 
+def test_loop_that_did_not_run_meanwhile_was_not_late():
+    """A task queue's worker runs one loop bit by bit: between two bits nobody waits in it. Within a bit, it is late as any."""
+    lag, loop, now = LoopLag(), asyncio.new_event_loop(), [0.0]
+    loop.time = lambda: now[0]
+
+    async def ask():
+        lag.check("shadow")
+        await asyncio.sleep(0)
+        lag.check("shadow")
+        return lag.last_ms
+
+    async def held():
+        lag.check()
+        await asyncio.sleep(0)
+        now[0] += 0.08
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        lag.check("shadow")
+
+    for _ in range(5):
+        assert loop.run_until_complete(ask()) == 0.0
+        now[0] += 1.0
+    assert lag.n_refused == 0
+    with pytest.raises(OverloadedError):
+        loop.run_until_complete(held())
+    now[0] += 1.0
+    assert loop.run_until_complete(ask()) == 0.0
+    loop.close()
+
+
 def test_beats_stop_when_nobody_asks():
     """A tenth of a second after the last question the loop has no timer of ours left; the next question begins anew."""
     clock, lag = ManualClock(), LoopLag()

@@ -6,13 +6,16 @@ Rules:
   * A beat that comes more than `limit_ms` late is overload: calls that may be shed are refused. Two in a row, and critical
     ones are too, because the loop has stayed behind: what waits in it is more than it can do.
   * The next beat comes as soon as what was ready has run, so that one long pause costs refusals for that turn and no longer.
+  * A loop that did not run meanwhile, because `run_until_complete` had ended, was not late.
   * Each loop has its own beat. Time is the loop's own.
 Who asks: `ascore`, `arank` and micro-batches. Permits bound what runs; this is about what waits to be run.
 """
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retailinfer.errors import ConfigError, OverloadedError, clip
@@ -28,10 +31,27 @@ SOON_S = 0.001  # to the next beat after a late one
 QUIET_BEATS = 10  # without a question, then they stop
 
 
+def _this_run() -> Callable[[], Any]:
+    """What tells one run of a loop from the next: each sets a method of its own as the thread's hook."""
+    method = sys.get_asyncgen_hooks().firstiter
+    return weakref.ref(method) if method is not None else lambda: None
+
+
 class _Pulse:
     """The beats of one loop."""
 
-    __slots__ = ("__weakref__", "asked", "beating", "due_s", "lag_s", "late", "limit_s", "loop", "quiet")
+    __slots__ = (
+        "__weakref__",
+        "asked",
+        "beating",
+        "due_s",
+        "lag_s",
+        "late",
+        "limit_s",
+        "loop",
+        "quiet",
+        "run",
+    )
 
     def __init__(self, loop: AbstractEventLoop, limit_s: float) -> None:
         self.loop = weakref.ref(loop)
@@ -39,19 +59,33 @@ class _Pulse:
         self.beating = self.asked = False
         self.due_s = self.lag_s = 0.0
         self.quiet = self.late = 0  # beats in a row
+        self.run = _this_run()
 
     def begin(self, loop: AbstractEventLoop) -> None:
         self.beating = True
-        self.quiet = self.late = 0
-        self.lag_s = 0.0
-        self.due_s = loop.time() + BEAT_S
+        self.quiet = 0
+        self.rest(loop.time() + BEAT_S)
         loop.call_at(self.due_s, self.beat)
+
+    def rest(self, due_s: float) -> None:
+        """Nothing is known of how late this run of the loop is. due_s: when the next beat is due in it."""
+        self.late = 0
+        self.lag_s = 0.0
+        self.due_s = due_s
+        self.run = _this_run()
+
+    @property
+    def stood_still(self) -> bool:
+        """The loop was stopped, and runs anew."""
+        return self.run() is not sys.get_asyncgen_hooks().firstiter
 
     def beat(self) -> None:
         loop = self.loop()
         if loop is None:
             return
         now_s = loop.time()
+        if self.stood_still:
+            self.rest(now_s)
         self.lag_s = now_s - self.due_s
         self.late = self.late + 1 if self.lag_s > self.limit_s else 0
         self.quiet = 0 if self.asked else self.quiet + 1
@@ -106,6 +140,8 @@ class LoopLag:
         pulse.asked = True
         if not pulse.beating:
             pulse.begin(loop)
+        elif pulse.late and pulse.stood_still:
+            pulse.rest(loop.time())
         elif pulse.late and (pulse.late > 1 or priority != "critical"):
             self.n_refused += 1
             raise OverloadedError(
