@@ -273,21 +273,71 @@ def test_callers_mistakes_and_overload_are_told_before_anybody_is_asked(world):
 
 
 def test_full_process_is_refused(release):
-    """permits are asked, though they are not held while the server is waited for."""
+    """Permits are taken, and are not held while the server is waited for."""
     with server_of(release) as server:
         remote = ri.Remote(server.url, model="fraud", timeout_ms=5_000)
         pipeline = Pipeline.load(release, store=store(), trust="unsigned", max_in_flight=1)
-
-        class Full:
-            def check(self, priority):
-                raise OverloadedError("full")
-
         scorer = Scorer(pipeline, remote=remote, primary="remote")
-        pipeline.permits = Full()
-        with pytest.raises(OverloadedError):
-            scorer.score(PAYMENT)
+        permit = scorer.permits.take()
+        for score, request in (
+            (scorer.score, PAYMENT),
+            (scorer.score_json, b"no body that anybody reads"),
+            (scorer.score_msgpack, b""),
+            (scorer.score_batch, [PAYMENT]),
+        ):
+            with pytest.raises(OverloadedError):
+                score(request)
         assert server.n_inferred == 0
+        scorer.permits.give(permit)
+        assert scorer.score(PAYMENT).release == "remote:fraud"
         remote.close()
+
+
+def test_permit_is_held_for_features_and_local_model_alone(release):
+    """Whatever happens in either it is given back."""
+    seen = []
+
+    class Asked:
+        model = "m"
+
+        def infer(self, inputs, outputs, *, end_ns, clock):
+            seen.append(("remote", scorer.permits.in_flight))
+            return {"probability": np.full((len(next(iter(inputs.values()))), 1), 0.5, np.float32)}
+
+    scorer = ri.Scorer.load(release, store=store(), trust="unsigned", remote=Asked(), primary="remote")
+    chain = scorer._pipeline.chain_scores
+
+    def watched(*args):
+        seen.append(("local", scorer.permits.in_flight))
+        return chain(*args)
+
+    scorer._pipeline.chain_scores = watched
+    scorer.score(PAYMENT)
+    scorer.score_batch([PAYMENT, PAYMENT])
+    assert seen == [("local", 1), ("remote", 0)] * 2
+    for bad in (lambda: scorer.score({}), lambda: scorer.score_batch([PAYMENT, {}])):
+        with pytest.raises(FeatureError):
+            bad()
+    scorer._pipeline.chain_scores = lambda *_: (_ for _ in ()).throw(ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        scorer.score(PAYMENT)
+    assert (scorer.permits.in_flight, scorer.permits.waiting) == (0, 0)
+    assert sum(scorer.permits.admitted.values()) == 5
+
+
+def test_release_answers_whatever_a_remote_of_the_users_own_raises(release):
+    """The Protocol asks for a RemoteError; a bug in it is no reason to have no answer, and no error of its own comes out."""
+
+    class Broken:
+        model = "m"
+
+        def infer(self, inputs, outputs, *, end_ns, clock):
+            raise KeyError("a bug")
+
+    scorer = ri.Scorer.load(release, store=store(), trust="unsigned", remote=Broken(), primary="remote")
+    assert scorer.score(PAYMENT).release == scorer.manifest.release
+    assert [one.rung for one in scorer.score_batch([PAYMENT, PAYMENT])] == [0, 0]
+    assert scorer.agreement().remote_failures == {"failed": 3}
 
 
 def test_neither_model_answers(release):
@@ -326,6 +376,7 @@ def test_late_answers_are_dropped_on_a_clock_that_is_moved(release):
     with pytest.raises(DeadlineExceededError) as caught:
         scorer.score(PAYMENT, deadline_ms=30)
     assert caught.value.late
+    assert scorer.health().late == 1
 
 
 @pytest.mark.parametrize("server_is", ["well", "down"])

@@ -61,6 +61,12 @@ class Permits:
     def check(self, priority: str = "critical") -> None:
         """For adapters, before they read a body: takes nothing. Raises: OverloadedError where a call would be refused now."""
 
+    def take(self, priority: str = "critical") -> int:
+        """A permit for work outside the engine's calls; whoever takes it calls `give` in a `finally`. Raises: OverloadedError."""
+
+    def give(self, permit: int) -> None:
+        """Give a permit back; nothing happens where it was taken before a fork."""
+
     def begin_in_child(self) -> None:
         """A forked child begins with nobody at work and with counters of its own."""
 

@@ -99,6 +99,12 @@ cdef class Permits:
         if self.in_flight >= self.limits[code]:
             self.refuse(code)
 
+    def take(self, priority=CRITICAL):
+        return permit_enter(self, PRIORITY_CRITICAL if priority is CRITICAL else priority_code(priority))
+
+    def give(self, int64_t permit):
+        permit_leave(self, permit)
+
     def set_on_change(self, on_change):
         self.on_change = on_change
 

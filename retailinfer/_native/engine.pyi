@@ -385,9 +385,11 @@ class Engine:
         budget_ns: int = 0,
         observe: bool = False,
         event_id: str | bytes | int | None = None,
+        permit: int = 0,
     ) -> Prepared:
         """What a model elsewhere would be given for a request. Takes no permit, and waits for sources within the budget.
 
+        permit: of `permits.take`; it is not held while a source or a shared window is waited for, and held again afterwards.
         Raises: FeatureError.
         """
 

@@ -5,6 +5,7 @@ Rules:
     compared for as long as anybody likes. Features and policy are this release's in both cases.
   * The local model runs first, on the very arrays that are sent: its score is there when the server's is not. Then the
     decision is made of it, within the same deadline, and its release says so.
+  * A permit is held for the features and the local model, and not while the server is waited for.
   * What differs is counted, never logged: shares of equal actions, the largest difference of scores, how long both took.
   * It stands where the engine stands in a Scorer, and has the engine's calls; all else is the engine's.
 The servers are resilience/remote/; agreement is read by `Scorer.agreement`.
@@ -27,6 +28,7 @@ from retailinfer.errors import (
     ConfigError,
     DeadlineExceededError,
     LimitError,
+    RemoteError,
     RetailInferError,
     ScoreError,
     ServingError,
@@ -111,14 +113,19 @@ class RemoteFirst:
         """As `Engine.score`. Raises also RemoteError, where neither the servers nor the local model answered."""
         if not may_wait:
             raise WouldWait
-        began_ns, end_ns = self._begin(budget_ns, priority, began_ns)
+        began_ns, end_ns = self._begin(budget_ns, began_ns)
+        permits = self._pipeline.permits
+        permit = permits.take(priority)
         try:
             left_ns = max(1, end_ns - self._pipeline.clock.monotonic_ns())
-            prepared = self._engine.prepare(request, now_ns, left_ns, observe, event_id)
+            prepared = self._engine.prepare(request, now_ns, left_ns, observe, event_id, permit)
+            arrays, local = self._local([prepared])
         except ServingError as exc:
             exc.began_ns = began_ns
             raise
-        answer = self._answer([prepared], [request_id], began_ns, end_ns, priority)[0]
+        finally:
+            permits.give(permit)
+        answer = self._answer([prepared], arrays, local, [request_id], began_ns, end_ns, priority)[0]
         if isinstance(answer, ServingError):
             answer.counted, answer.began_ns = prepared.counted, began_ns
             raise answer
@@ -136,6 +143,7 @@ class RemoteFirst:
         priority: str = "critical",
     ) -> bytes:
         """As `Engine.score_json`."""
+        self._pipeline.permits.check(priority)  # before the body is read
         request = self._engine.decode(body, "json")
         answer = self.score(request, request_id, now_ns, budget_ns, observe, event_id, may_wait, priority)
         made: bytes = self._engine.encode(answer, "json")
@@ -155,6 +163,7 @@ class RemoteFirst:
         priority: str = "critical",
     ) -> bytes:
         """As `Engine.score_msgpack`."""
+        self._pipeline.permits.check(priority)
         request = self._engine.decode(body, "msgpack")
         answer = self.score(request, request_id, now_ns, budget_ns, observe, event_id, may_wait, priority)
         made: bytes = self._engine.encode(answer, "msgpack")
@@ -173,7 +182,9 @@ class RemoteFirst:
         priority: str = "critical",
     ) -> list[Any]:
         """As `Engine.score_batch`: the rows of a batch are one call to the servers."""
-        began_ns, end_ns = self._begin(budget_ns, priority)
+        began_ns, end_ns = self._begin(budget_ns)
+        permits = self._pipeline.permits
+        permits.check(priority)
         most = self._engine.max_rows
         items = list(islice(requests, most + 1))
         if len(items) > most:
@@ -185,24 +196,30 @@ class RemoteFirst:
             raise ConfigError(
                 f"Expected one event id for each of {len(items)} requests, got another number of them"
             )
-        if observe and not row_errors:  # none is counted unless all can be
-            for item in items:
-                self._engine.prepare(item, now_ns, end_ns - began_ns)
         answers: list[Any] = []
         good, rows = [], []
-        for row, (item, event_id) in enumerate(zip(items, ids, strict=True)):
-            try:
-                good.append(self._engine.prepare(item, now_ns, end_ns - began_ns, observe, event_id))
-                rows.append(row)
-                answers.append(None)
-            except RetailInferError as exc:
-                if not row_errors:
-                    raise
-                answers.append(exc)
+        permit = permits.take(priority)
+        try:
+            if observe and not row_errors:  # none is counted unless all can be
+                for item in items:
+                    self._engine.prepare(item, now_ns, end_ns - began_ns, permit=permit)
+            for row, (item, event_id) in enumerate(zip(items, ids, strict=True)):
+                try:
+                    good.append(
+                        self._engine.prepare(item, now_ns, end_ns - began_ns, observe, event_id, permit)
+                    )
+                    rows.append(row)
+                    answers.append(None)
+                except RetailInferError as exc:
+                    if not row_errors:
+                        raise
+                    answers.append(exc)
+            arrays, local = self._local(good)
+        finally:
+            permits.give(permit)
         names = [None if request_ids is None else request_ids[row] for row in rows]
-        for row, one, answer in zip(
-            rows, good, self._answer(good, names, began_ns, end_ns, priority), strict=True
-        ):
+        made = self._answer(good, arrays, local, names, began_ns, end_ns, priority)
+        for row, one, answer in zip(rows, good, made, strict=True):
             if isinstance(answer, ServingError):
                 answer.counted, answer.began_ns = one.counted, began_ns
                 if not row_errors:
@@ -212,21 +229,25 @@ class RemoteFirst:
 
     # --- both models --------------------------------------------------------------------------------------------------
 
-    def _begin(self, budget_ns: int, priority: str, began_ns: int = 0) -> tuple[int, int]:
-        """When the call began, unless that is known, and when it must be over. Raises: OverloadedError."""
+    def _begin(self, budget_ns: int, began_ns: int = 0) -> tuple[int, int]:
+        """When the call began, unless that is known, and when it must be over."""
         began_ns = began_ns or self._pipeline.clock.monotonic_ns()
-        self._pipeline.permits.check(priority)
         return began_ns, began_ns + (budget_ns or self._pipeline.budget_ns)
 
     def _answer(
-        self, prepared: list[Any], ids: Sequence[str | None], began_ns: int, end_ns: int, priority: str
+        self,
+        prepared: list[Any],
+        arrays: list[NDArray[Any]],
+        local: NDArray[np.float64] | None,
+        ids: Sequence[str | None],
+        began_ns: int,
+        end_ns: int,
+        priority: str,
     ) -> list[Decision | ServingError]:
         """Decisions of prepared rows, by the servers or else the local model; an error where there is neither."""
         if not prepared:
             return []
         clock, tally = self._pipeline.clock, self._tally
-        arrays = [np.concatenate(parts) for parts in zip(*(one.inputs for one in prepared), strict=True)]
-        local = self._local(arrays)
         local_ns = clock.monotonic_ns() - began_ns
         asked_ns = clock.monotonic_ns()
         remote, failure = self._ask(arrays, end_ns - min(_KEPT_NS, (end_ns - began_ns) // 10))
@@ -242,9 +263,10 @@ class RemoteFirst:
             answers.append(self._decide(one, request_id, remote, failure, local, i))
         now_ns = clock.monotonic_ns()
         if now_ns > end_ns:
-            late = DeadlineExceededError("the answer came after the deadline, and was dropped")
-            late.late = True
-            return [late] * len(prepared)
+            try:
+                self._engine.drop_late(now_ns - end_ns)
+            except DeadlineExceededError as late:
+                return [late] * len(prepared)
         why = "" if failure is None else type(failure).__name__
         for one, answer in zip(prepared, answers, strict=True):
             if not isinstance(answer, ServingError):
@@ -296,9 +318,12 @@ class RemoteFirst:
             tally.equal += ours.action == theirs.action
             tally.largest = max(tally.largest, abs(ours.score - theirs.score))
 
-    def _local(self, arrays: list[NDArray[Any]]) -> NDArray[np.float64] | None:
-        """Scores of the release that is loaded here; None if it failed."""
+    def _local(self, prepared: list[Any]) -> tuple[list[NDArray[Any]], NDArray[np.float64] | None]:
+        """Rows as arrays, and scores of the release that is loaded here; None if it failed."""
+        if not prepared:
+            return [], None
         pipeline = self._pipeline
+        arrays = [np.concatenate(parts) for parts in zip(*(one.inputs for one in prepared), strict=True)]
         n = len(arrays[0])
         step = n if pipeline.row_independent else 1
         try:
@@ -307,8 +332,8 @@ class RemoteFirst:
                 for i in range(0, n, step)
             ]
         except (SessionError, ScoreError):
-            return None
-        return np.concatenate(parts).astype(np.float64)
+            return arrays, None
+        return arrays, np.concatenate(parts).astype(np.float64)
 
     def _ask(
         self, arrays: list[NDArray[Any]], end_ns: int
@@ -321,6 +346,10 @@ class RemoteFirst:
             return remote_score(outputs, self._output, self._column, len(arrays[0])), None
         except ServingError as exc:
             return None, exc
+        except Exception as exc:  # noqa: BLE001 - whatever a remote of the user's own breaks of, the release is there
+            error = RemoteError(f"the remote raised {type(exc).__name__}")
+            error.__cause__ = exc
+            return None, error
 
     def _tell(self, request: Any, answer: Decision, took_ns: int, priority: str, why: str) -> None:
         hook = self._engine.hook
