@@ -349,14 +349,17 @@ class Scorer(Door):
                 self._whole_failed(exc, priority)
                 raise  # late; or nobody knows which rows were counted
             # Once more, so that the good rows keep the release's answers; ids keep a row from being counted twice.
-            left = self._left_ms(exc, deadline_ms)
-            answers = engine.score_batch(
-                items, True, now_ns, None, 0, budget_ns(left), observe, ids, priority
-            )
-            deadline_ms = left
+            if deadline_ms is not None:
+                deadline_ms = self._left_ms(exc, deadline_ms)
+            left = 0 if deadline_ms is None else budget_ns(deadline_ms)
+            answers = engine.score_batch(items, True, now_ns, None, 0, left, observe, ids, priority)
         for i, answer in enumerate(answers):
             if isinstance(answer, ServingError):
                 one = None if ids is None else ids[i]
+                if deadline_ms is None:
+                    answer.began_ns = (
+                        None  # the contract's deadline is a row's own, however long the batch took
+                    )
                 try:
                     answers[i] = self._fall(
                         answer, RAISE, items[i], deadline_ms, None, at, observe, one, priority

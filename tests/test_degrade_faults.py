@@ -6,6 +6,7 @@ The releases are those of test_degrade.py.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dis
 import functools
 import gc
@@ -24,7 +25,7 @@ import pytest
 import releases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_degrade import BAD, GOOD, TILL, WORSE, Heard, golden, scorer_of, spec
+from test_degrade import BAD, GOOD, POLICY, TILL, WORSE, Heard, golden, scorer_of, spec
 
 import retailinfer as ri
 from retailinfer import columns as c
@@ -507,6 +508,117 @@ def test_batches_count_each_row_once():
     assert counted() == 6
     with pytest.raises(ServingError):  # without ids nobody knows which rows were counted
         scorer.score_batch(rows, observe=True)
+
+
+class Ticking(ManualClock):
+    """A clock that moves by itself when it is read."""
+
+    tick_ns = 0
+
+    def monotonic_ns(self) -> int:
+        self.advance_ns(self.tick_ns)
+        return super().monotonic_ns()
+
+
+def test_row_that_was_counted_before_the_batch_ran_out_of_time_is_not_counted_again():
+    """The first row is in its window when the second one's source takes the time of both; the rule answers all of them."""
+    clock = Ticking()
+    calls: list[Any] = []
+
+    class Source:
+        def fetch(self, keys: Any, *, timeout_s: float) -> Any:
+            calls.append(keys)
+            if len(calls) == 2:
+                clock.advance_ns(9_500_000)
+            return {key: {"m": 1.0} for key in keys}
+
+    table = ri.FeatureTable({"m": "f64"}, "str", source=Source(), timeout_ms=30_000, max_rows=4)
+    none = {"unknown": 0.0, "on_unavailable": 0.0}
+    windows = ri.FeatureSpec(
+        request={"card": str, "shop": str, "at": ri.Timestamp},
+        event_time="at",
+        entities={"card": "card", "shop": ri.Entity(key=("shop",), columns={"m": "float"})},
+        streams={"payment": None},
+        columns=[
+            c.window("card", "count", on="payment", over="1h", name="n", **none),
+            c.stored("shop.m", null=0.0, **none),
+        ],
+    )
+    files = releases.packed(
+        "shops",
+        releases.weighted(1.0, 0.0),
+        windows,
+        policy=ri.Policy([("approve", 0.0), ("review", 50.0)]),
+        contract=ri.Contract(ladder=(ri.Rung(kind="static"),)),
+        fallback=ri.Fallback(score=60.0),
+        engine="onnx",
+    )
+    clock.tick_ns = MS  # so the model seems to take a millisecond
+    store = ri.Store(tables={"shop": table}, windows=ri.Windows.memory(clock=clock), clock=clock)
+    scorer = releases.scorer_of(files, store=store)
+    clock.tick_ns = 0
+    assert scorer._engine.fixed_us == 1000.0
+    rows = [{"card": "a", "shop": f"s{i}", "at": 1.7e9} for i in range(8)]
+    answers = scorer.score_batch(rows, errors="row", deadline_ms=10, observe=True)
+    assert {answer.rung for answer in answers} == {4}
+    assert scorer.score(rows[0]).score - 1 == len(rows)
+
+
+class Patient(collections.UserDict[str, Any]):
+    """A request of which one field takes 3 ms to be read."""
+
+    clock: ManualClock
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "amount":
+            self.clock.advance_ns(3 * MS)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("errors", ["row", "raise"])
+@pytest.mark.parametrize("hooks", [0, 1])
+def test_rows_of_a_long_batch_go_down_whoever_listens(errors: Any, hooks: int):
+    """The contract's deadline is about one request: a batch that has none may take longer, and each row has it anew."""
+    clock = Patient.clock = ManualClock()
+    heard = [Heard() for _ in range(hooks)]
+    scorer = scorer_of("static", deadline_ms=5.0, hooks=heard, store=ri.Store(clock=clock))
+    rows = [Patient(GOOD), Patient(GOOD), Patient(BAD)]
+    assert [d.rung for d in scorer.score_batch(rows, errors=errors)] == [0, 0, 4]
+
+
+def test_batch_that_is_tried_again_waits_no_longer_than_the_contract_says():
+    """The second time, by rows, is bounded as the first one was."""
+    over = threading.Event()
+
+    class Source:
+        def fetch(self, keys: Any, *, timeout_s: float) -> Any:
+            over.wait(timeout_s)
+            return {}
+
+    table = ri.FeatureTable({"m": "f64"}, "str", source=Source(), timeout_ms=4_000)
+    stored = ri.FeatureSpec(
+        request={"card": str, "amount": float},
+        entities={"card": ri.Entity(key=("card",), columns={"m": "float"})},
+        columns=[c.numeric("amount"), c.stored("card.m", null=0.0, unknown=0.0, on_unavailable=0.0)],
+    )
+    files = releases.packed(
+        "stored",
+        releases.weighted(1.0, 0.0, then=("Sqrt",)),
+        stored,
+        policy=POLICY,
+        contract=ri.Contract(deadline_ms=100.0, ladder=(ri.Rung(kind="static"),)),
+        fallback=ri.Fallback(score=0.6),
+        golden=None,
+        engine="onnx",
+    )
+    scorer = releases.scorer_of(files, store=ri.Store(tables={"card": table}))
+    rows = [{"card": f"c{i}", "amount": amount} for i, amount in enumerate((0.04, 0.04, -1.0))]
+    began = time.monotonic()
+    answers = scorer.score_batch(rows)
+    took_s = time.monotonic() - began
+    over.set()
+    assert [d.rung for d in answers] == [0, 0, 4]
+    assert took_s < 1.5
 
 
 # ---- drills ----------------------------------------------------------------------------------------------------------------

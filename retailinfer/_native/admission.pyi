@@ -62,7 +62,7 @@ class Permits:
         """For adapters, before they read a body: takes nothing. Raises: OverloadedError where a call would be refused now."""
 
     def take(self, priority: str = "critical") -> int:
-        """A permit for work outside the engine's calls; whoever takes it calls `give` in a `finally`. Raises: OverloadedError."""
+        """A permit for work outside the engine's calls; `give` it back in a `finally`. Raises: OverloadedError."""
 
     def give(self, permit: int) -> None:
         """Give a permit back; nothing happens where it was taken before a fork."""

@@ -1769,7 +1769,7 @@ cdef class Engine:
         cdef Workspace ws
         # occlusion fills the tile with one request's rows
         cdef int64_t n, start, i, filled, tile = self.tile if self.occlusion is None else 1, ready = 0, answers = 0, n_fresh = 0
-        cdef bint ended = False
+        cdef bint ended = False, some_counted = False
         cdef list items, out, meta, failed, ids = None, alone = None
         cdef bint rich = self.resolver is not None
         stopped = None  # the error of the rows for which there was no time
@@ -1808,24 +1808,35 @@ cdef class Engine:
                     try:
                         if ids is not None:
                             self.resolver.check_event(&ws.options, observe, ids[i])
+                        ws.options.counted = False
                         self.resolve_row(items[i], ws, now_ns, i + first_row)
                         self.fill_row(ws, filled, i + first_row)
                     except RetailInferError as exc:
+                        some_counted = some_counted or ws.options.counted
                         if not row_errors:
                             raise
+                        if isinstance(exc, ServingError):
+                            exc.counted = ws.options.counted
+                            self.tell_began(exc, call)
                         out[i] = exc
                         continue
+                    some_counted = some_counted or ws.options.counted
                     flags = self._flags(ws, 0) if ws.state.st.n_flags else None
                     review = self.review_action if ws.state.st.review else None
                     segment = self._segment_bands(ws) if self.segment_slot >= 0 else None
                     trace = tuple(ws.lease.trace) if rich and ws.lease.trace is not None else None
-                    meta.append((i, flags, review, segment, flags is None or self.flags_are_fresh(ws), trace))
+                    meta.append((i, flags, review, segment, flags is None or self.flags_are_fresh(ws), trace, ws.options.counted))
                     filled += 1
                 if filled and call.end_ns < FOREVER and (call.waited_ns or stopped is not None):
                     # what one row has waited for may have taken the time of all of them
                     over = self.no_time_for(call, filled)
                     if over is not None:
                         stopped, filled = over, 0
+                        for one in meta:  # who answers them instead must not count them again
+                            if one[6]:
+                                out[one[0]] = known = DeadlineExceededError(str(over))
+                                known.counted = True
+                                self.tell_began(known, call)
                 if filled:
                     failed = None
                     try:
@@ -1836,7 +1847,7 @@ cdef class Engine:
                     except (ScoreError, SessionError):
                         alone = []
                         failed = self.run_alone(ws, filled, alone)  # one bad row must not cost the others their answer
-                    for at, (i, flags, action, segment, fresh, trace) in enumerate(meta):
+                    for at, (i, flags, action, segment, fresh, trace, counted) in enumerate(meta):
                         try:
                             if failed is not None and failed[at] is not None:
                                 raise failed[at]
@@ -1849,7 +1860,7 @@ cdef class Engine:
                             exc = type(exc)(f"{exc} - at `$[{i + first_row}]`")
                             if not row_errors:
                                 raise exc
-                            exc.counted = rich and observe
+                            exc.counted = counted
                             self.tell_began(exc, call)
                             out[i] = exc
                 if rich:
@@ -1871,6 +1882,7 @@ cdef class Engine:
             ended = True
         finally:
             if not ended:
+                ws.options.counted = some_counted
                 self.tell_error(ws)
             self.push(ws)
         return out
@@ -1983,10 +1995,15 @@ cdef class Engine:
 
     # ---- other rungs of the ladder: what they need of the release -------------------------------------------------------------
 
-    def prepare(self, request, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None):
+    def prepare(self, request, int64_t now_ns=0, int64_t budget_ns=0, bint observe=False, event_id=None, int64_t permit=0):
         cdef Workspace ws = self.pop()
         cdef Prepared made = Prepared.__new__(Prepared)
+        cdef Call call
         cdef bint failed = True
+        if permit:  # given back while a source is waited for, and there again at the end
+            self.untimed(&call)
+            call.permit = permit
+            ws.call = &call
         try:
             ws.options.counted = False
             if self.resolver is not None or observe or event_id is not None:

@@ -276,9 +276,9 @@ class Door:
         began = self._pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
         self._ladder.failed(Call(None, began_ns=began, end_ns=began, priority=priority), error)
 
-    def _left_ms(self, error: ServingError, deadline_ms: float | None) -> float | None:
-        """What is left of a call's deadline after it failed. Raises: the error, where nothing is."""
-        budget = self._pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
+    def _left_ms(self, error: ServingError, deadline_ms: float) -> float:
+        """What is left of a call's own deadline after it failed. Raises: the error, where nothing is."""
+        budget = budget_ns(deadline_ms)
         if budget >= FOREVER_NS or error.began_ns is None:
             return deadline_ms
         left = error.began_ns + budget - self._pipeline.clock.monotonic_ns()
