@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retailinfer import columns
+    from retailinfer.authoring.check import check
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
     from retailinfer.authoring.signing import sign
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from retailinfer.ranker import Ranker
     from retailinfer.release.fallback import Fallback
     from retailinfer.release.registry import Registry
+    from retailinfer.release.report import CheckReport
     from retailinfer.release.trust_files import Trust
     from retailinfer.resilience.remote import Backend
     from retailinfer.resilience.remote.client import Remote
@@ -82,6 +84,7 @@ __all__ = [
     "Backend",
     "BundleError",
     "CallerError",
+    "CheckReport",
     "ConfigError",
     "ConflictError",
     "Contract",
@@ -137,6 +140,7 @@ __all__ = [
     "Unavailable",
     "Vocabulary",
     "Windows",
+    "check",
     "columns",
     "pack",
     "preload",
@@ -145,6 +149,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "retailinfer.authoring.check": ("check",),
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.authoring.replay": ("replay",),
     "retailinfer.authoring.signing": ("sign",),
@@ -170,6 +175,7 @@ _HOMES = {
     "retailinfer.release.fallback": ("Fallback",),
     "retailinfer.release.trust_files": ("Trust",),
     "retailinfer.release.registry": ("Registry",),
+    "retailinfer.release.report": ("CheckReport",),
     "retailinfer.scorer": ("Scorer",),
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),

@@ -32,6 +32,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer inspect RELEASE    what is in it, and what it needs
   retailinfer bench RELEASE      how fast is it on this machine?
   retailinfer diff A B           what changed, and what does it do to the golden decisions?
+  retailinfer check RELEASE      may it answer? against the one that does, on your rows
   retailinfer keygen ...         make a key that signs, and name it in a trust file
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", _inspect),
         ("bench", _bench),
         ("diff", _diff),
+        ("check", _check),
         ("keygen", _keygen),
         ("sign", _sign),
         ("revoke", _revoke),
@@ -162,6 +164,14 @@ _ABOUT = {
         (
             "Compares models, request, features, tables, windows, policy, contract and fallback, and has both releases answer "
             "the golden rows of both: which scores and decisions are others. Exit code 0 whatever is different."
+        ),
+    ),
+    "check": (
+        "look at a release before it answers",
+        (
+            "Schema, data, scores, rankings, seasons, decisions and false positives by cohort, beside the release that "
+            "answers today; latency and memory on this machine against the contract. Writes the report that "
+            "`retailinfer approve` asks for. Exit code 1 when something failed that --allow does not name."
         ),
     ),
     "keygen": (
@@ -477,6 +487,53 @@ def _bench(parser: argparse.ArgumentParser) -> None:
 def _diff(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="A", help="directory of the release that answers now")
     parser.add_argument("after", metavar="B", help="directory of the one that may come")
+    add_trust(parser)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _release(parser)
+    parser.add_argument("--against", metavar="DIR", help="directory of the release that answers today")
+    parser.add_argument(
+        "--on", metavar="FILE", help="Parquet or Arrow file with rows, as `pack --golden` takes them"
+    )
+    parser.add_argument("--labels", metavar="COLUMN", help="of the rows: 1 = bad, or what was forecast")
+    parser.add_argument(
+        "--cohort",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="look at decisions by its values; repeatable",
+    )
+    parser.add_argument(
+        "--positive",
+        action="append",
+        default=[],
+        metavar="ACTION",
+        help="that good rows must not get; repeatable (default: the policy's last)",
+    )
+    parser.add_argument(
+        "--golden-users",
+        metavar="FILE.jsonl",
+        help="rankings to compare; with --store (default: those of the rows)",
+    )
+    parser.add_argument(
+        "--k", type=_positive, default=10, metavar="K", help="how many of the first count (default: 10)"
+    )
+    parser.add_argument("--contract", metavar="FILE", help="JSON or TOML, instead of the release's own")
+    parser.add_argument(
+        "--float-model", metavar="FILE", help="ONNX file that a quantised release was made from"
+    )
+    parser.add_argument(
+        "--bound", action="append", default=[], metavar="NAME=WARNS:FAILS", help="another bound; repeatable"
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="CHECK", help="whose failure is intended; repeatable"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="of timing (default: %(default)s)"
+    )
+    parser.add_argument("--report", metavar="FILE", help="write the report, JSON, for `retailinfer approve`")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page with charts")
     add_trust(parser)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from retailinfer.features.transform import FeatureMatrix
 
-__all__ = ["fit", "fit_transform"]
+__all__ = ["fit", "fit_transform", "raw_values"]
 
 BASELINE_BINS = 10
 BASELINE_VALUES = 100
@@ -173,6 +173,11 @@ def _vocabularies(body: Body, table: Any) -> Body:
 
 
 # ---- scalars ---------------------------------------------------------------------------------------------------------
+
+
+def raw_values(body: Body, columns: arrow.Columns) -> dict[str, NDArray[np.float64]]:
+    """Column -> its raw values as float64, NaN where there is none, as the baseline counts them. Raises: FeatureError."""
+    return _scalars(body, columns, {}, transformed=False)
 
 
 def _scalars(
