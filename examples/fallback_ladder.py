@@ -101,6 +101,7 @@ def main() -> None:
 
         bare = ri.Scorer.load(folder / "42", trust="unsigned", hooks=[Alarm()], contract={"ladder": []})
         print("without rungs:", bare.score(REFUND, otherwise="ask a person"))
+        print("rungs of the first scorer:")
         for rung in both.health().rungs:
             print(f"{rung.kind}: {rung.answers} answers")
 

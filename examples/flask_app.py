@@ -11,6 +11,7 @@ of gunicorn's settings: gunicorn_conf.py. Needs
 
 from __future__ import annotations
 
+import math
 import os
 
 import pyarrow.parquet as pq
@@ -20,7 +21,12 @@ import retailinfer as ri
 
 app = Flask(__name__)
 cards = ri.Snapshot.from_arrow(pq.read_table(os.environ["CARDS"]), key="card_id")
-scorer = ri.Scorer.load(os.environ["RELEASE"], store=ri.Store(tables={"card": cards}), trust="unsigned")
+scorer = ri.Scorer.load(
+    os.environ["RELEASE"],
+    store=ri.Store(tables={"card": cards}),
+    trust="unsigned",
+    max_in_flight=2,  # of gunicorn_conf.py's four threads; a worker has one processor there
+)
 ri.preload(scorer)  # last: what is loaded now is shared by all workers, for good
 
 
@@ -34,5 +40,7 @@ def score() -> Response:
 @app.errorhandler(ri.RetailInferError)
 def refuse(exc: ri.RetailInferError) -> Response:
     """400, 413, 422: mend the request. 429: come back. 503, 504: try elsewhere."""
-    headers = {"Retry-After": f"{exc.retry_after_s:.0f}"} if isinstance(exc, ri.OverloadedError) else None
+    headers = {}
+    if isinstance(exc, ri.OverloadedError):
+        headers["Retry-After"] = str(math.ceil(exc.retry_after_s))  # whole seconds; 0 would be at once
     return Response(str(exc), status=exc.http_status, mimetype="text/plain", headers=headers)

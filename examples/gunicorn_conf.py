@@ -15,7 +15,8 @@ from retailinfer.cpus import usable_cpus
 
 bind = os.environ.get("BIND", "127.0.0.1:8000")
 
-# One process a processor that this container may use; threads wait for tables and clients, permits bound what they compute.
+# One process a processor that this container may use. More threads than the scorer has permits (two): they wait for
+# clients and tables, and answer 429 while both permits are taken.
 workers = usable_cpus()
 worker_class = "gthread"
 threads = 4

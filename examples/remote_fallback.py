@@ -149,12 +149,14 @@ def main(folder: Path) -> None:
         print(f"   {server.behaves}: {made.action} by {made.release.partition(':')[0]}, rung {made.rung}")
     print(f"   the server's failures: {scorer.agreement().remote_failures}")
 
-    print("3. the server dies: five refused connections, then nobody waits for it any more")
+    print(
+        "3. the server dies: five refused connections (some are retries), then nobody waits for it any more"
+    )
     server.die()
     remote.close()
     for _ in range(8):
         scorer.score(payment)
-    print(f"   failures: {scorer.agreement().remote_failures}")
+    print(f"   calls that it did not answer: {scorer.agreement().remote_failures}")
 
     print("4. the release alone, with the server as a rung: nothing is asked while the release answers")
     scorer = ri.Scorer.load(release, trust="unsigned", remote=remote)

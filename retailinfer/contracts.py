@@ -251,14 +251,15 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How a scorer or a ranker is, in this process: for a readiness probe and for people.
 
     Attributes:
-        ready: it answers. release: name and version.
+        ready: it has not been closed. release: name and version.
         rungs: of the ladder, best first. degraded: answers that a rung below the release gave.
         unanswered: calls that ended in a ServingError, or in the caller's `otherwise`.
         in_flight, limit: calls that hold a permit, and how many may; 0 = no limit.
         rejected: calls that were refused a permit, by priority.
         late: answers that came after their deadline and were dropped.
         refused_time: calls that were not begun because too little was left of their deadline.
-        p99_ms: of recent calls, by stage of the release: "whole", and what it is made of.
+        p99_ms: of recent calls of the release: "run" without waiting, "run/64" and so on by rows; "wait" and "whole" where
+            it has waited for sources or shared windows.
         breakers: of the remote: endpoint -> state.
         hook_failures: what hooks raised. dropped_drills: drills that found no place in the queue.
     """

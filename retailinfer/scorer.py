@@ -99,8 +99,8 @@ class Scorer(Door):
             hold_gil_below_us: native work predicted to be shorter keeps the GIL.
             max_in_flight: calls that may use the processor at once, in this process; twice its processors by default. More
                 are refused at once with an OverloadedError, those of lower priority earlier.
-            max_waiting: of these, how many may wait for sources and shared windows meanwhile; for others, what is not in
-                memory is `unavailable`.
+            max_waiting: calls that may wait for sources and shared windows at once, beside those; for others, what is not
+                in memory is `unavailable`.
             contract: fields of the release's Contract that are others here: a mapping, or the path of a JSON or TOML file.
             previous: the release before, for the ladder's rung of that name; loaded and verified like the release.
             remote: `ri.Remote`, for the rung of that name.

@@ -180,6 +180,7 @@ def test_fallback_ladder_degrades_in_declared_steps(tmp_path):
         "another card's refund: review by fraud-42, rung 4",
         "  nobody answered: ScoreError",
         "without rungs: ask a person",
+        "rungs of the first scorer:",
         "previous: 1 answers",
         "last_score: 0 answers",
         "static: 0 answers",

@@ -27,7 +27,7 @@ Scores payments and ranks products inside your own Python process, from request 
 
 A release is a directory with models, features, thresholds and golden rows (inputs with known answers).
   retailinfer demo               see it work on real purchases and generated payments
-  retailinfer pack ...           make a release out of an ONNX file and a feature spec
+  retailinfer pack ...           make a release out of a model file and a feature spec
   retailinfer verify RELEASE     is it whole, and does it answer here as it did where it was packed?
   retailinfer inspect RELEASE    what is in it, and what it needs
   retailinfer bench RELEASE      how fast is it on this machine?
@@ -37,6 +37,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
   retailinfer rotate ...         lead hosts to the next trust file
+  retailinfer decisions FOLDER   what was decided, from a decision log; erase a customer from it
 
 A registry keeps releases, and which of them answers: publish, approve, promote, rollback, history.
 """
@@ -127,11 +128,12 @@ _ABOUT = {
         ),
     ),
     "pack": (
-        "make a release out of an ONNX file",
+        "make a release out of model files",
         (
             "Checks the model and the features against each other, quantises if asked, records golden rows with their "
-            "answers, and writes a directory that `Scorer.load` and `Ranker.load` take. Fitted LightGBM, XGBoost and "
-            "scikit-learn models are packed from Python, with `retailinfer.pack(name, model=model, ...)`. "
+            "answers, and writes a directory that `Scorer.load` and `Ranker.load` take. A model file is ONNX, or what "
+            "LightGBM, XGBoost or CatBoost wrote; fitted models are packed from Python, with "
+            "`retailinfer.pack(name, model=model, ...)`. "
             "Needs `pip install 'retailinfer[pack]'`."
         ),
     ),
@@ -250,7 +252,7 @@ def _pack(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[ROLE=]FILE",
-        help="an ONNX file; several models run in the order given, each with a role: --model tower=a.onnx "
+        help="a model file; several models run in the order given, each with a role: --model tower=a.onnx "
         "--model ranker=b.onnx",
     )
     parser.add_argument(

@@ -49,7 +49,7 @@ FIXED: Final[dict[str, Any]] = {
     "reasons": tuple[str, ...] | None,  # fields that led to the score
     "items": tuple[str, ...] | None,  # of a ranking: the first `max_items`, best first
     "scores": tuple[float, ...] | None,
-    "why": str | None,  # what kept a higher rung from answering; of a failure, what failed
+    "why": str | None,  # what kept the release from answering; of a failure, the error
     "late": bool | None,  # of a failure: the answer came after the deadline
 }
 _REQUIRED = ("at_ns", "kind", "release", "took_us", "priority")

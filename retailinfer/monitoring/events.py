@@ -32,7 +32,8 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
         wall_ns: when the answer was ready, ns since 1970.
         took_ns: from the beginning of the call until then.
         priority: of the call.
-        why: for rungs below the first, what kept the one above from answering: an error's class name, or "".
+        why: what kept the release from answering (of `primary="remote"`, the model server): an error's class name. "" where
+            nothing did.
     The garbage collector does not look into it, so that it costs less: never put one into its own request.
     """
 

@@ -352,7 +352,8 @@ class _Last:
     """Last scores of a release's entity: what fills them, and what reads them. Knows no pipeline."""
 
     def __init__(self, pipeline: Pipeline, previous: Pipeline | None, rung: Rung) -> None:
-        from retailinfer.resilience.last_scores import MAX_AGE_S, MAX_ENTITIES, LastScores  # noqa: PLC0415 - see above
+        # cachetools is for this rung alone
+        from retailinfer.resilience.last_scores import MAX_AGE_S, MAX_ENTITIES, LastScores  # noqa: PLC0415
 
         entity = pipeline.spec.body.entities[entity_of(rung, pipeline.spec)]
         by_name = {field.name: field for field in pipeline.spec.fields}
