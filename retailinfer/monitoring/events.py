@@ -66,7 +66,7 @@ class Changed(msgspec.Struct, frozen=True):
     """Some part is in another state now.
 
     Attributes:
-        part: such as "breaker http://models:8080 fraud", "rung remote", "overload", "release fraud:41".
+        part: such as "breaker http://models:8080 fraud", "rung remote", "overload", "decision log".
         before, after: states, such as "closed" and "open". why: a few words. wall_ns: ns since 1970.
     """
 
