@@ -105,6 +105,22 @@ def test_rankings_and_failures(tmp_path):
     log.close()
 
 
+def test_files_whose_declaration_is_gone_are_named(tmp_path):
+    """Their keys may be hashed: that none was found under this key does not say that all is erased."""
+    hashed = log_of(tmp_path, hash_key="0123456789abcdef")
+    hashed.on_event(answered(1))
+    hashed.close()
+    (declared,) = tmp_path.glob("log-*.json")
+    declared.unlink()
+    log = log_of(tmp_path)
+    log.on_event(answered(1))
+    report = log.erase("card", "c-1")
+    log.close()
+    assert report.rows == 1
+    assert len(report.not_reached) == 1
+    assert declared.name in report.not_reached[0]
+
+
 def test_entities_that_nobody_declared_are_refused(tmp_path):
     """A misspelt name must not look like a clean folder."""
     log = log_of(tmp_path)

@@ -319,6 +319,45 @@ print("end", flush=True)
     assert out == "end"
 
 
+FORK_WHILE_PRINTING = """
+import os, sys, time
+import structlog
+import retailinfer as ri
+from retailinfer.monitoring.events import Failed
+
+class Slow:
+    def write(self, text):
+        time.sleep(0.2)
+    def flush(self):
+        return
+
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(Slow()))
+hook = ri.LogHook(structlog=True)
+hook.on_event(Failed("E", "r:1", "a", 0, 0))
+time.sleep(0.1)  # its thread is printing now
+pid = os.fork()
+if pid == 0:
+    structlog.get_logger().warning("from the child")
+    os._exit(0)
+for _ in range(500):
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done:
+        break
+    time.sleep(0.02)
+else:
+    os.kill(pid, 9)
+    status = "hangs"
+print(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="platform: no fork")
+def test_c51_fork_while_a_line_is_printed():
+    """structlog's print logger has a lock for each file, which no child makes anew: no fork happens while it is held."""
+    pytest.importorskip("structlog")
+    assert run_script(FORK_WHILE_PRINTING, PYTHONWARNINGS="ignore::DeprecationWarning") == "0"
+
+
 @POSIX
 def test_lines_are_written_before_the_process_ends():
     """And children write their own."""

@@ -5,7 +5,8 @@ Rules:
     which they do within another: what was answered before the call is in files that nobody writes to any more. These are
     rewritten without the entity's rows, each whole or not at all.
   * A process that does not react in time (stopped, or its machine asleep) is named in the report; erase again then.
-  * A row of the entity goes as a whole. Files whose keys were hashed with another hash key are named, not guessed at.
+  * A row of the entity goes as a whole. Files whose keys were hashed with another hash key are named, not guessed at; so are
+    those whose declaration is gone, after the key as it would stand here was looked for.
   * Rows of answers that are given after the call are new rows: stop asking about the entity first.
 """
 
@@ -42,7 +43,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rows: taken out. files: rewritten or deleted.
-        not_reached: files that were not looked at, with the reason; erase again when it is gone. Empty = all is erased.
+        not_reached: files that may have rows of it still, with the reason; erase again when it is gone. Empty = all is erased.
     """
 
     rows: int
@@ -123,6 +124,10 @@ def erase(
                     missed.append(str(exc))
                     continue
                 rows, files = rows + n, files + (n > 0)
+                if file.declaration not in declared:
+                    missed.append(
+                        f"{file.path.name}: log-{file.declaration}.json is gone, and with it whether its keys are hashed"
+                    )
             elif file.declaration in holding:
                 missed.append(f"{file.path.name}: its keys are hashed with another hash key, or not at all")
     return ErasureReport(rows=rows, files=files, not_reached=tuple(missed))

@@ -87,7 +87,11 @@ class LogHook:
         self._random = (random or Random()).random
         self._own_random = random is None
         self._outbox = Outbox(
-            self._deliver, name="retailinfer-log", max_queue=max_queue, begin=self._begin_in_child
+            self._deliver,
+            name="retailinfer-log",
+            max_queue=max_queue,
+            begin=self._begin_in_child,
+            pauses=True,  # structlog's loggers hold a lock while they print, which a child would inherit
         )
         self._put = self._outbox.put
 
