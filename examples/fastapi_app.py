@@ -42,5 +42,5 @@ async def score(request: Request) -> Response:
 
 @app.exception_handler(ri.RetailInferError)
 async def refuse(request: Request, exc: ri.RetailInferError) -> Response:
-    """400, 413, 422: mend the request. 503, 504: try elsewhere. The text names the field and what was expected."""
+    """400, 413, 422: mend the request. 429: come back. 503, 504: try elsewhere. The text says what was expected, and where."""
     return Response(str(exc), status_code=exc.http_status, media_type="text/plain")
