@@ -26,6 +26,7 @@ from retailinfer.release.manifest import (
     seal,
     sha256_hex,
 )
+from retailinfer.release.report import Check, CheckReport
 
 DAY_NS = 86_400 * 10**9
 
@@ -70,6 +71,20 @@ def release(
 def digest(files: dict[str, bytes]) -> str:
     """Of a release."""
     return read_bundle(files).manifest.digest
+
+
+def report_of(files: Any, state: Any = "passed") -> bytes:
+    """A report of checks about a release, as approvals ask for it; what checks find is tested elsewhere."""
+    manifest = read_bundle(files).manifest
+    report = CheckReport(
+        release=manifest.release,
+        digest=manifest.digest,
+        made="2026-11-22T13:00:00Z",
+        cpu="linux-x86_64",
+        onnxruntime="",
+        checks=[Check(name="schema", state=state, text="looked at")],
+    )
+    return report.to_json()
 
 
 def check(registry: ri.Registry) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registries import check, digest, release
+from registries import check, digest, release, report_of
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
@@ -44,7 +44,7 @@ ACTIONS: dict[str, tuple[Callable[[ri.Registry], Any], Callable[[ri.Registry], b
         lambda registry: registry.pointer("fraud").hold is not None,
     ),
     "approve": (
-        lambda registry: registry.approve("fraud:1.1", why="good"),
+        lambda registry: registry.approve("fraud:1.1", why="good", report=report_of(NEW)),
         lambda registry: len(registry.approvals("fraud:1.1")) == 1,
     ),
     "collect": (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import digest, release
+from registries import digest, release, report_of
 
 import retailinfer as ri
 from retailinfer.cli.main import main
@@ -40,9 +40,9 @@ def test_a_release_goes_in_and_comes_to_answer(run, tmp_path):
     )
     assert "was there already" in run("publish", "registry", "1.0")[1]
     run("publish", "registry", "1.1")
-    (tmp_path / "report.html").write_text("good")
+    (tmp_path / "report.json").write_bytes(report_of(release("1.0")))
     code, out, _ = run(
-        "approve", "registry", "fraud:1.0", "--why", "fine", "--by", "ben", "--report", "report.html"
+        "approve", "registry", "fraud:1.0", "--why", "fine", "--by", "ben", "--report", "report.json"
     )
     assert (code, out.splitlines()[1]) == (0, "approved by 1 person")
     code, out, _ = run(
@@ -118,7 +118,7 @@ def test_collect_says_what_goes(run):
     "arguments",
     [
         ("publish", "registry", "1.1"),
-        ("approve", "registry", "fraud:1.0", "--why", "good", "--valid-days", "3"),
+        ("approve", "registry", "fraud:1.0", "--why", "good", "--valid-days", "3", "--report", "report.json"),
         ("promote", "registry", "fraud:1.0", "--why", "again"),
         ("hold", "registry", "fraud", "--why", "stop"),
         ("resume", "registry", "fraud", "--why", "go"),
@@ -129,8 +129,9 @@ def test_collect_says_what_goes(run):
     ],
     ids=lambda arguments: " ".join(arguments[:1]),
 )
-def test_json_is_one_value(run, arguments):
+def test_json_is_one_value(run, arguments, tmp_path):
     """For machines: one JSON value, and nothing else on stdout."""
+    (tmp_path / "report.json").write_bytes(report_of(release("1.0")))
     run("publish", "registry", "1.0", "--by", "anna")
     run("promote", "registry", "fraud:1.0", "--why", "first", "--by", "anna")
     code, out, _ = run(*arguments, "--json")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import releases
+from registries import report_of
 
 import retailinfer as ri
 from retailinfer.cli.main import main
 from retailinfer.errors import SignatureError, TrustError
+from retailinfer.release.manifest import sha256_hex
 
 pytestmark = pytest.mark.requires("cryptography", "onnx", "pyarrow")
 
@@ -308,8 +310,12 @@ def test_signing_fails_whole(shop, good, monkeypatch):
         ri.sign("fraud", key=[])
     good("sign fraud --key ci.pem")
     key = signing.read_key("ci.pem")
-    approval = signing.approve("fraud", key=key, who="Ada", why="x")
-    assert approval.who == "Ada"
+    with pytest.raises(ri.ConfigError, match="does not let payments"):
+        signing.approve("fraud", key=key, who="Ada", why="x", report=report_of("fraud", "failed"))
+    assert list(Path("fraud").glob("approval-*.sig")) == []
+    report = report_of("fraud")
+    approval = signing.approve("fraud", key=key, who="Ada", why="x", report=report)
+    assert (approval.who, approval.report) == ("Ada", sha256_hex(report))
     path = next(Path("fraud").glob("approval-*.sig"))
     path.replace("fraud/manifest.sig")
     with pytest.raises(SignatureError, match="signs no release"):
@@ -383,7 +389,7 @@ def test_python_signs_as_the_command_line_does(shop, good):
     assert statement.expires == "2036-01-31T00:00:00Z"
     with pytest.raises(TrustError, match="needs 1 approval"):
         ri.Scorer.load("fraud", trust="trust.json")
-    approve("fraud", key="risk.pem", who="Ada", why="fewer declines")
+    approve("fraud", key="risk.pem", who="Ada", why="fewer declines", report=report_of("fraud"))
     assert "by ci, approved by risk" in good("verify fraud --trust trust.json")
     trust = ri.Trust("trust.json", state=shop / "state.json")
     assert ri.Scorer.load("fraud", trust=trust).score(releases.payment()).score > 0

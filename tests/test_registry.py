@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 from object_stores import ObjectStore
-from registries import DAY_NS, all_files, check, digest, release
+from registries import DAY_NS, all_files, check, digest, release, report_of
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
 from retailinfer.errors import BundleError, ConfigError, ConflictError, IntegrityError, RegistryError
+from retailinfer.release.manifest import sha256_hex
 from retailinfer.release.registry_garbage import DAY_S
 
 OLD, NEW, NEXT = release("1.0"), release("1.1"), release("1.2")
@@ -121,7 +122,7 @@ def test_releases_are_listed_with_their_roles(registry, clock):
         clock.advance_ns(10**9)
     registry.promote("fraud:1.0", why="first")
     registry.promote("fraud:1.1", why="try", role="canary", share=0.25)
-    registry.approve("fraud:1.2", why="good", who="ben")
+    registry.approve("fraud:1.2", why="good", who="ben", report=report_of(NEXT))
     found = [(one.name, one.version, one.roles, one.approvals) for one in registry.releases()]
     assert found == [
         ("fraud", "1.0", ("champion",), 0),
@@ -296,7 +297,7 @@ def test_environments_have_pointers_of_their_own(registry, place):
     registry.publish(NEW)
     registry.promote("fraud:1.0", why="good")
     staging.promote("fraud:1.1", why="try")
-    staging.approve("fraud:1.1", why="fine")
+    staging.approve("fraud:1.1", why="fine", report=report_of(NEW))
     assert registry.read("fraud") == OLD
     assert staging.read("fraud") == NEW
     assert registry.approvals("fraud:1.1") == ()
@@ -460,21 +461,41 @@ def test_a_release_needs_its_approvals(place, clock, tmp_path):
     """Two different people have to agree before it answers; its report is recorded by hash."""
     registry = ri.Registry(**place, trust="unsigned", who="anna", approvals=2, clock=clock)
     registry.publish(NEW)
-    (tmp_path / "report.html").write_bytes(b"all good")
+    report = report_of(NEW)
+    (tmp_path / "report.json").write_bytes(report)
     with pytest.raises(RegistryError, match="approved by 0 of 2 people"):
         registry.promote("fraud:1.1", why="now")
-    first = registry.approve("fraud:1.1", why="read it", report=tmp_path / "report.html")
-    assert registry.approve("fraud:1.1", why="read it", report=b"all good") == first
-    registry.approve("fraud:1.1", why="read it twice")
+    first = registry.approve("fraud:1.1", why="read it", report=tmp_path / "report.json")
+    assert registry.approve("fraud:1.1", why="read it", report=report) == first
+    assert first.report == sha256_hex(report)
+    registry.approve("fraud:1.1", why="read it twice", report=report)
     with pytest.raises(RegistryError, match="approved by 1 of 2 people"):
         registry.promote("fraud:1.1", why="now")
-    registry.approve("fraud:1.1", why="me too", who="ben", valid_days=1)
+    registry.approve("fraud:1.1", why="me too", who="ben", valid_days=1, report=report)
     clock.advance_ns(DAY_NS)
     with pytest.raises(RegistryError, match="approved by 1 of 2"):
         registry.promote("fraud:1.1", why="now")
-    registry.approve("fraud:1.1", why="still", who="ben")
+    registry.approve("fraud:1.1", why="still", who="ben", report=report)
     assert registry.promote("fraud:1.1", why="now").champion == digest(NEW)
     assert {one.who for one in registry.approvals("fraud:1.1")} == {"anna", "ben"}
+
+
+def test_an_approval_needs_a_report_that_lets_the_release_pass(registry, tmp_path):
+    """None, one of another release, one that failed, something else: nothing is recorded."""
+    registry.publish(NEW)
+    with pytest.raises(TypeError, match="report"):
+        registry.approve("fraud:1.1", why="trust me")
+    for wrong, said in (
+        (report_of(OLD), r"about fraud:1\.0"),
+        (report_of(NEW, "failed"), r"does not let fraud:1\.1 pass: schema"),
+        (report_of(NEW, "not applicable"), "nothing was looked at"),
+        (b"all good", "no report of checks"),
+        (tmp_path / "nothing.json", "cannot read the report"),
+        (None, "Expected report="),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            registry.approve("fraud:1.1", why="trust me", report=wrong)
+    assert registry.approvals("fraud:1.1") == ()
 
 
 def test_a_shadow_needs_no_approval_and_going_back_neither(place, clock):
@@ -482,7 +503,7 @@ def test_a_shadow_needs_no_approval_and_going_back_neither(place, clock):
     registry = ri.Registry(**place, trust="unsigned", who="anna", approvals=1, clock=clock)
     for files in (OLD, NEW):
         registry.publish(files)
-        registry.approve(digest(files), why="good", valid_days=1)
+        registry.approve(digest(files), why="good", valid_days=1, report=report_of(files))
         registry.promote(digest(files), why="good")
     registry.publish(NEXT)
     clock.advance_ns(2 * DAY_NS)
@@ -518,7 +539,7 @@ def test_only_what_nothing_needs_is_collected(registry, place, clock):
     with pytest.raises(RegistryError, match="collected"):
         registry.promote("fraud:0.1", why="back")
     with pytest.raises(RegistryError, match="collected"):
-        registry.approve("fraud:0.1", why="fine")
+        registry.approve("fraud:0.1", why="fine", report=report_of(release("0.1")))
     assert [one.collected for one in registry.releases()] == [True, False, False, False, False, False]
     check(another(registry, place))
     assert registry.collect_garbage(keep=1).releases == ()

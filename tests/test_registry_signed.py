@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import all_files
+from registries import all_files, report_of
 from signed_releases import DAY_S, NOW_S, key, signed, signed_files, tiny, trust
 
 import retailinfer as ri
@@ -223,17 +223,17 @@ def test_approvals_are_asked_for_and_come_along(folder):
     ops = open_registry(folder, "ops", **needs)
     with pytest.raises(TrustError, match=r"needs 2 approval"):
         ops.promote("fraud:1.1", why="now")
-    open_registry(folder, "risk", **needs).approve("fraud:1.1", why="read it", report=b"report")
-    open_registry(folder, "mallory", **needs).approve("fraud:1.1", why="me too")
+    open_registry(folder, "risk", **needs).approve("fraud:1.1", why="read it", report=report_of(NEW))
+    open_registry(folder, "mallory", **needs).approve("fraud:1.1", why="me too", report=report_of(NEW))
     with pytest.raises(TrustError, match=r"needs 2 approval\(s\) for `production`, it has 1"):
         ops.promote("fraud:1.1", why="now")
-    open_registry(folder, "lead", **needs).approve("fraud:1.1", why="and me")
+    open_registry(folder, "lead", **needs).approve("fraud:1.1", why="and me", report=report_of(NEW))
     ops.promote("fraud:1.1", why="now")
     files = open_registry(folder, **needs).read("fraud")
     assert len([name for name in files if name.startswith("approval-")]) == 3
     verdict = read_bundle(files, trust=trust(**needs)).verdict
     assert verdict.approved_by == ("lead", "risk")
-    assert [one.why for one in ops.approvals("fraud:1.1")] == ["and me", "read it"]
+    assert sorted(one.why for one in ops.approvals("fraud:1.1")) == ["and me", "read it"]  # of one moment
     assert ops.releases()[1].approvals == 1  # both said that they are Anna
 
 
@@ -241,14 +241,16 @@ def test_the_same_words_by_two_keys_are_two_approvals(folder):
     """And by the same key one, whenever it is given again."""
     needs = {"approval": Role(keys=("risk", "lead"), threshold=2)}
     for late_s, name in enumerate(("risk", "risk", "lead", "risk", "lead")):
-        open_registry(folder, name, late_s=late_s, **needs).approve("fraud:1.1", why="fine")
+        open_registry(folder, name, late_s=late_s, **needs).approve(
+            "fraud:1.1", why="fine", report=report_of(NEW)
+        )
     assert len(open_registry(folder, **needs).approvals("fraud:1.1")) == 2
     assert open_registry(folder, "ops", **needs).promote("fraud:1.1", why="now").seq == 2
 
 
 def test_where_nobody_may_approve_no_approval_counts(folder):
     """The trust file names nobody for it, so names alone are not believed."""
-    open_registry(folder, "ops").approve("fraud:1.1", why="fine")
+    open_registry(folder, "ops").approve("fraud:1.1", why="fine", report=report_of(NEW))
     assert open_registry(folder).approvals("fraud:1.1") == ()
 
 

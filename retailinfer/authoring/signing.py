@@ -20,6 +20,7 @@ from retailinfer.release.bundle import MODEL_SIGNING, SIGNATURE, read_bundle
 from retailinfer.release.envelope import MAX_ENVELOPE_BYTES, decode_envelope
 from retailinfer.release.manifest import MANIFEST, Manifest, encode_manifest, sha256_hex
 from retailinfer.release.oms import sign_files
+from retailinfer.release.report import passing_report, read_report
 from retailinfer.release.signature import (
     MAX_PEM_BYTES,
     EcPrivateKey,
@@ -106,7 +107,7 @@ def approve(
     who: str,
     why: str,
     environment: str = "production",
-    report: str | None = None,
+    report: bytes | PathLike,
     expires: str | None = None,
     password: str | None = None,
     clock: Clock | None = None,
@@ -114,11 +115,14 @@ def approve(
     """Sign that somebody agrees; writes `approval-<environment>-<key>.sig` into the folder of the release.
 
     Args:
-        who, why: for people. report: SHA-256 of the report of checks that was read. The others are as for `sign`.
-    Returns: what was signed. Raises: as `sign`.
+        who, why: for people. The others are as for `sign`.
+        report: of `ri.check`, JSON or page, or its file; it must be about this release and let it pass.
+    Returns: what was signed, with the report's SHA-256. Raises: as `sign`; ConfigError for a report that lets nothing pass.
     """
     signer = read_key(key, password)
     manifest = read_bundle(release).manifest
+    content = read_report(report)
+    passing_report(content, manifest.digest, manifest.release)
     approval = Approval(
         name=manifest.name,
         digest=manifest.digest,
@@ -126,7 +130,7 @@ def approve(
         who=who,
         why=why,
         issued=moment_text(_now_s(clock)),
-        report=report,
+        report=sha256_hex(content),
         expires=expires,
     )
     envelope = sign_statement(approval, [signer])

@@ -29,7 +29,10 @@ ABOUT = {
     ),
     "approve": (
         "say that a published release may answer",
-        "Records who agrees that a release answers, why, and the SHA-256 of the check report that was read.",
+        (
+            "Records who agrees that a release answers, why, and the SHA-256 of the check report that was read, which must be "
+            "about this release and let it pass."
+        ),
     ),
     "promote": (
         "give a published release a role",
@@ -111,7 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def _approve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", metavar="FILE", help="the check report that was read")
+    parser.add_argument(
+        "--report",
+        required=True,
+        metavar="FILE",
+        help="what `retailinfer check` wrote, JSON or page; it must let this release pass",
+    )
 
 
 def _promote(parser: argparse.ArgumentParser) -> None:

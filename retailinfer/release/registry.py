@@ -30,7 +30,6 @@ import datetime as dt
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retailinfer.clock import Clock, SystemClock
@@ -62,6 +61,7 @@ from retailinfer.release.registry_rules import (
     same_roles,
     withdrawn,
 )
+from retailinfer.release.report import passing_report, read_report
 from retailinfer.release.statements import Approval, Pointer, ReleaseStatement, moment_text
 
 if TYPE_CHECKING:
@@ -242,21 +242,23 @@ class Registry:
         ref: str,
         *,
         why: str,
-        report: bytes | PathLike | None = None,
+        report: bytes | PathLike,
         who: str | None = None,
         valid_days: float | None = None,
     ) -> Approval:
         """Say that a release may answer in this environment. The same approval twice is one.
 
         Args:
-            report: the check report that was read, or its file; its SHA-256 is recorded.
+            report: of `ri.check`, JSON or page, or its file. It must be about this release and let it pass; its SHA-256 is
+                recorded.
             valid_days: after which the approval counts no more; None = never.
-        Raises: RegistryError, ConfigError, OSError when the report cannot be read.
+        Raises: RegistryError; ConfigError for a report of another release, or one that failed.
         """
         claim = self._find(ref)
         if self._records.is_collected(claim):
             raise self._records.gone(claim)
-        content = Path(report).read_bytes() if isinstance(report, (str, os.PathLike)) else report
+        content = read_report(report)
+        passing_report(content, claim.digest, claim.release)
         now_s = self._now_s()
         approval = Approval(
             name=claim.name,
@@ -265,7 +267,7 @@ class Registry:
             who=self._person(who),
             why=_text("why", why),
             issued=moment_text(now_s),
-            report=None if content is None else sha256_hex(content),
+            report=sha256_hex(content),
             expires=_end(now_s, valid_days),
         )
         return self._records.add_approval(claim, approval)

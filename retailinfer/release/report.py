@@ -8,6 +8,8 @@ Who fills it: `authoring.check`. Who asks for it: `Registry.approve`, `authoring
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,6 +26,7 @@ __all__ = [
     "decode_report",
     "encode_report",
     "passing_report",
+    "read_report",
 ]
 
 FORMAT = 1
@@ -134,6 +137,22 @@ def decode_report(data: bytes) -> CheckReport:
             hint="check the release again with this version",
         )
     return report
+
+
+def read_report(given: bytes | str | os.PathLike[str]) -> bytes:
+    """The bytes of a report, or of its file. Raises: ConfigError."""
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"Expected report= as bytes or as a path, got `{type(given).__name__}`")
+    try:
+        with Path(given).open("rb") as file:
+            return file.read(MAX_REPORT_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"cannot read the report {clip(os.fspath(given), 200)}: {getattr(exc, 'strerror', None) or exc}",
+            hint="`retailinfer check RELEASE --report FILE` makes one",
+        ) from exc
 
 
 def passing_report(data: bytes, digest: str, what: str) -> CheckReport:
