@@ -52,9 +52,8 @@ def _rows(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     entity, key = _pair(options.of, "--of")
     if not any(entity in one.entities for one in declarations(folder).values()):
         raise ConfigError(f"Expected an entity that the log declares in --of, got {clip(entity)}")
-    keys, _ = keys_for(
-        folder, entity, _hash_key(folder, options)
-    )  # with another key nothing would be found, and nothing said
+    # With another hash key nothing would be found, and nothing said: `keys_for` refuses it.
+    keys, _ = keys_for(folder, entity, _hash_key(folder, options))
     text = keys.text(entity, key)
     return (row for row in rows if row.get(f"entity.{entity}") == text)
 

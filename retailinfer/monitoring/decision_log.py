@@ -318,9 +318,8 @@ class DecisionLog:
             declared = self.folder / f"log-{self._digest}.json"
             if not declared.exists():
                 files.write_whole(declared, self.declaration.encoded(), mine=False)
-            self._asked = files.asked_to_seal(
-                self.folder
-            )  # before the file is there: who asks from now on means it
+            # Before the file is there: who asks from now on means it.
+            self._asked = files.asked_to_seal(self.folder)
             segment = files.Segment(self.folder, self._digest)
             self._segment, self._opened_ns, self._seen_here_ns = segment, now_ns, now_ns
         return segment

@@ -226,9 +226,8 @@ def _structlog(name: str) -> Any:
 
 def _takes(stream: Any) -> bool:
     """Whether a stream takes a line now, without waiting; True for what cannot be asked."""
-    with contextlib.suppress(
-        Exception
-    ):  # no descriptor, closed, replaced by a test: the handler will say what is wrong
+    # No descriptor, closed, replaced by a test: the handler will say what is wrong.
+    with contextlib.suppress(Exception):
         descriptor = stream.fileno()
         poll: Callable[[], Any] | None = getattr(select, "poll", None)
         if poll is None:

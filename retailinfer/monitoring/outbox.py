@@ -102,10 +102,7 @@ class Outbox:
         self._busy = (
             threading.RLock()
         )  # held while chores are done; who takes both locks takes this one first
-        self._pauser: tuple[int, list[Any]] = (
-            0,
-            [],
-        )  # the thread that is about to fork, and the locks that it holds
+        self._pauser: tuple[int, list[Any]] = (0, [])  # the thread that is about to fork, and its locks
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._start_after_ns = -(1 << 62)
@@ -174,9 +171,8 @@ class Outbox:
             self._asleep = False
             thread.start()
             self._thread = thread
-        except (
-            RuntimeError
-        ):  # no more threads: what is queued waits for the next try, for `flush`, for the end
+        except RuntimeError:
+            # No more threads: what is queued waits for the next try, for `flush`, for the end.
             self._cell.clear()
             self._asleep = True
             self._start_after_ns = self._clock.monotonic_ns() + _START_AGAIN_NS

@@ -162,14 +162,11 @@ class Breaker:
         elif self.state is State.HALF_OPEN:
             ends = self._probes.pop(permit, None)
             if outcome is Outcome.FAILURE or outcome is Outcome.UNREACHED:
-                self._open(
-                    "a probe failed", now_ns
-                )  # also one that has run out of its time: that is how most fail
+                # also one that has run out of its time: that is how most fail
+                self._open("a probe failed", now_ns)
                 return
-            if (
-                outcome is Outcome.IGNORED or ends is None or ends <= now_ns
-            ):  # too late to be believed, or told twice
-                return
+            if outcome is Outcome.IGNORED or ends is None or ends <= now_ns:
+                return  # too late to be believed, or told twice
             self._successes += 1
             if self._successes >= 3:
                 self._move(State.CLOSED, "probes succeeded", now_ns)

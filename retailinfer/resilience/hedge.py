@@ -32,10 +32,8 @@ def may_hedge(
     """Whether the second attempt may begin now; it is then paid for. failed: the first has ended without an answer."""
     if breaker is not State.CLOSED or shedding or not throttle.is_open:
         return False
-    if latency.p50_ns is None:
-        return (
-            failed and left_ns > 0 and budget.withdraw(now_ns)
-        )  # nothing is known, and nothing is there to lose
+    if latency.p50_ns is None:  # nothing is known; where the first has failed there is nothing to lose
+        return failed and left_ns > 0 and budget.withdraw(now_ns)
     return left_ns >= latency.p50_ns and budget.withdraw(now_ns)
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "Rungs",
     "knows_load",
     "remote_inputs",
+    "remote_release",
     "remote_schema",
     "remote_score",
     "sheds",
@@ -271,6 +272,11 @@ def remote_inputs(pipeline: Pipeline) -> list[str]:
     return names
 
 
+def remote_release(pipeline: Pipeline, remote: RemoteModel) -> str:
+    """What answers of a model server say in `release`."""
+    return f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
+
+
 def knows_load(remote: object) -> bool:
     """Whether it is `ri.Remote`, which is told of shadow calls and load; others are asked by the Protocol alone."""
     return callable(getattr(remote, "breaker_states", None))
@@ -316,7 +322,7 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
     score = pipeline.manifest.score
     assert score is not None
     names = remote_inputs(pipeline)
-    release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
+    release = remote_release(pipeline, remote)
     asked: Any = remote
     is_ours = knows_load(remote)
 
@@ -529,9 +535,8 @@ class _Offered:
 
     def __init__(self) -> None:
         self.owner: Callable[[], Drills | None] = lambda: None
-        self.instead: Callable[[], Any] = lambda: (
-            None
-        )  # whose answers are sampled, where they are not the engine's
+        # whose answers are sampled, where they are not the engine's
+        self.instead: Callable[[], Any] = lambda: None
 
     def __call__(self, request: Any, answer: Any) -> None:
         drills = self.owner()

@@ -37,7 +37,7 @@ from retailinfer.errors import (
 from retailinfer.life import begin_again_in_children
 from retailinfer.monitoring.events import Answered
 from retailinfer.resilience.latency import Latency
-from retailinfer.serving.answers import knows_load, remote_inputs, remote_score, sheds
+from retailinfer.serving.answers import knows_load, remote_inputs, remote_release, remote_score, sheds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class RemoteFirst:
         score = pipeline.manifest.score
         assert score is not None
         self._output, self._column = score.output, score.column
-        self._release = f"remote:{getattr(remote, 'model', None) or pipeline.manifest.name}"
+        self._release = remote_release(pipeline, remote)
         self._on_drill: Callable[[Any, Any], object] | None = None
         self._every = self._until_drill = 0
         self.n_answers = self.n_fresh = 0
@@ -251,9 +251,8 @@ class RemoteFirst:
         local_ns = clock.monotonic_ns() - began_ns
         asked_ns = clock.monotonic_ns()
         remote, failure = self._ask(arrays, end_ns - min(_KEPT_NS, (end_ns - began_ns) // 10))
-        remote_ns = (
-            clock.monotonic_ns() - asked_ns + local_ns
-        )  # features in both, the local model is some microseconds
+        # Features are in both times. The local model is in the remote's too: some microseconds.
+        remote_ns = clock.monotonic_ns() - asked_ns + local_ns
         with tally.lock:
             tally.local.note(local_ns)
             if failure is None:

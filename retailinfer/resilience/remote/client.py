@@ -152,9 +152,8 @@ class Remote:
         for target in self._targets:
             target.breaker = Breaker(chance=chance, now_ns=now_ns, probes=self._probes, slow_ns=self._slow_ns)
             target.latency, target.attempts, target.failures = Latency(), 0, Counter()
-            if (
-                forced := self._forced.get(target.name)
-            ) is not None:  # an operator's word holds in children too
+            forced = self._forced.get(target.name)
+            if forced is not None:  # an operator's word holds in children too
                 _operate(target.breaker, forced, now_ns)
                 target.breaker.take_moves()
         self._retry_budget = Budget(share=0.1, per_second=1.0, now_ns=now_ns)
