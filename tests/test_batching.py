@@ -344,7 +344,7 @@ def test_batches_that_may_wait_leave_the_loop_free():
     with behind(gate) as made:
 
         async def run():
-            batcher = made.batcher(max_rows=4, max_delay_ms=0.1)
+            batcher = made.batcher(max_rows=4, max_delay_ms=100)
             tasks = []
             for i in range(8):
                 tasks.append(asyncio.ensure_future(batcher.score({"card": f"{i:03d}"})))
