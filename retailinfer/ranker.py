@@ -269,7 +269,7 @@ class Ranker(Door):
                     pass
                 else:
                     return inline
-            answer: Ranking = await self._off_loop(engine.rank, *args, True, priority, began_ns)
+            answer: Ranking = await self._in_line(priority, engine.rank, *args, True, priority, began_ns)
         except ServingError as exc:
             fallen: Ranking | T = await self._afall(
                 exc,

@@ -100,7 +100,7 @@ class Scorer(Door):
             max_in_flight: calls that may use the processor at once, in this process; twice its processors by default. More
                 are refused at once with an OverloadedError, those of lower priority earlier.
             max_waiting: calls that may wait for sources and shared windows at once, beside those; for others, what is not
-                in memory is `unavailable`.
+                in memory is `unavailable`. As many calls of coroutines may stand in line for a thread.
             contract: fields of the release's Contract that are others here: a mapping, or the path of a JSON or TOML file.
             previous: the release before, for the ladder's rung of that name; loaded and verified like the release.
             remote: `ri.Remote`, for the rung of that name.
@@ -534,7 +534,7 @@ class Scorer(Door):
                     pass
                 else:
                     return decision
-            answer: Decision = await self._off_loop(engine.score, *args, True, priority, began_ns)
+            answer: Decision = await self._in_line(priority, engine.score, *args, True, priority, began_ns)
         except ServingError as exc:
             fallen: Decision | T = await self._afall(
                 exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority

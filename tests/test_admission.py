@@ -604,7 +604,7 @@ def test_coroutines_wait_for_a_thread_within_their_deadline(monkeypatch):
             time.sleep(0.02)
             return 1.0
 
-    scorer = releases.scorer_of(releases.payment_files(), max_in_flight=100)
+    scorer = releases.scorer_of(releases.payment_files(), max_in_flight=100, max_waiting=200)
     monkeypatch.setattr("retailinfer.scorer.INLINE_BELOW_US", 0.0)  # as a model that takes long
 
     async def one(i):

@@ -298,6 +298,43 @@ def test_cancelled_call_gives_its_permit_back_when_its_work_ends():
         assert asyncio.run(run()).score == 3.0
 
 
+@pytest.mark.parametrize(("priority", "share"), [("critical", 10), ("sheddable", 8), ("batch", 6)])
+def test_line_for_threads_has_an_end(monkeypatch, priority, share):
+    """Calls that are too long for the loop stand in line for threads: beyond max_waiting they are shed and counted."""
+    go = threading.Event()
+
+    class Held(float):
+        def __float__(self):
+            assert go.wait(20)
+            return 1.0
+
+    monkeypatch.setattr("retailinfer.scorer.INLINE_BELOW_US", 0.0)  # as a model that takes long
+    made = releases.scorer_of(releases.payment_files(), max_waiting=10)
+
+    async def run():
+        one = {"amount": Held(1.0)}
+        tasks = [
+            asyncio.ensure_future(made.ascore(releases.payment(**one), priority=priority)) for _ in range(100)
+        ]
+        await asyncio.sleep(0.05)
+        assert len(made._line) == made._workers + share
+        assert made.permits.rejected[priority] == 100 - len(made._line)
+        for task in tasks[made._workers :: 2]:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        go.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        shed = [answer for answer in answers if isinstance(answer, OverloadedError)]
+        assert len(shed) == made.permits.rejected[priority]
+        assert all(one.retry_after_s > 0 for one in shed)
+        assert made._line == set()
+        assert await made.ascore(releases.payment(), priority=priority)
+
+    asyncio.run(run())
+    assert made.permits.in_flight == 0
+    made.close()
+
+
 def test_many_cancelled_calls_leak_no_permit():
     """Cancelled before, while and after they run, a thousand times: all permits are there again."""
     wide = releases.packed("wide", releases.deep_network(15, hidden=1024), releases.payment_spec())

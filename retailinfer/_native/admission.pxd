@@ -63,6 +63,7 @@ cdef class Permits:
         object on_change
         object __weakref__
     cdef int64_t refuse(self, int code) except -1
+    cdef int turn_away(self, int code, str message, str why) except -1
     cdef int calm(self) except -1
     cdef int change(self, bint shedding, str why) except -1
 

@@ -1,7 +1,7 @@
 """Admission, as adapters and reports see it: how long stages take lately, and who may work at once."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, NoReturn, TypeAlias, final
 
 Priority: TypeAlias = Literal["critical", "sheddable", "batch", "shadow"]
 
@@ -66,6 +66,9 @@ class Permits:
 
     def give(self, permit: int) -> None:
         """Give a permit back; nothing happens where it was taken before a fork."""
+
+    def shed(self, why: str, priority: str = "critical") -> NoReturn:
+        """Refuse a call because of another bound: counted and told of as one of these. Raises: OverloadedError."""
 
     def begin_in_child(self) -> None:
         """A forked child begins with nobody at work and with counters of its own."""

@@ -116,20 +116,28 @@ cdef class Permits:
     def rejected(self):
         return {name: self.n_rejected[code] for name, code in _CODES.items()}
 
+    def shed(self, str why not None, priority=CRITICAL):
+        self.turn_away(PRIORITY_CRITICAL if priority is CRITICAL else priority_code(priority), why, why)
+
     cdef int64_t refuse(self, int code) except -1:
         """Raises OverloadedError. But a child of a raw fork, of which nobody told us, begins here, and goes on."""
-        cdef double after_s = 1.0
         if self.pid != <int64_t>os.getpid():
             self.begin_in_child()
             return 0
+        self.turn_away(code, f"{self.in_flight} calls are under way, and a call of this priority is taken below {self.limits[code]}",
+                       f"{self.in_flight} calls under way")
+        return 0
+
+    cdef int turn_away(self, int code, str message, str why) except -1:
+        """Count it, tell of it where it is the first, and raise OverloadedError."""
+        cdef double after_s = 1.0
         self.n_rejected[code] += 1
         self.refused_ns = self.clock.monotonic_ns()
         if not self.shedding:
-            self.change(True, f"{self.in_flight} calls under way")
+            self.change(True, why)
         if self.random is not None:
             after_s = 0.5 + self.random()
-        raise OverloadedError(f"{self.in_flight} calls are under way, and a call of this priority is taken below {self.limits[code]}",
-                              retry_after_s=after_s)
+        raise OverloadedError(message, retry_after_s=after_s)
 
     cdef int calm(self) except -1:
         """After a second in which nobody was refused the overload is over."""

@@ -41,6 +41,7 @@ __all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "Refusal", "l
 EventId: TypeAlias = str | bytes | int
 
 MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer than they run without it
+LINE_PERCENT = {"critical": 100, "sheddable": 80}  # of `max_waiting`, as of the permits; others 60
 WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 ARRAYS_ONLY = "this release brings no features: it takes arrays"
@@ -100,6 +101,10 @@ class Door:
             self._rungs.sample_from(self._first)
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
+        self._workers = 0
+        self._line: set[object] = (
+            set()
+        )  # calls of coroutines, until they end; loops of several threads share it
         self._closed = False
 
     @property
@@ -287,12 +292,38 @@ class Door:
         return left / 1e6
 
     async def _afall(self, *args: Any, **options: Any) -> Any:
-        """`_fall` for coroutines: rungs that wait for others do so in a thread."""
+        """`_fall` for coroutines: rungs that wait for others do so in a thread, unless the line there is twice too long."""
         from functools import partial  # noqa: PLC0415 - services without coroutines load scorers too
 
         if self._ladder.waits:
-            return await self._off_loop(partial(self._fall, *args, **options))
+            most = 2 * (self._workers + self._pipeline.permits.max_waiting)
+            if self._executor_pid == os.getpid() and len(self._line) >= most:
+                error, otherwise = args[:2]
+                if otherwise is RAISE:
+                    raise error
+                return otherwise
+            return await self._counted(partial(self._fall, *args, **options))
         return self._fall(*args, **options)
+
+    async def _in_line(self, priority: str, call: Any, *args: Any) -> Any:
+        """`_off_loop` for calls of the engine: beside those in threads as many stand in line as the permits let wait, of lower
+        priority fewer. Raises: OverloadedError.
+        """
+        permits = self._pipeline.permits
+        most = permits.max_waiting * LINE_PERCENT.get(priority, 60) // 100
+        if len(self._line) >= self._workers + most and self._executor_pid == os.getpid():
+            permits.shed(
+                f"{len(self._line)} calls of coroutines stand in line for {self._workers} threads", priority
+            )
+        return await self._counted(call, *args)
+
+    async def _counted(self, call: Any, *args: Any) -> Any:
+        line, one = self._line, object()
+        line.add(one)
+        try:
+            return await self._off_loop(call, *args)
+        finally:
+            line.discard(one)
 
     async def _off_loop(self, call: Any, *args: Any) -> Any:
         """Run in a small pool of this process's own; the event loop goes on."""
@@ -305,8 +336,10 @@ class Door:
             workers = max(
                 WAITING if self._engine.waits or self._ladder.waits else 1, min(usable_cpus(), MOST_THREADS)
             )
+            if self._executor_pid not in (0, os.getpid()):
+                self._line = set()  # nobody of the parent's stands in it
             self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
-            self._executor_pid = os.getpid()
+            self._executor_pid, self._workers = os.getpid(), workers
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
 
 
