@@ -204,6 +204,20 @@ def test_data_that_cannot_be_read_or_scored_fails(folder, champion, opened):
     assert any(note.startswith("refused: ") for note in found.notes)
 
 
+def test_many_refused_rows_are_counted_without_an_end(folder, opened):
+    """Each of the first 2,000 by itself; where more are refused, blocks of them, so that a wrong column takes no hour."""
+    import pyarrow as pa
+
+    spec = spec_with(columns=[c.numeric("amount"), c.boolean("gift", null="refuse")])
+    strict = opened(packed(folder, "refusing", spec))
+    table = payments(60_000)
+    broken = table.set_column(4, "gift", pa.array([None if i % 2 else True for i in range(60_000)]))
+    rows = rows_of(strict, broken)
+    assert 30_000 <= rows.answers.refused <= 60_000
+    assert np.isnan(rows.answers.scores).sum() == rows.answers.refused
+    assert "counted with them" in rows.answers.why[-1]
+
+
 def test_rows_without_looked_up_values_say_so(champion, opened):
     """A stored value that the rows do not have was null, and is told."""
     one = opened(champion)

@@ -2,7 +2,8 @@
 
 Rules:
   * Rows are canonical columns, with everything already looked up: the models and the policy alone are compared.
-  * A row that a release refuses, or has no score for, is counted with the reason, and has the score NaN and no action.
+  * A row that a release refuses, or has no score for, is counted with the reason, and has the score NaN and no action. After
+    2,000 of them, rows that come in one block with a refused one are counted as refused with it, which is said.
   * A column that the rows do not have, or have in another type, is null; its name is told.
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "answers", "columns_of_golden", "columns_of_table", "flips"]
 
 REASONS_KEPT = 5
+MAX_SINGLE = 2_000  # refused rows that are looked for one by one
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def answers(pipeline: Pipeline, columns: Columns, *, now_ns: int = 0, absent: Se
             outs, masks, beyond = fill(program, body, some, now_ns=now_ns, reviews=asked)
             scores[rows] = pipeline.table_scores(outs, masks)
         except (FeatureError, ScoreError) as exc:
-            if len(rows) == 1:
-                problems[int(rows[0])] = str(exc)
+            if len(rows) == 1 or len(problems) >= MAX_SINGLE:
+                problems.update(dict.fromkeys(rows.tolist(), str(exc)))
                 return
             half = len(rows) // 2
             score(rows[:half])
@@ -117,13 +119,17 @@ def answers(pipeline: Pipeline, columns: Columns, *, now_ns: int = 0, absent: Se
 
     if n:
         score(np.arange(n))
+    beyond_count = len(problems) > MAX_SINGLE
     actions = _actions(pipeline, columns, scores, reviews, problems)
+    why = list(dict.fromkeys(problems[row] for row in sorted(problems)))[:REASONS_KEPT]
+    if beyond_count:
+        why.append(f"more than {MAX_SINGLE:,} rows; some that stand beside them are counted with them")
     return Answers(
         scores,
         actions,
         {name: int(count) for name, count in zip(program.column_names, outside, strict=True) if count},
         len(problems),
-        list(dict.fromkeys(problems[row] for row in sorted(problems)))[:REASONS_KEPT],
+        why,
         tuple(absent),
     )
 
