@@ -271,6 +271,7 @@ class Ranker(Door):
                     return inline
             answer: Ranking = await self._in_line(priority, engine.rank, *args, True, priority, began_ns)
         except ServingError as exc:
+            exc.began_ns = began_ns if exc.began_ns is None else exc.began_ns  # it may have stood in line
             fallen: Ranking | T = await self._afall(
                 exc,
                 otherwise,

@@ -356,10 +356,8 @@ class Scorer(Door):
         for i, answer in enumerate(answers):
             if isinstance(answer, ServingError):
                 one = None if ids is None else ids[i]
-                if deadline_ms is None:
-                    answer.began_ns = (
-                        None  # the contract's deadline is a row's own, however long the batch took
-                    )
+                if deadline_ms is None:  # the contract's is a row's own, however long the batch took
+                    answer.began_ns = None
                 try:
                     answers[i] = self._fall(
                         answer, RAISE, items[i], deadline_ms, None, at, observe, one, priority
@@ -536,6 +534,7 @@ class Scorer(Door):
                     return decision
             answer: Decision = await self._in_line(priority, engine.score, *args, True, priority, began_ns)
         except ServingError as exc:
+            exc.began_ns = began_ns if exc.began_ns is None else exc.began_ns  # it may have stood in line
             fallen: Decision | T = await self._afall(
                 exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -15,6 +16,7 @@ import releases
 from releases import CONTEXT, payment
 from simulated_loop import simulate
 from test_batching import Gate, behind
+from test_degrade import GOOD, scorer_of
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
@@ -296,6 +298,41 @@ def test_cancelled_call_gives_its_permit_back_when_its_work_ends():
             return await made.ascore({"card": "abc"})
 
         assert asyncio.run(run()).score == 3.0
+
+
+class Takes:
+    """A remote model that takes its time."""
+
+    model = "m"
+
+    def infer(self, inputs, outputs, *, end_ns, clock):
+        time.sleep(0.1)
+        return {"y": [[0.04]]}
+
+
+def test_time_in_line_counts_for_a_call_that_is_shed_and_goes_down():
+    """Refused, then in line for a thread, then answered by a rung: within the one deadline of its caller, or not at all."""
+    made = scorer_of("remote", remote=Takes(), max_in_flight=1)
+
+    async def run(held_s):
+        gate = threading.Event()
+        assert await made._off_loop(lambda: True)
+        blockers = [asyncio.ensure_future(made._off_loop(gate.wait)) for _ in range(made._workers)]
+        permit = made.permits.take()
+        began_s = time.monotonic()
+        call = asyncio.ensure_future(made.ascore(GOOD, deadline_ms=500, otherwise=None))
+        await asyncio.sleep(held_s)
+        gate.set()
+        answer, took_s = await call, time.monotonic() - began_s
+        made.permits.give(permit)
+        await asyncio.gather(*blockers)
+        return answer, took_s
+
+    answer, took_s = asyncio.run(run(0.0))
+    assert took_s > 0.5 or answer.rung == 2
+    answer, took_s = asyncio.run(run(0.46))
+    assert answer is None, (answer, took_s)
+    made.close()
 
 
 @pytest.mark.parametrize(("priority", "share"), [("critical", 10), ("sheddable", 8), ("batch", 6)])
