@@ -22,7 +22,7 @@ from small_releases import (
 
 import retailinfer as ri
 from retailinfer import columns as c
-from retailinfer.authoring.check import CHECKS, _rows
+from retailinfer.authoring.check import CHECKS, _rows, _users
 from retailinfer.authoring.check_bounds import bounds_of
 from retailinfer.authoring.check_page import html_page, text_lines
 from retailinfer.authoring.check_rankings import check_rankings
@@ -318,6 +318,25 @@ def test_golden_users_may_be_requests(folder, opened):
     one.door.close()
     assert (found.state, found.figures["users"], found.figures["overlap"]) == ("warned", 1, 1.0)
     assert "golden user 1" in found.notes[0]
+
+
+def test_golden_users_come_from_a_file_too(tmp_path):
+    """One JSON object a line; what is no request is told by its number, before anything is loaded."""
+    path = tmp_path / "users.jsonl"
+    path.write_text('{"context":{"user_id":"u0"},"candidates":["s0"]}\n\n{"context":{},"candidates":[]}\n')
+    store = ri.Store(tables={})
+    assert _users(path, store) == [
+        {"context": {"user_id": "u0"}, "candidates": ["s0"]},
+        {"context": {}, "candidates": []},
+    ]
+    path.write_text('{"context":{}}\n')
+    with pytest.raises(ConfigError, match="as number 0"):
+        _users(path, store)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="cannot read golden users"):
+        _users(str(path), store)
+    with pytest.raises(ConfigError, match="cannot read golden users"):
+        _users(tmp_path / "nothing", store)
 
 
 # ---- seasons ---------------------------------------------------------------------------------------------------------
