@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from pathlib import Path
 from unittest import mock
@@ -172,3 +173,44 @@ def test_a_link_in_place_of_a_file_is_not_followed_out_of_the_folder(tmp_path):
     assert log.erase("card", "c-1").rows == 1
     assert outside.read_bytes() == before
     assert ids(log) == ["order-2"]
+
+
+class Signalled(BaseException):
+    """What a handler of a signal raises."""
+
+
+def interrupted(log, at: int) -> bool:
+    """Flush, with an exception where the `at`-th call begins or ends, as signals raise theirs; whether it came so far."""
+    n = 0
+
+    def step(frame, event, _):
+        nonlocal n
+        if "retailinfer" in frame.f_code.co_filename and event in ("call", "c_return"):
+            n += 1
+            if n == at:
+                sys.setprofile(None)
+                raise Signalled
+
+    sys.setprofile(step)
+    try:
+        log.flush()
+    except Signalled:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_signals_in_the_middle_of_a_flush_lose_no_row_and_double_none(tmp_path):
+    """SIGTERM becomes SystemExit in the main thread, which may be delivering just then: at every place where it can."""
+    for at in range(1, 1_000):
+        log = log_of(tmp_path / str(at), fields=())
+        log._outbox._start_after_ns = 1 << 62  # no thread can be had: nobody else delivers
+        for i in range(5):
+            log.on_event(answered(i))
+        came = interrupted(log, at)
+        log.close()
+        assert sorted(row["id"] for row in log.rows()) == [f"order-{i}" for i in range(5)]
+        if not came:
+            break
+    assert 20 < at < 999

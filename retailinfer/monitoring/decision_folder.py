@@ -198,6 +198,7 @@ class Segment:
     def append(self, lines: bytes, rows: int, first_ns: int, last_ns: int) -> None:
         """Add whole lines; all of them or none. Raises: OSError."""
         view, done = memoryview(lines), 0
+        first_ns, last_ns = min(self.first_ns, first_ns), max(self.last_ns, last_ns)
         try:
             while done < len(view):
                 done += os.write(self._fd, view[done:])
@@ -205,9 +206,10 @@ class Segment:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size)
             raise
+        # No call from here on until the log knows of it: a signal could raise there, and the rows would be added again.
         self.size += done
         self.rows += rows
-        self.first_ns, self.last_ns = min(self.first_ns, first_ns), max(self.last_ns, last_ns)
+        self.first_ns, self.last_ns = first_ns, last_ns
 
     def is_here(self) -> bool:
         """Whether the file still stands under its name; somebody may have deleted the folder."""
@@ -241,7 +243,8 @@ class Segment:
             os.close(fd)
 
     def __del__(self) -> None:
-        self.let_go()
+        if hasattr(self, "_fd"):  # a signal may have come before it was made
+            self.let_go()
 
 
 def asked_to_seal(folder: Path) -> tuple[int, int]:

@@ -293,8 +293,9 @@ class DecisionLog:
 
     def _deliver(self, items: list[Any]) -> int:
         lines, n, first_ns, last_ns = self._rows.lines(items)
+        all_of_them = len(items)
         if n == 0:
-            return len(items)
+            return all_of_them
         try:
             self._live().append(lines, n, first_ns, last_ns)
         except OSError as exc:
@@ -303,7 +304,7 @@ class DecisionLog:
         self._written += n
         if self._state == "failing":
             self._changed("ready", "written again")
-        return len(items)
+        return all_of_them
 
     def _live(self) -> files.Segment:
         """The live file, made when there is none, or when somebody deleted it. Raises: OSError."""

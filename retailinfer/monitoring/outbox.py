@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from retailinfer.clock import Clock, SystemClock
@@ -28,6 +29,7 @@ END_S: Final = 0.8  # a worker is gone a second after it was asked to be
 FORK_S: Final = 1.0
 _SLICE: Final = 16  # items that are delivered at once when there are few
 _BEHIND: Final = 6  # else the 64th part of what waits
+_NOTHING: Final = object()  # that nobody puts
 _START_AGAIN_NS: Final = 1_000_000_000
 
 
@@ -208,22 +210,28 @@ class Outbox:
                 self._busy.release()
 
     def _drain(self, most: int) -> bool:
-        """Deliver up to `most` items; whether all was taken that came. Call with `_io` held."""
+        """Deliver up to `most` items; whether all was taken that came. Call with `_io` held.
+
+        A signal may raise in the middle, where a call begins or has ended: items are in the queue, in `_left` or delivered.
+        """
         queue = self._queue
         while most > 0 and (self._left or queue):
             if not self._left:
                 n = min(len(queue), max(_SLICE, len(queue) >> _BEHIND))
-                self._left = [queue.popleft() for _ in range(n)]
-            most -= len(self._left)
+                self._left.extend(islice(iter(queue.popleft, _NOTHING), n))  # in one step
+            left, n = self._left, len(self._left)
+            most -= n
             try:
-                done = self._deliver(self._left)
+                done = self._deliver(left)
+                if done >= n:
+                    self._left = []
+                    continue
             except Exception:  # noqa: BLE001 - neither the thread nor the process may end of it
-                self.failed += len(self._left)
-                done = len(self._left)
-            if done < len(self._left):
-                self._left = self._left[done:]
-                return False
-            self._left = []
+                self.failed += n
+                self._left = []
+                continue
+            self._left = left[done:]
+            return False
         return True
 
     # ---- from outside --------------------------------------------------------------------------------------------------
