@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import sys
 import time
 from pathlib import Path
@@ -214,3 +216,29 @@ def test_signals_in_the_middle_of_a_flush_lose_no_row_and_double_none(tmp_path):
         if not came:
             break
     assert 20 < at < 999
+
+
+def test_part_of_a_line_that_stays_on_a_failing_disk_costs_no_other_row(tmp_path):
+    """Neither can the rest be written, nor what was written be taken back: not before it can is the next line added."""
+    log = log_of(tmp_path, fields=())
+    log._outbox._start_after_ns = 1 << 62  # no thread can be had: nobody else delivers
+    log.on_event(answered(0))
+    log.flush()
+    write = os.write
+
+    def torn(fd: int, data: memoryview) -> int:
+        write(fd, data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    broken = OSError(errno.EIO, "Input/output error")
+    log.on_event(answered(1))
+    with (
+        mock.patch("os.ftruncate", side_effect=broken),
+        pytest.warns(RuntimeWarning, match="cannot be written"),
+    ):
+        with mock.patch("os.write", torn):
+            assert not log.flush()
+        assert not log.flush()
+    assert log.flush()
+    assert [row["id"] for row in log.rows()] == ["order-0", "order-1"]
+    log.close()

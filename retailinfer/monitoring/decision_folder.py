@@ -180,6 +180,7 @@ class Segment:
         self.tag = f"{declaration}-{os.getpid()}-{secrets.token_hex(6)}"
         self.path = folder / f"live-{self.tag}.jsonl"
         self.size = self.rows = 0
+        self._torn = False
         self.first_ns, self.last_ns = 1 << 63, -1
         # Locked before it has its name: nobody takes it for a dead process's file.
         begun = folder / f".new-{self.tag}"
@@ -197,19 +198,27 @@ class Segment:
 
     def append(self, lines: bytes, rows: int, first_ns: int, last_ns: int) -> None:
         """Add whole lines; all of them or none. Raises: OSError."""
+        self._cut_off()
         view, done = memoryview(lines), 0
         first_ns, last_ns = min(self.first_ns, first_ns), max(self.last_ns, last_ns)
         try:
             while done < len(view):
                 done += os.write(self._fd, view[done:])
         except BaseException:
+            self._torn = True
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self.size)
+                self._cut_off()
             raise
         # No call from here on until the log knows of it: a signal could raise there, and the rows would be added again.
         self.size += done
         self.rows += rows
         self.first_ns, self.last_ns = first_ns, last_ns
+
+    def _cut_off(self) -> None:
+        """Take away a part of a line, behind which the next one would be lost. Raises: OSError."""
+        if self._torn:
+            os.ftruncate(self._fd, self.size)
+            self._torn = False
 
     def is_here(self) -> bool:
         """Whether the file still stands under its name; somebody may have deleted the folder."""
