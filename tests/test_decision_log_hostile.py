@@ -230,13 +230,9 @@ def test_part_of_a_line_that_stays_on_a_failing_disk_costs_no_other_row(tmp_path
         write(fd, data[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    broken = OSError(errno.EIO, "Input/output error")
     log.on_event(answered(1))
-    with (
-        mock.patch("os.ftruncate", side_effect=broken),
-        pytest.warns(RuntimeWarning, match="cannot be written"),
-    ):
-        with mock.patch("os.write", torn):
+    with mock.patch("os.ftruncate", side_effect=OSError(errno.EIO, "Input/output error")):
+        with mock.patch("os.write", torn), pytest.warns(RuntimeWarning, match="cannot be written"):
             assert not log.flush()
         assert not log.flush()
     assert log.flush()
