@@ -115,6 +115,12 @@ $(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS)
 	fi
 	@touch $@
 
+# It has no wheels, only sources; where they cannot be built its tests are skipped.
+$(TEST_VENV)/uwsgi.stamp: $(TEST_VENV)/dependencies.stamp
+	$(call say,building uWSGI for its tests)
+	@$(TEST_VENV)/bin/python $(PIP) install uWSGI > build/uwsgi.log 2>&1 || echo "   not built: see build/uwsgi.log"
+	@touch $@
+
 $(BESIDE)/stamp: Makefile
 	@rm -rf $(BESIDE) && mkdir -p $(BESIDE)
 	@for folder in benchmarks examples; do ln -s "$(abspath .)/$$folder" $(BESIDE)/$$folder; done

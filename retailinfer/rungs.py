@@ -231,12 +231,18 @@ def laid_over(contract: Contract, given: Mapping[str, Any] | str | os.PathLike[s
         )
     try:
         fields = msgspec.to_builtins(contract) | msgspec.to_builtins(dict(given), str_keys=True)
-        return msgspec.convert(fields, Contract)
+        made = msgspec.convert(fields, Contract)
     except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
         raise ConfigError(
             f"{where} does not fit: {clip(str(exc), 200)}",
             hint=f"its fields are {', '.join(Contract.__struct_fields__)}",
         ) from exc
+    if contract.use_case is not None and made.use_case != contract.use_case:
+        raise ConfigError(
+            f"Expected the use_case of the release, {contract.use_case!r}, got {made.use_case!r} - at {where}",
+            hint="what a use case may decide is approved with the release; pack it for the other one",
+        )
+    return made
 
 
 def _read(path: str, where: str) -> Any:

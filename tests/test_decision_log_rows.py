@@ -285,6 +285,21 @@ def test_values_that_json_cannot_hold_become_null(tmp_path, value, want):
     assert rows[1]["request.channel"] == "app"
 
 
+def test_rows_without_their_key_are_counted(tmp_path):
+    """A name that no request has would else look like an erasure that found nothing."""
+    log = log_of(tmp_path, entities={"card": "card"})  # the field is card_id
+    log.on_event(answered(1))
+    log.on_event(answered(2))
+    log.flush()
+    assert log.stats().keyless == 2
+    log.close()
+    log = log_of(tmp_path / "right")
+    log.on_event(answered(1))
+    log.flush()
+    assert log.stats().keyless == 0
+    log.close()
+
+
 def test_rows_that_are_too_long_lose_their_fields_and_are_counted(tmp_path):
     """A megabyte of a caller's text is not kept; a row that is too long without it is refused."""
     log = log_of(tmp_path)

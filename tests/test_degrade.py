@@ -372,6 +372,17 @@ def test_contract_can_be_laid_over_by_configuration(tmp_path):
         releases.scorer_of(files, contract={"ladder": [{"kind": "static", "decisions": ["dance"]}]})
 
 
+@pytest.mark.parametrize("other", [None, "recommendation"])
+def test_configuration_does_not_change_what_a_release_is_for(other: Any):
+    """Else a file on a host could let a rule of a fraud release approve."""
+    files = now_files("fraud", ("static",))
+    with pytest.raises(ConfigError, match="use_case"):
+        releases.scorer_of(
+            files, contract={"use_case": other, "ladder": [{"kind": "static", "decisions": ["approve"]}]}
+        )
+    assert releases.scorer_of(files, contract={"use_case": "fraud"}).contract.use_case == "fraud"
+
+
 @pytest.mark.parametrize("rung", ["static", ri.Rung(kind="last_score")])
 def test_fraud_never_approves_below_the_remote(rung: Any):
     """Whatever the rule says and whatever the card got last: from rung 3 on fraud is a person's to decide."""

@@ -57,6 +57,8 @@ class DecisionLogStats(msgspec.Struct, frozen=True, kw_only=True):
         written: rows in files. waiting: in the queue now.
         dropped: found the queue full, or were left when the process ended without being able to write them.
         refused: rows longer than 64 KiB without any field. bare: fields left out because JSON cannot hold them, or too long.
+        keyless: keys that rows do not have: an entity's fields were null, or no request has fields of these names. Those rows
+            are found by nobody who erases.
         failures: writes that failed. last_error: of the last of them, or "".
         recovered: live files of dead processes that this one finished. expired: files that it deleted for their age.
     """
@@ -67,6 +69,7 @@ class DecisionLogStats(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int
     refused: int
     bare: int
+    keyless: int = 0
     failures: int
     last_error: str
     recovered: int
@@ -227,6 +230,7 @@ class DecisionLog:
             dropped=self._outbox.dropped + self._outbox.failed,
             refused=self._rows.refused,
             bare=self._rows.bare,
+            keyless=self._rows.keyless,
             failures=self._failures,
             last_error=self._last_error,
             recovered=self._recovered,

@@ -146,6 +146,7 @@ class RowWriter:
 
     Attributes:
         bare: values that were left out, because JSON has no form for them, or because the row was too long.
+        keyless: keys of entities that rows do not have.
         refused: rows that were too long without any field.
     """
 
@@ -184,6 +185,7 @@ class RowWriter:
         )
         self._encoder = msgspec.json.Encoder(enc_hook=_plain)
         self.bare = 0
+        self.keyless = 0
         self.refused = 0
 
     def lines(self, taken: Sequence[Any]) -> tuple[bytes, int, int, int]:
@@ -230,6 +232,7 @@ class RowWriter:
 
     def _key(self, entity: str, parts: list[Any]) -> str | None:
         if None in parts:
+            self.keyless += 1
             return None
         return self._keys.text(entity, parts[0] if len(parts) == 1 else parts)
 
