@@ -18,7 +18,7 @@ from services import free_port
 import retailinfer as ri
 from retailinfer.clock import ManualClock
 from retailinfer.errors import ConfigError, RemoteError
-from retailinfer.names import Names
+from retailinfer.hostnames import Names
 from retailinfer.resilience.breaker import Breaker, Outcome, State
 
 ROWS = np.array([[0.1, -2.5, 3.0, 1e-7], [4.0, 5.0, -6.0, 0.25]], np.float32)
@@ -196,7 +196,7 @@ def test_names_that_are_known_are_used_while_a_look_up_hangs(monkeypatch):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr("retailinfer.names._BELIEVED_S", 0.0)
+    monkeypatch.setattr("retailinfer.hostnames._BELIEVED_S", 0.0)
     names = Names()
     known = names.find("models.example", 80, time.monotonic() + 5)
     hangs.set()
