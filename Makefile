@@ -52,6 +52,11 @@ RUN := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(BESIDE))
 DEBUG_SITE := build/debug-site
 RUN_DEBUG := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(DEBUG_SITE)):$(abspath $(BESIDE))
 
+# Tests of what is plain Python, or of other programs: a build with every check in native code would show them nothing new.
+PLAIN := acceptance_overload acceptance_release_files acceptance_signed_releases bench breaker check cli cpus decision_log degrade_remote demo docs \
+	events examples fuzz ladder layers life log_hook native outbox pack packaging preload public_names readthrough_backoff redis_link redis_registry \
+	redis_script registry release remote servers services sources trees_documents
+
 EXTENSIONS := $(patsubst retailinfer/_native/%.pyx,retailinfer._native.%,$(wildcard retailinfer/_native/*.pyx))
 CC ?= cc
 C_WARNINGS := -fsyntax-only -std=gnu11 -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wfloat-conversion -Werror
@@ -163,10 +168,10 @@ feast: $(FEAST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests with Feast)
 	@$(RUN) $(FEAST_VENV)/bin/python -m pytest -p no:cacheprovider -W ignore $(PYTEST_ARGS) tests/feast
 
-debug: build/debug.stamp $(TEST_VENV)/stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
-	$(call say,tests again with every check on: bounds; null; division; C assertions)
+debug: build/debug.stamp $(TEST_VENV)/stamp $(BESIDE)/stamp
+	$(call say,tests of native code again with every check on: bounds; null; division; C assertions)
 	@$(RUN_DEBUG) RETAILINFER_DIST=$(abspath $(DIST)) RETAILINFER_DEBUG=1 HYPOTHESIS_PROFILE=debug \
-		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_ARGS)
+		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(foreach name,$(PLAIN),--ignore-glob='*/test_$(name)*.py') $(PYTEST_ARGS)
 
 bench: $(TEST_VENV)/stamp $(FEAST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,benchmarks)
