@@ -66,7 +66,7 @@ say = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 SOURCES := $(shell find retailinfer -type f \
 	\( -name '*.py' -o -name '*.py[ix]' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.html' -o -name '*.css' -o -name '*.json' \))
 
-.PHONY: help demo test bench soak build check unit feast debug clean FORCE
+.PHONY: help demo test environments bench soak build check unit feast debug clean FORCE
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
@@ -144,7 +144,12 @@ demo: $(DEMO_VENV)/stamp
 	$(call say,demo)
 	@PYTHONSAFEPATH=1 $(DEMO_VENV)/bin/python -m retailinfer demo $(DEMO_ARGS)
 
-test: check unit feast debug
+# Environments are made side by side: most of that is downloading and unpacking. What runs in them runs one after the other.
+environments: $(TEST_VENV)/stamp $(TEST_VENV)/uwsgi.stamp $(MLSERVER_VENV)/stamp $(FEAST_VENV)/stamp build/debug.stamp $(BESIDE)/stamp
+
+test:
+	@$(MAKE) --no-print-directory -j2 environments
+	@$(MAKE) --no-print-directory check unit feast debug
 	$(call say,all tests passed)
 
 check: $(TEST_VENV)/stamp $(BESIDE)/stamp

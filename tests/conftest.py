@@ -46,7 +46,7 @@ _QUIET = {
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }  # a busy machine is no bug
 hypothesis.settings.register_profile("dev", max_examples=60, **_QUIET)
-hypothesis.settings.register_profile("ci", max_examples=150, derandomize=True, print_blob=True, **_QUIET)
+hypothesis.settings.register_profile("ci", max_examples=80, derandomize=True, print_blob=True, **_QUIET)
 hypothesis.settings.register_profile("debug", max_examples=30, derandomize=True, print_blob=True, **_QUIET)
 hypothesis.settings.register_profile("soak", max_examples=5_000, print_blob=True, **_QUIET)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if CI else "dev"))

@@ -46,6 +46,7 @@ class Server:
                     connection.recv(1 << 16)
                     connection.sendall(self.answer)
                     connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(0.02)  # the client may keep it while it opens the next one
                     while connection.recv(1 << 16):
                         pass
 

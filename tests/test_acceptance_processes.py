@@ -107,8 +107,6 @@ def test_c50_a_scorer_may_be_loaded_and_dropped_in_a_child():
     [
         (0.0, 15),
         (1e9, 15),
-        pytest.param(0.0, 40, marks=pytest.mark.slow),
-        pytest.param(1e9, 40, marks=pytest.mark.slow),
     ],
 )
 def test_c51_fork_while_other_threads_score_and_rank(hold_gil_below_us, forks):
@@ -263,9 +261,12 @@ def test_c54_the_interpreter_ends_while_daemon_threads_score(hold_gil_below_us):
             ranker = releases.ranker_of(releases.item_files(), store=store, hold_gil_below_us={hold_gil_below_us})
             def work():
                 while True:
-                    scorer.score(payment())
-                    scorer.score_batch([payment()] * 20)
-                    ranker.rank(CONTEXT, IDS)
+                    try:
+                        scorer.score(payment())
+                        scorer.score_batch([payment()] * 20)
+                        ranker.rank(CONTEXT, IDS)
+                    except RetailInferError:
+                        pass  # the models are closed by now; a thread that still runs is told so
             for _ in range(4):
                 threading.Thread(target=work, daemon=True).start()
             time.sleep(0.05)

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 from servers import Client, WebServer
+from services import until
 
 from retailinfer.cpus import usable_cpus
 
@@ -244,7 +245,7 @@ def test_flask_app_under_gunicorn_answers_refuses_and_ends(packed, tmp_path):
         assert "$.amount" in answer
         assert client.post("/score", b"{")[0] == 400
         client.close()
-        assert len(server.workers()) == usable_cpus()
+        until(lambda: len(server.workers()) == usable_cpus(), what="every worker to be there")
         assert server.stop_within(5)[0] == 0
         assert "Traceback" not in server.log()
 

@@ -46,6 +46,19 @@ CASES = [
     for name, target in module.TARGETS.items()
 ]
 SECONDS = 2  # of each, by coverage
+# Starting one costs more than it runs. So only what strangers send is guided here: bytes of clients and of model servers, what
+# lies in a shared Redis, envelopes; `make soak` guides all of them.
+STRANGERS = {
+    "json",
+    "msgpack",
+    "rank",
+    "http-reply",
+    "http-message",
+    "grpc-message",
+    "redis-value",
+    "envelope",
+}
+GUIDED = [case for case in CASES if case.id in STRANGERS]
 
 
 def fuzzed(file, *arguments, timeout=170):
@@ -87,7 +100,7 @@ def test_mutants_are_answered_or_refused(file, name):
 )
 @pytest.mark.slow
 @pytest.mark.requires("atheris")
-@pytest.mark.parametrize(("file", "name"), CASES)
+@pytest.mark.parametrize(("file", "name"), GUIDED)
 def test_guided_run_finds_nothing(file, name, tmp_path):
     """Steered by the branches that are reached, from a seed that is another one for each target."""
     seed = 1 + sum(name.encode())

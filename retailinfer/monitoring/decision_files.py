@@ -33,6 +33,10 @@ _TRIES: Final = 20
 def need_arrow() -> Any:
     """The module pyarrow. Raises: ConfigError without it."""
     try:
+        # Arrow takes its threads at its first file. Then they would register for forks perhaps in the middle of one, while it
+        # waits for this log: the child would release a lock that nobody took.
+        import concurrent.futures.thread  # noqa: F401, PLC0415 - as pyarrow
+
         import pyarrow as pa  # noqa: PLC0415 - optional extra
         from pyarrow import compute, parquet  # noqa: F401, PLC0415 - parts of pyarrow from now on
     except ImportError as exc:
