@@ -308,7 +308,9 @@ def test_gunicorn_loses_nothing_on_sigterm_and_recycling(tmp_path, preload, work
     server = subprocess.Popen(
         [
             sys.executable, "-m", "gunicorn", "-w", "2", "-k", worker, "--threads", "2", "-b", f"127.0.0.1:{port}",
-            "--max-requests", "40", "--log-level", "warning", *(["--preload"] if preload else []), "decisions_app:app",
+            "--max-requests", "40", "--log-level", "warning",
+            "--graceful-timeout", "3",  # a worker that is still booting misses the signal, in gunicorn, and is waited for
+            *(["--preload"] if preload else []), "decisions_app:app",
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *[p for p in sys.path if p]])},

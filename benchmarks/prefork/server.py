@@ -36,6 +36,7 @@ def gunicorn(folder: Path, application: str, options: Sequence[str], **environme
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                cwd=folder,  # gunicorn imports from where it stands: not the source tree, but what is installed
                 env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **environment},
             )  # fmt: skip
         try:
