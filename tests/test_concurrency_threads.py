@@ -567,7 +567,9 @@ def test_a_cancelled_call_leaves_nothing_broken():
 
 def test_loops_of_several_threads_share_one_scorer():
     """One after the other, and at once."""
-    scorer = releases.scorer_of(releases.payment_files())
+    scorer = releases.scorer_of(
+        releases.payment_files(), max_waiting=128
+    )  # 80 calls at once are no overload here
     scorer._engine = Slow(scorer._engine)
     want = releases.payment_scorer().score(payment()).score
 
