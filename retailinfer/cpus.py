@@ -13,7 +13,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["cpu_quota", "usable_cpus"]
 
@@ -36,6 +39,8 @@ def cpu_quota(*, groups: str = _GROUPS, mount: str = _MOUNT) -> float | None:
         mount: where they are mounted; inside a container its own group may be the root.
     """
     limits = []
+    from pathlib import Path  # noqa: PLC0415 - several ms of every import, for what is asked once
+
     for line in _read(Path(groups)).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -49,6 +54,8 @@ def cpu_quota(*, groups: str = _GROUPS, mount: str = _MOUNT) -> float | None:
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
     """A group's folder and all above it, as far as they can be seen from here."""
+    from pathlib import PurePosixPath  # noqa: PLC0415 - as above
+
     group = PurePosixPath("/") / path
     for at in (group, *group.parents):
         yield mount / at.relative_to("/")
