@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
-import random
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -858,8 +857,10 @@ def _permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Permit
     for name, value in (("max_in_flight", max_in_flight), ("max_waiting", max_waiting)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"Expected an integer for {name}, got {clip(value)}")
+    from random import random  # noqa: PLC0415 - some ms of every import, for who loads a release
+
     made = Permits(
-        cast("int", max_in_flight), max_waiting=cast("int", max_waiting), clock=clock, random=random.random
+        cast("int", max_in_flight), max_waiting=cast("int", max_waiting), clock=clock, random=random
     )
     begin_again_in_children(made)
     return made

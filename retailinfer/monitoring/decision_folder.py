@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from retailinfer.whole_file import sync_folder
+
 __all__ = [
     "Keeper",
     "Listing",
@@ -42,7 +44,6 @@ __all__ = [
     "listing",
     "make_last",
     "recover",
-    "sync_folder",
     "tidy",
     "times_of",
     "write_whole",
@@ -431,13 +432,3 @@ def write_whole(path: Path, data: bytes | memoryview, *, mine: bool = True) -> N
         raise
     if mine:
         sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames last."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

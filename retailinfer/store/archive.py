@@ -25,7 +25,7 @@ import msgspec
 
 from retailinfer.clock import Clock
 from retailinfer.errors import ConfigError, IntegrityError, SchemaMismatchError, clip
-from retailinfer.store.whole_file import replaced
+from retailinfer.whole_file import replaced
 
 if TYPE_CHECKING:
     from retailinfer.store.aliases import Aliases

@@ -570,7 +570,7 @@ class FeatureTable:
         """
         if not isinstance(to, (str, os.PathLike)):
             return sum([_written(to, part) for part in self._dump()])
-        from retailinfer.store.whole_file import replaced  # noqa: PLC0415 - for who dumps; importing the package need not
+        from retailinfer.whole_file import replaced  # noqa: PLC0415 - for who dumps; importing the package need not
 
         with replaced(to) as file:
             return sum([_written(file, part) for part in self._dump()])

@@ -1,6 +1,6 @@
 """Files that are there whole or not at all: written beside, made to last, then put in the place of what was there.
 
-Used by archive.py (a store) and feature_table.py (one table); loaded when something is written, not with the package.
+Used by what stores and the decision log write; loaded when something is written, not with the package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replaced"]
+__all__ = ["replaced", "sync_folder"]
 
 
 @contextlib.contextmanager
@@ -33,11 +33,11 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; where folders cannot be opened there is no way to ask for it."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in it last; where folders cannot be opened there is no way to ask for it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
