@@ -869,6 +869,25 @@ def test_a_copy_that_differs_is_an_error_with_row_and_cell(monkeypatch, at_a_tim
         ri.FeatureSpec.from_sklearn(made, sample=rows)
 
 
+def test_the_bound_of_log1p_holds_for_what_an_imputer_put_there():
+    """Behind log1p of a missing value comes a number that is off by nothing, and log1p of that one is off again."""
+    log1p = FunctionTransformer(np.log1p)
+    rows = pd.DataFrame({"x": [1.7, np.nan, 9.1, 4.4]})
+    made = make_pipeline(log1p, SimpleImputer(strategy="median"), log1p).fit(rows)
+    right = made.transform
+
+    def within(ulps):
+        """The copy, where scikit-learn's log1p of the filled number is so many last places elsewhere."""
+        made.transform = lambda given: right(given) * (1 + ulps * np.array([[0], [2.0**-52], [0], [0]]))
+        return ri.FeatureSpec.from_sklearn(made, sample=rows).copied
+
+    for ulps in (-6, 0, 6):
+        assert within(ulps).difference < 7 * 2.0**-52
+    for ulps in (-40, 40):
+        with pytest.raises(SpecError, match=r"row 1 of the sample: the copy gives .* there None"):
+            within(ulps)
+
+
 def test_a_row_outside_the_domain_of_log1p_is_refused_by_name():
     """scikit-learn gives NaN with a warning; the spec refuses such a row, in training and in serving."""
     rows = pd.DataFrame({"x": [1.0, -3.0, 2.0]})

@@ -462,6 +462,8 @@ def _bound(value: Value, raw: NDArray[np.float64]) -> NDArray[np.float64]:
                 error = error / (1.0 + before) + LOG1P_ULPS * EPSILON * np.abs(x)
             elif step.op == "sqrt":
                 error = error / np.maximum(x, 1e-300)
+            elif step.op == "fill":  # a declared number: what was off in the one before it is gone, NaN too
+                error = np.where(np.isnan(before), 0.0, error)
             if step.op in ("add", "subtract", "multiply", "divide"):
                 error = np.where(error > 0, error + EPSILON * np.abs(x), 0.0)
     return np.nan_to_num(error)
