@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailinfer.authoring.trees import documents
 from retailinfer.authoring.trees.documents import read_json, read_ubjson
 from retailinfer.errors import ModelError
 
@@ -108,6 +109,15 @@ def test_what_is_no_ubjson_is_refused_with_the_place(data, why):
     with pytest.raises(ModelError, match=f"{why}.* - at byte"):
         read_ubjson(data, "it")
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("data", [b"{}" * 1_000, b"Z" * 1_000, b"[$d#U\x00" * 1_000])
+def test_values_are_counted(data, monkeypatch):
+    """Objects, single values and whole arrays are one each; there is a most that a document may have."""
+    assert len(read_ubjson(b"[" + data + b"]", "it")) == 1_000
+    monkeypatch.setattr(documents, "MAX_ITEMS", 1_000)  # the outer array is one too
+    with pytest.raises(ModelError, match="at most 64 levels and 1000 values"):
+        read_ubjson(b"[" + data + b"]", "it")
 
 
 @given(st.binary(max_size=60))

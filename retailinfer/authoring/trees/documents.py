@@ -9,6 +9,7 @@ UBJSON: draft 12 of the specification (ubjson.org), with typed and counted conta
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from typing import Any
@@ -21,7 +22,9 @@ __all__ = ["MAX_BYTES", "read_json", "read_ubjson"]
 
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 64
-MAX_ITEMS = 1 << 24  # objects, arrays and single values of one UBJSON document; typed arrays count once
+# Objects, arrays and single values of one UBJSON document; typed arrays count once. XGBoost writes 24 a tree, and a forest has
+# at most 100,000 of them.
+MAX_ITEMS = 1 << 22
 
 _NUMBERS = {b"i": "b", b"U": "B", b"I": ">h", b"l": ">i", b"L": ">q", b"d": ">f", b"D": ">d"}
 _SIZES = {mark: struct.calcsize(code) for mark, code in _NUMBERS.items()}
@@ -66,42 +69,43 @@ def read_ubjson(data: bytes, what: str) -> Any:
 
 
 class _Ubjson:
-    """One pass over the bytes; `at` is how far it is."""
+    """One pass over the bytes. The stream keeps the place: a number here would be a new object for every byte that is read."""
 
     def __init__(self, data: bytes, what: str) -> None:
-        self.data, self.what, self.at, self.items = data, what, 0, 0
+        self.what, self.size, self.items = what, len(data), 0
+        self.stream = io.BytesIO(data)
+        self.read = self.stream.read
 
     def wrong(self, why: str) -> ModelError:
-        return ModelError(f"{self.what} is no UBJSON: {why} - at byte {self.at}")
+        return ModelError(f"{self.what} is no UBJSON: {why} - at byte {self.stream.tell()}")
+
+    def left(self) -> int:
+        return self.size - self.stream.tell()
 
     def take(self, n: int) -> bytes:
-        if not 0 <= n <= len(self.data) - self.at:
-            raise self.wrong(f"Expected {n} bytes, got {len(self.data) - self.at}")
-        taken = self.data[self.at : self.at + n]
-        self.at += n
-        return taken
+        if not 0 <= n <= self.left():
+            raise self.wrong(f"Expected {n} bytes, got {self.left()}")
+        return self.read(n)
 
     def mark(self) -> bytes:
         """The next marker; no-ops between values are skipped."""
-        mark = self.take(1)
-        while mark == b"N":
-            mark = self.take(1)
-        return mark
+        while (mark := self.read(1)) == b"N":
+            pass
+        return mark or self.take(1)
 
     def end(self) -> None:
-        rest = self.data[self.at :].strip(b"N")
+        rest = self.read().strip(b"N")
         if rest:
             raise self.wrong(f"Expected the end, got {len(rest)} bytes more")
 
-    def count(self) -> int:
-        """A length or a count: a whole number of any type, not below 0."""
-        mark = self.take(1)
+    def count(self, mark: bytes) -> int:
+        """A length or a count behind its marker: a whole number of any type, not below 0."""
         if mark not in _WHOLE:
-            raise self.wrong(f"Expected a length, got {clip(mark)}")
+            raise self.wrong(f"Expected a length, got {clip(mark or self.take(1))}")
         return int(struct.unpack(_NUMBERS[mark], self.take(_SIZES[mark]))[0])
 
-    def text(self) -> str:
-        raw = self.take(self.count())
+    def text(self, mark: bytes) -> str:
+        raw = self.take(self.count(mark))
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -111,65 +115,69 @@ class _Ubjson:
         self.items += 1
         if depth > MAX_DEPTH or self.items > MAX_ITEMS:
             raise self.wrong(f"Expected at most {MAX_DEPTH} levels and {MAX_ITEMS} values")
+        if mark == b"{":
+            return self.object(depth)
+        if mark == b"[":
+            return self.array(depth)
         if mark in _NUMBERS:
             return struct.unpack(_NUMBERS[mark], self.take(_SIZES[mark]))[0]
         if mark in _CONSTANTS:
             return _CONSTANTS[mark]
         if mark == b"S":
-            return self.text()
+            return self.text(self.read(1))
         if mark == b"C":
             return self.take(1).decode("latin-1")
-        if mark == b"[":
-            return self.array(depth)
-        if mark == b"{":
-            return self.object(depth)
         raise self.wrong(f"Expected a value, got {clip(mark)}")
 
-    def optimised(self) -> tuple[bytes | None, int | None]:
-        """Type and count of a container, where it tells them; a type comes with a count."""
-        kind = count = None
-        if self.data[self.at : self.at + 1] == b"$":
-            self.at += 1
+    def optimised(self, mark: bytes) -> tuple[bytes | None, int]:
+        """Type, where it is told, and count of a container that begins with `mark`: $ or #. A type comes with a count."""
+        kind = None
+        if mark == b"$":
             kind = self.take(1)
-            if self.data[self.at : self.at + 1] != b"#":
-                raise self.wrong("Expected a count behind a type")
-        if self.data[self.at : self.at + 1] == b"#":
-            self.at += 1
-            count = self.count()
-            if count < 0:
-                raise self.wrong(f"Expected a count, got {count}")
+            mark = self.read(1)
+        if mark != b"#":
+            raise self.wrong("Expected a count behind a type")
+        count = self.count(self.read(1))
+        if count < 0:
+            raise self.wrong(f"Expected a count, got {count}")
         return kind, count
 
     def array(self, depth: int) -> Any:
-        kind, count = self.optimised()
+        mark = self.read(1)
+        if mark not in (b"$", b"#"):
+            found: list[Any] = []
+            mark = self.mark() if mark in (b"N", b"") else mark
+            while mark != b"]":
+                found.append(self.value(mark, depth + 1))
+                mark = self.mark()
+            return found
+        kind, count = self.optimised(mark)
         if kind in _DTYPES:
-            assert count is not None
-            raw = self.take(count * _SIZES[kind])
-            return np.frombuffer(raw, _DTYPES[kind])
+            return np.frombuffer(self.take(count * _SIZES[kind]), _DTYPES[kind])
         self.spare(kind, count)
-        found: list[Any] = []
-        while count is None or len(found) < count:
-            mark = kind or self.mark()
-            if mark == b"]" and count is None:
-                break
-            found.append(self.value(mark, depth + 1))
-        return found
+        return [self.value(kind or self.mark(), depth + 1) for _ in range(count)]
 
     def object(self, depth: int) -> dict[str, Any]:
-        kind, count = self.optimised()
-        self.spare(kind, count)
         found: dict[str, Any] = {}
-        while count is None or len(found) < count:
-            if count is None and self.data[self.at : self.at + 1] == b"}":
-                self.at += 1
-                break
-            key = self.text()
-            if key in found:
-                raise self.wrong(f"Expected each key once, got {clip(key)} twice")
-            found[key] = self.value(kind or self.mark(), depth + 1)
+        mark = self.read(1)
+        if mark not in (b"$", b"#"):
+            while mark != b"}":
+                self.member(found, mark, None, depth)
+                mark = self.read(1)
+            return found
+        kind, count = self.optimised(mark)
+        self.spare(kind, count)
+        for _ in range(count):
+            self.member(found, self.read(1), kind, depth)
         return found
 
-    def spare(self, kind: bytes | None, count: int | None) -> None:
+    def member(self, found: dict[str, Any], mark: bytes, kind: bytes | None, depth: int) -> None:
+        key = self.text(mark)
+        if key in found:
+            raise self.wrong(f"Expected each key once, got {clip(key)} twice")
+        found[key] = self.value(kind or self.mark(), depth + 1)
+
+    def spare(self, kind: bytes | None, count: int) -> None:
         """Every value takes a byte, but for typed constants, which take none: of those there must not be any number."""
-        if count is not None and (kind in _CONSTANTS or kind == b"N" or count > len(self.data) - self.at):
-            raise self.wrong(f"Expected {count} values in {len(self.data) - self.at} bytes")
+        if kind in _CONSTANTS or kind == b"N" or count > self.left():
+            raise self.wrong(f"Expected {count} values in {self.left()} bytes")
