@@ -120,7 +120,8 @@ class Decision(msgspec.Struct, frozen=True):
         stale: columns whose stored value was older than its `max_age` or its table's time to live, or whose window did not
             cover its time yet.
         missing: columns whose value was null, unknown or unavailable.
-        trace: which keys were looked up under another name, as "customer: guest-7 -> c-1".
+        trace: what else led to it: "release: unsigned" where no signature was verified; a threshold that an operator moved;
+            which keys were looked up under another name, as "customer: guest-7 -> c-1".
     """
 
     id: str

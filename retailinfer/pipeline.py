@@ -81,6 +81,9 @@ MAX_WAITING = 64  # calls that wait for sources and shared windows at the same t
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
 MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
 HOLD_GIL_BELOW_US = 100.0
+UNSIGNED = (
+    "release: unsigned"  # in the trace of every answer of a release whose signature nobody has verified
+)
 TILE_ROWS = 512  # that a model is given at once, as in the engine
 # Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -654,6 +657,7 @@ class Pipeline:
             reasons=self._reasons,
             occlusion=self._engine_occlusion(),
             max_item_age_ns=min(item_ages, default=0),
+            trace=() if self.bundle.signed_by else (UNSIGNED,),
         )
 
     # ---- reasons ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import releases
 from processes import run_script
 from signed_releases import DAY_S, NOW_S, key, moment_text, record, signed, statement_of, tiny, trust
 from test_acceptance_release_files import replaced, resealed
+from test_engine_rungs import rescored
 
 import retailinfer as ri
 from retailinfer.errors import (
@@ -58,6 +59,35 @@ def test_a_signed_release_answers():
     for i in range(20):
         request = releases.payment(amount=float(i))
         assert scorer.score(request).score == plain.score(request).score
+
+
+def test_every_answer_of_an_unsigned_release_says_so():
+    """Whichever way it is asked, and whichever rung answers; those of a signed one say nothing of the kind."""
+    said, request = ("release: unsigned",), releases.payment()
+    for files, trusted, want in ((FILES, "unsigned", said), (GOOD, believing(), ())):
+        scorer = ri.Scorer.load(files, trust=trusted)
+        body, packed = msgspec.json.encode(request), msgspec.msgpack.encode(request)
+        traces = [
+            scorer.score(request).trace,
+            tuple(msgspec.json.decode(scorer.score_json(body))["trace"]),
+            tuple(msgspec.msgpack.decode(scorer.score_msgpack(packed))["trace"]),
+            *(answer.trace for answer in scorer.score_batch([request, request])),
+            rescored(scorer, request).trace,
+            scorer._engine.finish_static(request, None, 0.5, release="static", rung=4).trace,
+        ]
+        assert set(traces) == {want}
+    store = ri.Store(tables={"item": releases.items()})
+    items = releases.item_files()
+    for files, trusted, want in ((items, "unsigned", said), (sign(items), believing(), ())):
+        ranker = ri.Ranker.load(files, trust=trusted, store=store)
+        ranking = ranker.rank(releases.CONTEXT, ["sku-001", "sku-002"], k=2)
+        asked = msgspec.json.encode({"context": releases.CONTEXT, "candidates": ["sku-001"], "k": 1})
+        static = ranker._engine.rank_static(["sku-001"], 1, order={}, release="static", rung=4)
+        assert {
+            ranking.trace,
+            tuple(msgspec.json.decode(ranker.rank_json(asked))["trace"]),
+            static.trace,
+        } == {want}
 
 
 def test_a_signed_ranker_answers():

@@ -111,7 +111,7 @@ def test_static_decision_has_an_action_of_the_policy_or_one_of_its_score():
     """An action without a score gets the lowest score of its band, so that both still agree."""
     engine = releases.payment_scorer()._engine
     made = engine.finish_static(payment(), "review", None, release="pay:1", rung=4, request_id="r")
-    assert made == Decision("r", 0.5, "review", release="pay:1", rung=4)
+    assert made == Decision("r", 0.5, "review", release="pay:1", rung=4, trace=("release: unsigned",))
     assert engine.finish_static(None, None, 0.95, release="pay:1", rung=4).action == "decline"
     assert engine.finish_static(None, "approve", None, release="pay:1", rung=4).score == 0.0
     assert engine.finish_static(None, "review", 0.95, release="pay:1", rung=4).action == "review"

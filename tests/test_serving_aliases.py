@@ -15,6 +15,7 @@ from retailinfer.errors import ConfigError, FeatureTypeError, SchemaMismatchErro
 
 NOON = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
+UNSIGNED = "release: unsigned"
 SPEND = {"c-1": 10.0, "c-2": 20.0, "c-3": 30.0}
 
 
@@ -56,19 +57,23 @@ def test_an_alias_finds_the_row_and_says_so():
     store = store_of()
     scorer = releases.scorer_of(files(), store=store)
     before = scorer.score(request())
-    assert (before.score, before.missing, before.trace) == (0.0, ("customer.spend", "pair.points"), ())
+    assert (before.score, before.missing, before.trace) == (
+        0.0,
+        ("customer.spend", "pair.points"),
+        (UNSIGNED,),
+    )
     store.aliases("customer").link("guest", into="c-1", at=NOON - HOUR)
     store.aliases("customer").link("c-1", into="c-2", at=NOON - HOUR)
     after = scorer.score(request())
     assert (after.score, after.missing) == (20.0, ("pair.points",))
-    assert after.trace == ("customer: guest -> c-1 -> c-2",)
+    assert after.trace == (UNSIGNED, "customer: guest -> c-1 -> c-2")
     body = msgspec.json.encode(request())
     assert msgspec.json.decode(scorer.score_json(body))["trace"] == [*after.trace]
     packed = msgspec.msgpack.encode(request())
     assert msgspec.msgpack.decode(scorer.score_msgpack(packed))["trace"] == [*after.trace]
     assert [a.trace for a in scorer.score_batch([request(), request("c-3"), request()])] == [
         after.trace,
-        (),
+        (UNSIGNED,),
         after.trace,
     ]
 
@@ -79,7 +84,7 @@ def test_every_entity_whose_key_has_the_field_is_looked_up_under_the_other_name(
     scorer = releases.scorer_of(files(), store=store)
     store.aliases("customer").link("guest", into="c-2", at=0)
     decision = scorer.score(request(shop="s"))
-    assert (decision.score, decision.trace) == (1020.0, ("customer: guest -> c-2",))
+    assert (decision.score, decision.trace) == (1020.0, (UNSIGNED, "customer: guest -> c-2"))
 
 
 def test_features_read_the_field_as_it_came():
@@ -114,7 +119,7 @@ def test_integer_keys_have_aliases_too():
     scorer = releases.scorer_of(files(int), store=store)
     store.aliases("customer").link(77, into=2, at=0)
     decision = scorer.score(request(77, named=5, shop="s"))
-    assert (decision.score, decision.trace) == (1020.0, ("customer: 77 -> 2",))
+    assert (decision.score, decision.trace) == (1020.0, (UNSIGNED, "customer: 77 -> 2"))
 
 
 def test_long_keys_are_cut_in_the_trace():
@@ -125,7 +130,7 @@ def test_long_keys_are_cut_in_the_trace():
     store.aliases("customer").link(long, into="c-1", at=0)
     decision = scorer.score(request(long))
     assert decision.score == 10.0
-    assert len(decision.trace[0]) < 200
+    assert len(decision.trace[1]) < 200
 
 
 def test_a_null_key_stays_unknown():
@@ -168,9 +173,9 @@ def test_rankings_follow_aliases_of_their_context():
     ranking = ranker.rank({"user": "guest"}, ["sku-001", "sku-003", "sku-002"], 3)
     assert ranking.items == ["sku-003", "sku-002", "sku-001"]
     assert ranking.scores == [108.0, 7.0, 6.0]
-    assert ranking.trace == ("user: guest -> u-1",)
+    assert ranking.trace == (UNSIGNED, "user: guest -> u-1")
     body = {"context": {"user": "guest"}, "candidates": ["sku-001"], "k": 1}
-    assert msgspec.json.decode(ranker.rank_json(msgspec.json.encode(body)))["trace"] == ["user: guest -> u-1"]
+    assert msgspec.json.decode(ranker.rank_json(msgspec.json.encode(body)))["trace"] == [*ranking.trace]
 
 
 def test_what_cannot_be_followed_is_refused_when_loading():

@@ -193,6 +193,7 @@ cdef class Engine:
         readonly object session
         readonly str release
         readonly str arm
+        readonly tuple trace          # what every answer of this release says of where it came from
         readonly double hold_below_us # GIL: kept where native work is predicted to be shorter
         float score_low               # what the model's last operator guarantees
         float score_high
@@ -247,6 +248,8 @@ cdef class Engine:
         tuple input_plan              # ((is mask, tensor), shape template) per model input
         tuple actions                 # (action names) of all bands of all segments, by band number
         float* thresholds
+        tuple moves                   # still to come, earliest first: (wall ns, lowest scores of all bands, trace)
+        int64_t next_move_ns          # of the first of them; FOREVER = none
         int n_bands
         dict segments                 # value -> (first band, number of bands)
         int segment_slot
@@ -324,6 +327,7 @@ cdef class Engine:
     cdef object next_id(self)
     cdef object band_action(self, float score, Workspace ws)
     cdef object decide(self, Workspace ws, float score, object request_id, object action)
+    cdef int move_thresholds(self) except -1
     cdef tuple _flags(self, Workspace ws, int first)
     cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil
     cdef int guard(self, const char* data, Py_ssize_t size, bint json) except -1
@@ -335,7 +339,7 @@ cdef class Engine:
     cdef object rank_list(self, object context, object candidates, int64_t k, object available, object exclude, object request_id,
                           int64_t now_ns, Call* call, bint observe, object event_id, bint may_wait, object priority)
     cdef object _segment_bands(self, Workspace ws)
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, object trace,
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, tuple trace,
                             tuple reasons)
     cdef int encode_row(self, Lookup* plan, Workspace ws, int64_t row, uint8_t* out, uint8_t* flag) noexcept nogil
     cdef void set_candidate(self, Workspace ws, StrRef key) noexcept nogil

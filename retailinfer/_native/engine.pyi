@@ -208,7 +208,19 @@ class Engine:
         is_system_clock: bool = False,
         permits: Permits | None = None,
         event_type: type | None = None,
-    ) -> None: ...
+        trace: tuple[str, ...] = (),
+        moves: tuple[tuple[int, tuple[float, ...], tuple[str, ...]], ...] = (),
+    ) -> None:
+        """Arguments that `pipeline.Pipeline` does not explain:
+
+        trace: what every answer says of where it came from.
+        moves: earliest first: the wall clock's moment (ns) from which on other lowest scores hold for `bands`, and the trace
+            that says so. They come into force at the first answer from then on, without anybody's help, and never go back.
+        """
+    @property
+    def trace(self) -> tuple[str, ...]:
+        """What answers say now, before what is said of each of them alone."""
+
     @property
     def one_us(self) -> float:
         """Predicted time of the models for one request, reasons included."""
@@ -371,6 +383,9 @@ class Engine:
 
     def calibrate(self, rounds: int = 5) -> tuple[float, float]:
         """Measure what a run costs: fixed us, us a row. Sets `fixed_us` and `row_us`."""
+
+    def calibrate_as(self, other: Engine) -> None:
+        """Take over what another engine of the same models has measured, and measure on together with it."""
 
     def vectorize(self, request: object, now_ns: int = 0, budget_ns: int = 0) -> list[NDArray[Any]]:
         """The model's inputs for one request, shape (1, cells) each, in the model's order. Raises: FeatureError."""

@@ -628,7 +628,7 @@ cdef class Engine:
                  decode, encode, decode_ids=None, clock not None, int64_t max_bytes, int max_depth, int64_t max_rows, bint row_independent, bint has_clock,
                  double score_low=-np.inf, double score_high=np.inf, double hold_below_us=100.0, int64_t max_item_age_ns=0,
                  Resolver resolver=None, int64_t budget_ns=FOREVER, ForestReasons reasons=None, Occlusion occlusion=None,
-                 bint is_system_clock=False, Permits permits=None, event_type=None):
+                 bint is_system_clock=False, Permits permits=None, event_type=None, tuple trace=(), tuple moves=()):
         cdef int i, t
         cdef int64_t before
         self.program = program
@@ -649,6 +649,9 @@ cdef class Engine:
             self.rows_each = 1 + occlusion.n_groups
         self.release = release
         self.arm = "default"
+        self.trace = trace
+        self.moves = moves
+        self.next_move_ns = moves[0][0] if moves else FOREVER
         self.hold_below_us = hold_below_us
         self.score_low = score_low
         self.score_high = score_high
@@ -1592,8 +1595,11 @@ cdef class Engine:
 
     cdef object decide(self, Workspace ws, float score, object request_id, object action):
         """`action` None: by the bands. Flags of ws tell what was stale or missing."""
-        cdef tuple stale = (), missing = ()
+        cdef tuple stale = (), missing = (), trace
         cdef bint fresh = True
+        if self.next_move_ns != FOREVER:
+            self.move_thresholds()
+        trace = self.trace if ws.lease is None or ws.lease.trace is None else self.trace + tuple(ws.lease.trace)
         if ws.state.st.n_flags:
             stale, missing = self._flags(ws, 0)
             fresh = self.flags_are_fresh(ws)
@@ -1601,11 +1607,21 @@ cdef class Engine:
             action = self.review_action if ws.state.st.review and self.review_action is not None else self.band_action(score, ws)
         request_id = self.next_id() if request_id is None else own_id(request_id)
         ws.fresh = fresh
-        if ws.lease is None or ws.lease.trace is None:
-            return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
-                                      missing)
         return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
-                                  missing, tuple(ws.lease.trace))
+                                  missing, trace)
+
+    cdef int move_thresholds(self) except -1:
+        """Put those in force whose moment has come, with what the trace says of them. All who read thresholds hold the GIL."""
+        cdef int64_t now_ns = self.wall_ns()
+        cdef int i
+        cdef tuple lows
+        while self.next_move_ns <= now_ns:
+            _, lows, self.trace = self.moves[0]
+            for i in range(self.n_bands):
+                self.thresholds[i] = <float><double>lows[i]
+            self.moves = self.moves[1:]
+            self.next_move_ns = self.moves[0][0] if self.moves else FOREVER
+        return 0
 
     cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil:
         """No value of this row was stale, and none unavailable: null and unknown are known for certain."""
@@ -1824,7 +1840,7 @@ cdef class Engine:
                     flags = self._flags(ws, 0) if ws.state.st.n_flags else None
                     review = self.review_action if ws.state.st.review else None
                     segment = self._segment_bands(ws) if self.segment_slot >= 0 else None
-                    trace = tuple(ws.lease.trace) if rich and ws.lease.trace is not None else None
+                    trace = tuple(ws.lease.trace) if rich and ws.lease.trace is not None else ()
                     meta.append((i, flags, review, segment, flags is None or self.flags_are_fresh(ws), trace, ws.options.counted))
                     filled += 1
                 if filled and call.end_ns < FOREVER and (call.waited_ns or stopped is not None):
@@ -1952,9 +1968,13 @@ cdef class Engine:
         cdef ri_slot* s = ws.state.st.slots + self.segment_slot
         return self.segments.get(PyUnicode_DecodeUTF8(s.v.text, s.n, NULL)) if s.state == RI_PRESENT else None
 
-    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, object trace,
+    cdef object _decide_row(self, float score, object flags, object action, object segment, object request_id, tuple trace,
                             tuple reasons):
+        """`trace`: of this row alone."""
         cdef int first = 0, n = self.n_common_bands, i
+        if self.next_move_ns != FOREVER:
+            self.move_thresholds()
+        trace = self.trace + trace if trace else self.trace
         if segment is not None:
             first, n = segment
         if action is None and self.n_bands:
@@ -1966,8 +1986,7 @@ cdef class Engine:
                 raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
         stale, missing = ((), ()) if flags is None else flags
         request_id = self.next_id() if request_id is None else own_id(request_id)
-        return self.decision_type(request_id, <double>score, action, reasons, self.release, self.arm, 0, stale, missing,
-                                  () if trace is None else trace)
+        return self.decision_type(request_id, <double>score, action, reasons, self.release, self.arm, 0, stale, missing, trace)
 
     def vectorize(self, request, int64_t now_ns=0, int64_t budget_ns=0):
         """One request -> the model's inputs, without the model: a list of arrays with one row."""
@@ -2043,6 +2062,8 @@ cdef class Engine:
         segment = None
         if action is not None and action not in self.actions:
             raise ConfigError(f"Expected an action of the policy ({', '.join(dict.fromkeys(self.actions)) or 'it has none'}), got {clip(action)}")
+        if self.next_move_ns != FOREVER:
+            self.move_thresholds()
         if score is None:
             if action is None:
                 raise ConfigError("Expected a score, an action, or both")
@@ -2059,7 +2080,7 @@ cdef class Engine:
                 segment = self._segment_bands(ws)
             finally:
                 self.push(ws)
-        made = self._decide_row(<float><double>score, None, action, segment, request_id, None, ())
+        made = self._decide_row(<float><double>score, None, action, segment, request_id, (), ())
         return self.as_rung(made, release, rung)
 
     cdef int check_score(self, float score) except -1:
@@ -2114,7 +2135,7 @@ cdef class Engine:
         items = [kept[i] for _, i in places[:min(most, n)]]
         scores = [<double><float>((n - i) / <double>n) for i in range(len(items))]
         request_id = self.next_id() if request_id is None else own_id(request_id)
-        return self.ranking_type(request_id, items, scores, release, self.arm, rung, (), (), suppressed)
+        return self.ranking_type(request_id, items, scores, release, self.arm, rung, (), (), suppressed, self.trace)
 
     def decode(self, body, str kind not None):
         if kind == "json":
@@ -2183,6 +2204,11 @@ cdef class Engine:
         finally:
             self.push(ws)
         return self.fixed_us, self.row_us
+
+    def calibrate_as(self, Engine other not None):
+        self.fixed_us, self.row_us = other.fixed_us, other.row_us
+        self.run_clock, self.wait_clock, self.whole_clock = other.run_clock, other.wait_clock, other.whole_clock
+        self.sized_clocks = other.sized_clocks
 
     @property
     def one_us(self) -> float:
@@ -2825,10 +2851,8 @@ cdef class Engine:
         stale, missing = self.seen_names(ws)
         request_id = self.next_id() if request_id is None else own_id(request_id)
         ws.fresh = self.seen_fresh(ws)
-        if ws.lease is None or ws.lease.trace is None:
-            return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed)
-        return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed,
-                                 tuple(ws.lease.trace))
+        trace = self.trace if ws.lease is None or ws.lease.trace is None else self.trace + tuple(ws.lease.trace)
+        return self.ranking_type(request_id, items, scores, self.release, self.arm, 0, stale, missing, suppressed, trace)
 
     cdef bint seen_fresh(self, Workspace ws) noexcept nogil:
         cdef int i
