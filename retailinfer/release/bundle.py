@@ -55,6 +55,7 @@ __all__ = [
     "parser_calls",
     "read_bundle",
     "read_detached",
+    "read_files",
     "resolve_trust",
     "write_bundle",
 ]
@@ -205,6 +206,18 @@ def read_detached(source: PathLike | Mapping[str, bytes]) -> dict[str, bytes]:
         return {
             name: _read_file(folder, name, None, MAX_MANIFEST_BYTES, strict_paths=False) for name in names
         }
+    finally:
+        os.close(folder)
+
+
+def read_files(directory: PathLike) -> dict[str, bytes]:
+    """Everything that lies in the directory of a release: bytes that nobody has verified. Raises: BundleError, OSError."""
+    origin = os.fspath(directory)
+    folder = os.open(origin, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        names = _list(folder, origin, strict_paths=False)
+        caps = {name: MAX_MANIFEST_BYTES if is_detached(name) else MAX_FILE_BYTES for name in names}
+        return {name: _read_file(folder, name, None, cap, strict_paths=False) for name, cap in caps.items()}
     finally:
         os.close(folder)
 

@@ -30,7 +30,7 @@ import datetime as dt
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, ConflictError, IntegrityError, RegistryError, clip
@@ -68,13 +68,21 @@ if TYPE_CHECKING:
     from retailinfer.release.trust import PointerVerdict
     from retailinfer.release.trust_files import Trust
 
-__all__ = ["Garbage", "Listed", "Published", "Registry"]
+__all__ = ["Garbage", "InForce", "Listed", "Published", "Registry"]
 
 PathLike = str | os.PathLike[str]
 Change = Callable[[Pointer | None], Changes]
 
 UPLOAD_S = DAY_S // 2  # a publisher gives up after half the time after which its folder counts as litter
 _HEX = re.compile(r"[0-9a-f]{8,64}")
+
+
+class InForce(NamedTuple):
+    """A pointer, the bytes of its document, and by whom it was signed (None where nobody is asked)."""
+
+    pointer: Pointer
+    document: bytes
+    verdict: PointerVerdict | None
 
 
 class Registry:
@@ -294,6 +302,23 @@ class Registry:
         if self.trust is None:
             raise ConfigError("Expected a trust file, for verdicts are about signatures")
         return self._records.verdict(self.trust, self.environment, _name("name", name))
+
+    def in_force(self, name: str) -> InForce | None:
+        """The pointer with the document that it came in, for those who keep it. Raises: as `pointer`."""
+        document = self._records.document_in_force(self.environment, _name("name", name))
+        return None if document is None else self.opened(name, document)
+
+    def opened(self, name: str, document: bytes, *, kept: bool = False) -> InForce:
+        """A pointer out of its document, checked as if the registry had it now.
+
+        Args:
+            kept: by this host, when it followed it; an expired one then has the grace of the trust file.
+        Raises: as `pointer`, IntegrityError, ManifestError.
+        """
+        if self.trust is None:
+            return InForce(self._records.opened(self.environment, name, document), document, None)
+        verdict = self.trust.check_pointer(document, name, kept=kept)
+        return InForce(verdict.pointer, document, verdict)
 
     def history(self, name: str) -> tuple[Pointer, ...]:
         """Every pointer of a name, oldest first: what was decided, when, by whom and why.

@@ -194,6 +194,23 @@ class Records:
         signed = self._signed_pointers(trust, environment, name)
         return trust.check_pointer(signed[-1][1], name) if signed else None
 
+    def document_in_force(self, environment: str, name: str) -> bytes | None:
+        """The pointer that counts as it was written; None where nothing is in force. Nobody has looked at its dates."""
+        if self.trust is not None:
+            signed = self._signed_pointers(self.trust, environment, name)
+            return signed[-1][1] if signed else None
+        last = self._n_documents(environment, name)
+        return self._document(environment, name, last) if last else None
+
+    def opened(self, environment: str, name: str, document: bytes) -> Pointer:
+        """A pointer of which somebody has kept the document, as it says of itself. Raises: IntegrityError, ManifestError."""
+        pointer = self._unseal(Pointer, document, "a kept pointer")
+        if (pointer.environment, pointer.name) != (environment, name):
+            raise IntegrityError(
+                f"Expected a pointer of `{name}` in {environment}, got one of `{pointer.name}` in {pointer.environment}"
+            )
+        return pointer
+
     def history(self, environment: str, name: str) -> tuple[Pointer, ...]:
         """Every pointer that counts, oldest first; where nothing is signed, each has to follow the one before it."""
         if self.trust is not None:

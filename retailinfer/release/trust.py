@@ -345,11 +345,15 @@ class Rules:
         )
         return ReleaseVerdict(statement, signed_by, approved_by, expired_s)
 
-    def pointer(self, data: bytes, name: str, *, now_s: float, mark: Mark | None = None) -> PointerVerdict:
+    def pointer(
+        self, data: bytes, name: str, *, now_s: float, mark: Mark | None = None, kept: bool = False
+    ) -> PointerVerdict:
         """Whether a pointer of a name may be followed.
 
         Args:
             mark: what was accepted before of this name. The same pointer again is accepted again.
+            kept: this host kept it when it accepted it, and starts again while its registry is out of reach: it has the grace
+                of a release that has expired.
         Raises: SignatureError, TrustError, RollbackError, ManifestError.
         """
         label = f"the pointer of {clip(name)}"
@@ -359,7 +363,14 @@ class Rules:
         self._fits(label, name, (pointer.environment,))
         digest = hashlib.sha256(decode_envelope(data).payload).hexdigest()
         self._newest(label, pointer.epoch, pointer.seq, digest, mark)
-        self._in_time(label, pointer.issued, pointer.expires, now_s)
+        in_grace = (
+            kept
+            and mark is not None
+            and mark.sha256 == digest
+            and pointer.expires is not None
+            and now_s < seconds_of(pointer.expires) + self.file.grace_hours * 3600
+        )
+        self._in_time(label, pointer.issued, None if in_grace else pointer.expires, now_s)
         for one in pointer.digests:
             self._not_revoked(label, one)
         loaded = None if mark is None else mark.loaded
@@ -453,6 +464,10 @@ class Rules:
             if name == allowed or (allowed.endswith("*") and name.startswith(allowed[:-1])):
                 return
         raise TrustError(f"the trust file allows no release of the name {clip(name)}")
+
+    def revoked_because(self, digest: str) -> str | None:
+        """Why a release was revoked; None when it was not."""
+        return None if self.revoked is None else self.revoked.releases.get(digest)
 
     def _not_revoked(self, label: str, digest: str) -> None:
         if self.file.revocation is not None and self.revoked is None:

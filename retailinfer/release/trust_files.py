@@ -80,8 +80,13 @@ class Trust:
                 )
             data = found
         self._rules = Rules(self._newest(decode_trust(data)))
+        self._revocations: str | None = None  # where newer lists appear
         if revocations is None and self._rules.file.revocation is not None and self.origin != "memory":
-            revocations = _read(_beside(self.origin, REVOCATIONS), MAX_ENVELOPE_BYTES)
+            self._revocations = _beside(self.origin, REVOCATIONS)
+            revocations = _read(self._revocations, MAX_ENVELOPE_BYTES)
+        elif isinstance(revocations, (str, os.PathLike)):
+            self._revocations = os.fspath(revocations)
+        self._revoked_bytes = revocations if isinstance(revocations, bytes) else None
         if revocations is not None:
             self.update(revocations)
 
@@ -130,6 +135,25 @@ class Trust:
         before = max((m for m in (seen, self._revoked_mark) if m is not None), key=_order, default=None)
         self._rules, self._revoked_mark = self._rules.revocations(data, now_s=self.now_s(), mark=before)
 
+    def look_again(self) -> bool:
+        """Take the list of revocations that stands where this one was found, when it is another; whether it was.
+
+        Raises: as `update`; the old list counts on then.
+        """
+        if self._revocations is None:
+            return False
+        data = _read(self._revocations, MAX_ENVELOPE_BYTES)
+        if data is None or data == self._revoked_bytes:
+            return False
+        self.update(data)
+        self._revoked_bytes = data
+        return True
+
+    def remember_in(self, state: PathLike) -> None:
+        """Remember what is accepted in this file, unless another one was given."""
+        if self._state is None:
+            self._state = os.fspath(state)
+
     def check_release(
         self,
         signature: bytes | None,
@@ -176,13 +200,16 @@ class Trust:
         if self.file.strict is not None:
             try_release(encode_manifest(manifest), files, limits=self.file.strict)
 
-    def check_pointer(self, data: bytes, name: str) -> PointerVerdict:
-        """Whether a pointer of a name may be followed. Raises: SignatureError, TrustError, RollbackError, ManifestError."""
+    def check_pointer(self, data: bytes, name: str, *, kept: bool = False) -> PointerVerdict:
+        """Whether a pointer of a name may be followed; `kept` as `Rules.pointer` takes it.
+
+        Raises: SignatureError, TrustError, RollbackError, ManifestError.
+        """
         state = None if self._state is None else read_state(self._state)
         if state is not None:
             self._not_withheld(state.revocations)
         mark = None if state is None else state.names.get(name)
-        return self._rules.pointer(data, name, now_s=self.now_s(), mark=mark)
+        return self._rules.pointer(data, name, now_s=self.now_s(), mark=mark, kept=kept)
 
     def remember(
         self,
