@@ -157,6 +157,14 @@ def _registry_kills(seconds: float, seed: int) -> tuple[bool, str]:
     return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
+def _last_good_kills(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 kills of processes that keep the release that they loaded; fewer in a run of minutes."""
+    kills = 10_000 if seconds >= 60 else 400
+    command = [sys.executable, ROOT / "tests/last_good_kills.py", "--kills", kills, "--seed", seed]
+    report = ["--report", FOLDER / "last-good-kills.json"]
+    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
+
+
 def _decision_kills(seconds: float, seed: int) -> tuple[bool, str]:
     """10,000 kills of writers of a decision log, however long they take; fewer in a run of minutes."""
     kills = 10_000 if seconds >= 60 else 300
@@ -216,6 +224,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
     "registry-kills": _registry_kills,
+    "last-good-kills": _last_good_kills,
     "decision-kills": _decision_kills,
     "overload": _overload,
     "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),
