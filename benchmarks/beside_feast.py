@@ -75,7 +75,7 @@ class _OneRow:
     block = 50
 
     def __init__(self, scorer: Any) -> None:
-        self._engine, self._make = scorer._engine, scorer.request_type
+        self._engine, self._make = scorer._live.engine, scorer.request_type
         self.call = self._engine.fill
 
     def input(self, keys: list[str]) -> Any:

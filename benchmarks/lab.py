@@ -166,7 +166,7 @@ class Lab:
         now_ns = time.time_ns()
         made = {e: tables.entity_feature_table(e, updated_ns=now_ns) for e in FRAUD_FULL.entities}
         scorer = ri.Scorer.load(release, store=ri.Store(tables=made), trust="unsigned")
-        return scorer._engine, scorer.request_type
+        return scorer._live.engine, scorer.request_type
 
     # ---- trees --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from benchmarks.peers.handwritten import action
 
 def test_decide(lab: Lab, rotate: Rotate) -> None:
     """The policy's action for a score, as tables are decided; single requests compare in the engine, see the stages."""
-    decide = lab.scorer._pipeline.action_of
+    decide = lab.scorer._live.pipeline.action_of
     scores = [float(score) for score in np.linspace(0, 1, 1_001, dtype=np.float32)]
     check_answers("actions", (decide(score, None) for score in scores), map(action, scores))
     rotate(lambda score: decide(score, None), over(scores))

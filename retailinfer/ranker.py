@@ -27,6 +27,7 @@ from retailinfer.pipeline import (
     parse_available,
 )
 from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
+from retailinfer.serving.live import Live
 
 if TYPE_CHECKING:
     import os
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Ranking
     from retailinfer.monitoring.events import Hook
     from retailinfer.release.trust_files import Trust
-    from retailinfer.resilience.ladder import Call
     from retailinfer.serving.door import EventId
     from retailinfer.store.store import Store
 
@@ -49,6 +49,8 @@ MAX_RULES = 256  # compiled `available` texts that are kept; they are written by
 
 class Ranker(Door):
     """Ranks candidates with one release. Get one from `Ranker.load`."""
+
+    _ranks = True
 
     @classmethod
     def load(
@@ -92,13 +94,19 @@ class Ranker(Door):
     def __init__(
         self, pipeline: Pipeline, *, previous: Pipeline | None = None, hooks: Iterable[Hook] = ()
     ) -> None:
-        super().__init__(pipeline, ranks=True, previous=previous, hooks=hooks)
-        from cachetools import FIFOCache  # noqa: PLC0415 - 2 ms of every import, and scorers need none
+        super().__init__(pipeline, previous=previous, hooks=hooks)
 
-        # First in, first out: a hit writes nothing, so reading needs no lock. Only the way in is guarded, and a guard that a
-        # fork caught in another thread's hand costs the child this cache, not a hang.
-        self._rules: FIFOCache[str, Any] = FIFOCache(MAX_RULES)
-        self._rules_guard = threading.Lock()
+    def _live_of(
+        self, pipeline: Pipeline, *, previous: Pipeline | None = None, resident: Live | None = None
+    ) -> Live:
+        return Live.of(
+            pipeline,
+            self._lasting,
+            ranks=True,
+            previous=previous,
+            resident=resident,
+            rules=_Rules(pipeline),
+        )
 
     def rank(
         self,
@@ -131,14 +139,15 @@ class Ranker(Door):
         Raises: FeatureError, LimitError, whatever `otherwise` is; SessionError, ScoreError, DeadlineExceededError,
             OverloadedError; Unavailable where no rung could answer either.
         """
-        if self._ladder.present:  # who may be asked again must be there again
-            candidates, exclude = self._kept(candidates, exclude)
+        live = self._live
+        if live.ladder.present:  # who may be asked again must be there again
+            candidates, exclude = _kept(live, candidates, exclude)
         try:
-            ranking: Ranking = self._engine.rank(
+            ranking: Ranking = live.engine.rank(
                 context,
                 candidates,
                 k,
-                None if available is None else self._rule(available),
+                None if available is None else live.rules(available),
                 exclude,
                 request_id,
                 0 if at is None else moment_ns(at),
@@ -150,6 +159,7 @@ class Ranker(Door):
             )
         except ServingError as exc:
             fallen: Ranking | T = self._fall(
+                live,
                 exc,
                 otherwise,
                 context,
@@ -182,10 +192,11 @@ class Ranker(Door):
 
         `available` is the server's, never the client's. Raises: RequestError and LimitError for the bytes, else as `rank`.
         """
+        live = self._live
         try:
-            answer: bytes = self._engine.rank_json(
+            answer: bytes = live.engine.rank_json(
                 body,
-                None if available is None else self._rule(available),
+                None if available is None else live.rules(available),
                 request_id,
                 0 if at is None else moment_ns(at),
                 0 if deadline_ms is None else budget_ns(deadline_ms),
@@ -195,6 +206,7 @@ class Ranker(Door):
             )
         except ServingError as exc:
             fallen: bytes | T = self._fall(
+                live,
                 exc,
                 otherwise,
                 body,
@@ -204,24 +216,13 @@ class Ranker(Door):
                 observe,
                 event_id,
                 priority,
-                opens=self._opens,
-                encode=self._encodes,
+                opens=live.open_ranking,
+                encode=live.as_json,
                 ranking=(None, 0, available, None),
             )
             return fallen
         else:
             return answer
-
-    def _opens(self, call: Call) -> None:
-        asked = self._engine.decode(call.request, "json")
-        call.request = asked.context
-        call.candidates = self._engine.ids_of(asked)
-        call.k, call.exclude = asked.k, asked.exclude
-        call.request_id = asked.request_id if call.request_id is None else call.request_id
-
-    def _encodes(self, answer: Ranking) -> bytes:
-        made: bytes = self._engine.encode(answer, "json")
-        return made
 
     async def arank(
         self,
@@ -242,17 +243,18 @@ class Ranker(Door):
         """`rank` for coroutines: inline while it is cheap (below 200 us as measured at load) and nothing has to be waited
         for, else in a thread.
         """
-        engine = self._engine
+        live = self._live
+        engine = live.engine
         ids = engine.id_list(candidates)
-        began_ns = self._pipeline.clock.monotonic_ns()  # a thread may come later
-        _, exclude = self._kept((), exclude)
+        began_ns = self._lasting.clock.monotonic_ns()  # a thread may come later
+        _, exclude = _kept(live, (), exclude)
         try:
             self._loop_lag.check(priority)
             args = (
                 context,
                 ids,
                 k,
-                None if available is None else self._rule(available),
+                None if available is None else live.rules(available),
                 exclude,
                 request_id,
                 0 if at is None else moment_ns(at),
@@ -269,10 +271,13 @@ class Ranker(Door):
                     pass
                 else:
                     return inline
-            answer: Ranking = await self._in_line(priority, engine.rank, *args, True, priority, began_ns)
+            answer: Ranking = await self._in_line(
+                live, priority, engine.rank, *args, True, priority, began_ns
+            )
         except ServingError as exc:
             exc.began_ns = began_ns if exc.began_ns is None else exc.began_ns  # it may have stood in line
             fallen: Ranking | T = await self._afall(
+                live,
                 exc,
                 otherwise,
                 context,
@@ -287,22 +292,36 @@ class Ranker(Door):
             return fallen
         return answer
 
-    def _kept(self, candidates: Any, exclude: Any) -> tuple[Any, Any]:
-        """Both, so that they can be gone through twice. Raises: as `rank`."""
-        if not isinstance(candidates, (list, tuple)):
-            candidates = self._engine.id_list(candidates)
-        if exclude is not None and iter(exclude) is exclude:
-            exclude = self._engine.id_list(exclude)
-        return candidates, exclude
 
-    def _rule(self, text: str) -> Any:
-        rule = self._rules.get(text) if type(text) is str else None  # else parsing says what is wrong
+class _Rules:
+    """Texts of `available=` -> what one release's engine takes; those that were used are kept."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        from cachetools import FIFOCache  # noqa: PLC0415 - 2 ms of every import, and scorers need none
+
+        self._engine = pipeline.need_engine()
+        self._candidate = pipeline.spec.body.candidate or ""
+        # First in, first out: a hit writes nothing, so reading needs no lock. Only the way in is guarded, and a guard that a
+        # fork caught in another thread's hand costs the child this cache, not a hang.
+        self._kept: FIFOCache[str, Any] = FIFOCache(MAX_RULES)
+        self._guard = threading.Lock()
+
+    def __call__(self, text: str) -> Any:
+        rule = self._kept.get(text) if type(text) is str else None  # else parsing says what is wrong
         if rule is None:
-            terms = parse_available(text, self.spec.body.candidate or "")
-            rule = self._engine.compile_available(text, terms)
-            if self._rules_guard.acquire(blocking=False):
+            rule = self._engine.compile_available(text, parse_available(text, self._candidate))
+            if self._guard.acquire(blocking=False):
                 try:
-                    self._rules[text] = rule
+                    self._kept[text] = rule
                 finally:
-                    self._rules_guard.release()
+                    self._guard.release()
         return rule
+
+
+def _kept(live: Live, candidates: Any, exclude: Any) -> tuple[Any, Any]:
+    """Both, so that they can be gone through twice. Raises: as `rank`."""
+    if not isinstance(candidates, (list, tuple)):
+        candidates = live.engine.id_list(candidates)
+    if exclude is not None and iter(exclude) is exclude:
+        exclude = live.engine.id_list(exclude)
+    return candidates, exclude

@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import msgspec
 import numpy as np
 
 from retailinfer._native.resolve import WouldWait
@@ -50,10 +49,9 @@ if TYPE_CHECKING:
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
     from retailinfer.release.trust_files import Trust
-    from retailinfer.resilience.ladder import Call
-    from retailinfer.serving.answers import RemoteModel
     from retailinfer.serving.batching import MicroBatcher
     from retailinfer.serving.door import EventId
+    from retailinfer.serving.lasting import RemoteModel
     from retailinfer.store.store import Store
 
 __all__ = ["Scorer"]
@@ -140,15 +138,7 @@ class Scorer(Door):
                 + (" without one" if remote is None else "")
             )
         first = primary == "remote"
-        super().__init__(
-            pipeline, ranks=False, previous=previous, remote=remote, remote_first=first, hooks=hooks
-        )
-        self._remote_first = first
-        self._decode_msgpack: Any = None
-        self._encode_msgpack: Any = None
-        if pipeline.engine is not None:
-            self._decode_msgpack = msgspec.msgpack.Decoder(pipeline.request_type).decode
-            self._encode_msgpack = msgspec.msgpack.Encoder().encode
+        super().__init__(pipeline, previous=previous, remote=remote, remote_first=first, hooks=hooks)
 
     def score(
         self,
@@ -180,8 +170,9 @@ class Scorer(Door):
         Raises: FeatureError for the request, ConfigError for observing what nothing counts, whatever `otherwise` is;
             SessionError, ScoreError, DeadlineExceededError, OverloadedError; Unavailable where no rung could answer either.
         """
+        live = self._live
         try:
-            decision: Decision = self._engine.score(
+            decision: Decision = live.engine.score(
                 request,
                 request_id,
                 0 if at is None else moment_ns(at),
@@ -193,7 +184,7 @@ class Scorer(Door):
             )
         except ServingError as exc:
             fallen: Decision | T = self._fall(
-                exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
+                live, exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
             )
             return fallen
         else:
@@ -215,8 +206,9 @@ class Scorer(Door):
 
         Raises: RequestError and LimitError for the bytes, else as `score`.
         """
+        live = self._live
         try:
-            answer: bytes = self._engine.score_json(
+            answer: bytes = live.engine.score_json(
                 body,
                 request_id,
                 0 if at is None else moment_ns(at),
@@ -228,6 +220,7 @@ class Scorer(Door):
             )
         except ServingError as exc:
             fallen: bytes | T = self._fall(
+                live,
                 exc,
                 otherwise,
                 body,
@@ -237,19 +230,12 @@ class Scorer(Door):
                 observe,
                 event_id,
                 priority,
-                opens=self._opens_json,
-                encode=self._encodes_json,
+                opens=live.open_json,
+                encode=live.as_json,
             )
             return fallen
         else:
             return answer
-
-    def _opens_json(self, call: Call) -> None:
-        call.request = self._engine.decode(call.request, "json")
-
-    def _encodes_json(self, answer: Decision) -> bytes:
-        made: bytes = self._engine.encode(answer, "json")
-        return made
 
     def score_msgpack(
         self,
@@ -264,11 +250,12 @@ class Scorer(Door):
         otherwise: T | Raise = RAISE,
     ) -> bytes | T:
         """MessagePack request -> MessagePack decision. Raises: as `score_json`."""
+        live = self._live
         try:
-            answer: bytes = self._engine.score_msgpack(
+            answer: bytes = live.engine.score_msgpack(
                 body,
-                self._decode_msgpack,
-                self._encode_msgpack,
+                live.decode_msgpack,
+                live.encode_msgpack,
                 request_id,
                 0 if at is None else moment_ns(at),
                 0 if deadline_ms is None else budget_ns(deadline_ms),
@@ -279,6 +266,7 @@ class Scorer(Door):
             )
         except ServingError as exc:
             fallen: bytes | T = self._fall(
+                live,
                 exc,
                 otherwise,
                 body,
@@ -288,19 +276,12 @@ class Scorer(Door):
                 observe,
                 event_id,
                 priority,
-                opens=self._opens_msgpack,
-                encode=self._encodes_msgpack,
+                opens=live.open_msgpack,
+                encode=live.as_msgpack,
             )
             return fallen
         else:
             return answer
-
-    def _opens_msgpack(self, call: Call) -> None:
-        call.request = self._engine.decode(call.request, "msgpack")
-
-    def _encodes_msgpack(self, answer: Decision) -> bytes:
-        made: bytes = self._engine.encode(answer, "msgpack")
-        return made
 
     def score_batch(
         self,
@@ -329,14 +310,16 @@ class Scorer(Door):
             raise ConfigError(f'Expected errors "raise" or "row", got {clip(errors)}')
         now_ns = 0 if at is None else moment_ns(at)
         budget = 0 if deadline_ms is None else budget_ns(deadline_ms)
-        engine, row_errors = self._engine, errors == "row"
+        live, row_errors = self._live, errors == "row"
+        engine = live.engine
         answers: list[Decision | RetailInferError]
-        if not self._ladder.concerned:
+        if not live.ladder.concerned:
             answers = engine.score_batch(
                 requests, row_errors, now_ns, None, 0, budget, observe, event_ids, priority
             )
             return answers
-        began, clock = self._pipeline.clock.monotonic_ns(), self._pipeline.clock
+        clock = self._lasting.clock
+        began = clock.monotonic_ns()
         # Who may be asked again must be there again.
         items = _kept(requests, engine.max_rows)
         ids = None if event_ids is None else _kept(event_ids, engine.max_rows)
@@ -345,8 +328,8 @@ class Scorer(Door):
         except OverloadedError:
             raise  # as many rows, one by one, would be more work than the batch
         except ServingError as exc:
-            if not self._ladder.present or row_errors or (observe and ids is None):
-                self._whole_failed(exc, priority)
+            if not live.ladder.present or row_errors or (observe and ids is None):
+                self._whole_failed(live, exc, priority)
                 raise  # late; or nobody knows which rows were counted
             # Once more, so that the good rows keep the release's answers; ids keep a row from being counted twice.
             if deadline_ms is not None:
@@ -360,7 +343,7 @@ class Scorer(Door):
                     answer.began_ns = None
                 try:
                     answers[i] = self._fall(
-                        answer, RAISE, items[i], deadline_ms, None, at, observe, one, priority
+                        live, answer, RAISE, items[i], deadline_ms, None, at, observe, one, priority
                     )
                 except RetailInferError as exc:
                     if not row_errors:
@@ -382,11 +365,11 @@ class Scorer(Door):
             structs of field and text) where it asks for them.
         Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
         """
-        engine = self._engine
+        live = self._live
+        engine, pipe = live.engine, live.pipeline
         max_rows: int = engine.max_rows  # a closed scorer, and one of arrays, says so here
         now_ns = moment_ns(at)
         pa = require_pyarrow()
-        pipe = self._pipeline
         scores: list[Any] = []
         actions: list[str | None] = []
         reasons: list[Any] = []
@@ -397,10 +380,10 @@ class Scorer(Door):
             if all(ref in part.column_names for ref in (*pipe.spec.body.stored, *pipe.spec.body.windows)):
                 columns = read_table(part, pipe.spec.body, first_row=first)
                 reviews = np.zeros(columns.n_rows, np.uint8)
-                values, some = self._table_scores(columns, now_ns, first, reviews)
+                values, some = _table_scores(pipe, columns, now_ns, first, reviews)
                 reasons += some
                 if pipe.policy is not None:
-                    actions += self._table_actions(columns, values, reviews, first)
+                    actions += _table_actions(pipe, columns, values, reviews, first)
             else:
                 rows = _fields_of(part, pipe.spec.fields).to_pylist()
                 decisions: list[Any] = []
@@ -422,36 +405,6 @@ class Scorer(Door):
             out = out.append_column("reasons", pa.array(plain, kind))
         return out
 
-    def _table_scores(
-        self, columns: Any, now_ns: int, first: int, reviews: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], list[tuple[Reason, ...]]]:
-        pipe = self._pipeline
-        assert pipe.program is not None
-        outs, masks, _ = fill(
-            pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first, reviews=reviews
-        )
-        scores: NDArray[np.float32] = pipe.table_scores(outs, masks, first_row=first)
-        return scores, pipe.table_reasons(outs, masks) if pipe.has_reasons else []
-
-    def _table_actions(
-        self, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
-    ) -> list[str | None]:
-        """As for single decisions: what a column sends to review is reviewed, whatever its score."""
-        pipe = self._pipeline
-        assert pipe.policy is not None
-        by = pipe.policy.body.segment_by
-        segments = texts_of(columns.by_name[by], len(scores)) if by else [None] * len(scores)
-        actions: list[str | None] = []
-        for i, (score, segment, review) in enumerate(zip(scores, segments, reviews, strict=True)):
-            if review and pipe.policy.body.review is not None:
-                actions.append(pipe.policy.body.review)
-                continue
-            try:
-                actions.append(pipe.action_of(float(score), segment))
-            except ScoreError as exc:
-                raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
-        return actions
-
     def explain(
         self,
         request: object,
@@ -470,11 +423,11 @@ class Scorer(Door):
             deadline_ms, at: as in `score`.
         Raises: as `score`; ConfigError for a method that the release cannot do.
         """
-        engine = self._engine
-        arrays = engine.vectorize(
+        live = self._live
+        arrays = live.engine.vectorize(
             request, 0 if at is None else moment_ns(at), 0 if deadline_ms is None else budget_ns(deadline_ms)
         )
-        return self._pipeline.explainer.explain(arrays, method)
+        return live.pipeline.explainer.explain(arrays, method)
 
     def score_arrays(self, feeds: Mapping[str, object]) -> dict[str, NDArray[Any]]:
         """Run the models on arrays that the caller made: input name -> array; all outputs by name.
@@ -484,18 +437,20 @@ class Scorer(Door):
         """
         if self._closed:
             raise ConfigError("this Scorer is closed", hint="load the release again")
+        live = self._live
+        most = live.pipeline.contract.max_rows
         if not isinstance(feeds, Mapping):
             raise FeatureTypeError(
                 f"Expected a mapping of input names to arrays, got `{type(feeds).__name__}`", path="$"
             )
         for name, value in feeds.items():
             shape = value.shape if isinstance(value, np.ndarray) else ()
-            if shape and shape[0] > self.contract.max_rows:
+            if shape and shape[0] > most:
                 raise LimitError(
-                    f"Expected at most {self.contract.max_rows} rows in `{clip(name)}`, got {shape[0]}",
+                    f"Expected at most {most} rows in `{clip(name)}`, got {shape[0]}",
                     hint="see max_rows of the contract",
                 )
-        return self._pipeline.score_arrays(feeds)
+        return live.pipeline.score_arrays(feeds)
 
     async def ascore(
         self,
@@ -513,8 +468,9 @@ class Scorer(Door):
         for, else in a thread. So do rungs of the ladder that may have to wait. A loop that is late counts as overload: see
         `loop_lag`.
         """
-        engine = self._engine
-        began_ns = self._pipeline.clock.monotonic_ns()  # a thread may come later
+        live = self._live
+        engine = live.engine
+        began_ns = self._lasting.clock.monotonic_ns()  # a thread may come later
         try:
             self._loop_lag.check(priority)
             args = (
@@ -532,11 +488,13 @@ class Scorer(Door):
                     pass
                 else:
                     return decision
-            answer: Decision = await self._in_line(priority, engine.score, *args, True, priority, began_ns)
+            answer: Decision = await self._in_line(
+                live, priority, engine.score, *args, True, priority, began_ns
+            )
         except ServingError as exc:
             exc.began_ns = began_ns if exc.began_ns is None else exc.began_ns  # it may have stood in line
             fallen: Decision | T = await self._afall(
-                exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
+                live, exc, otherwise, request, deadline_ms, request_id, at, observe, event_id, priority
             )
             return fallen
         return answer
@@ -546,16 +504,15 @@ class Scorer(Door):
 
         key: as the request has it; a tuple where it has several parts.
         """
-        last = self._rungs.last_scores
+        last = self._live.rungs.last_scores
         return last is not None and last.forget(key) > 0
 
     def agreement(self) -> Agreement:
         """How the model server and this release compare, in this process. Raises: ConfigError without primary="remote"."""
-        compare = getattr(self._engine, "agreement", None)
-        if compare is None:
+        first = self._live.first
+        if first is None:
             raise ConfigError('this Scorer compares nothing: it was loaded without primary="remote"')
-        found: Agreement = compare()
-        return found
+        return first.agreement()
 
     def check_remote(self, *, timeout_s: float = 5.0) -> None:
         """Compare what every endpoint of the remote says of its model with the release's inputs and score.
@@ -563,10 +520,10 @@ class Scorer(Door):
         Call it when a service starts, or from its readiness probe. Raises: SchemaMismatchError; RemoteError if an endpoint
         does not answer; ConfigError without a remote that can be asked.
         """
-        check = getattr(self._remote, "check", None)
+        check = getattr(self._lasting.remote, "check", None)
         if check is None:
             raise ConfigError("this Scorer has no remote whose model could be checked")
-        check(*remote_schema(self._pipeline), timeout_s=timeout_s)
+        check(*remote_schema(self._live.pipeline), timeout_s=timeout_s)
 
     def batcher(self, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> MicroBatcher:
         """Collect requests of coroutines into batches, with the same bits as alone.
@@ -576,7 +533,7 @@ class Scorer(Door):
             max_delay_ms: what a request waits for others at most. 0: for those that come in the same turn of the event loop.
         Raises: ConfigError for a release whose rows are not independent, or limits that are none.
         """
-        if self._remote_first:
+        if self._lasting.remote_first:
             raise ConfigError(
                 'a Scorer with primary="remote" waits for servers in every call: there is nothing to batch'
             )
@@ -598,3 +555,33 @@ def _fields_of(part: Any, fields: Iterable[Field]) -> Any:
         if f.name in part.column_names or (f.wire and f.wire in part.column_names)
     ]
     return part.select([column for _, column in found]).rename_columns([name for name, _ in found])
+
+
+def _table_scores(
+    pipe: Pipeline, columns: Any, now_ns: int, first: int, reviews: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], list[tuple[Reason, ...]]]:
+    assert pipe.program is not None
+    outs, masks, _ = fill(
+        pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first, reviews=reviews
+    )
+    scores: NDArray[np.float32] = pipe.table_scores(outs, masks, first_row=first)
+    return scores, pipe.table_reasons(outs, masks) if pipe.has_reasons else []
+
+
+def _table_actions(
+    pipe: Pipeline, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
+) -> list[str | None]:
+    """As for single decisions: what a column sends to review is reviewed, whatever its score."""
+    assert pipe.policy is not None
+    by = pipe.policy.body.segment_by
+    segments = texts_of(columns.by_name[by], len(scores)) if by else [None] * len(scores)
+    actions: list[str | None] = []
+    for i, (score, segment, review) in enumerate(zip(scores, segments, reviews, strict=True)):
+        if review and pipe.policy.body.review is not None:
+            actions.append(pipe.policy.body.review)
+            continue
+        try:
+            actions.append(pipe.action_of(float(score), segment))
+        except ScoreError as exc:
+            raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
+    return actions

@@ -225,9 +225,9 @@ class Trial:
             backend="python",
         )
         for door in (self.scorer, self.ranker):
-            self._hold("model", door._pipeline)
+            self._hold("model", door._live.pipeline)
             self._hold("previous", door._previous)
-            door._engine.set_drill(None, 0)  # drills run beside calls, and would move their clock
+            door._live.engine.set_drill(None, 0)  # drills run beside calls, and would move their clock
         self.ends: Counter[str] = Counter()
         self.most_over_ns = 0
 
@@ -311,8 +311,8 @@ class Trial:
         return {
             "ends": dict(sorted(self.ends.items())),
             "stages": {name: [one.n, one.slow, one.failed] for name, one in self.stages.items()},
-            "late": self.scorer._engine.n_late + self.ranker._engine.n_late,
-            "refused_time": self.scorer._engine.n_refused_time + self.ranker._engine.n_refused_time,
+            "late": self.scorer._live.engine.n_late + self.ranker._live.engine.n_late,
+            "refused_time": self.scorer._live.engine.n_refused_time + self.ranker._live.engine.n_refused_time,
         }
 
     def check(self) -> None:
@@ -397,8 +397,8 @@ def _real_scorer(seed: int, deadline_ms: float, *, remote: bool) -> Iterator[Any
         files, store=ri.Store(tables={"card": table}), remote=SlowRemote(rng, most_s), backend="python"
     ) as made:
         if remote:
-            made._pipeline.chain_scores = _fails
-        made._engine.set_drill(None, 0)
+            made._live.pipeline.chain_scores = _fails
+        made._live.engine.set_drill(None, 0)
         yield made
 
 

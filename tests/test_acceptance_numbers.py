@@ -322,7 +322,7 @@ def logarithm():
 @pytest.mark.parametrize("x", [-1.0, 0.0, -0.0, -1e30])
 def test_a_score_that_is_not_finite_is_a_score_error(logarithm, x, backend):
     """NaN and infinity never leave: not as a score, not as JSON null, through neither session."""
-    files = logarithm._pipeline.bundle.files
+    files = logarithm._live.pipeline.bundle.files
     scorer = releases.scorer_of({**files, "manifest.json": manifest_of(logarithm)}, backend=backend)
     body = msgspec.json.encode({"x": x})
     for call in (
@@ -545,7 +545,7 @@ def test_c25_a_release_of_arrays_refuses_requests_with_a_hint(arrays):
 def test_c25_arrays_of_a_release_with_features_are_the_models_own():
     """`score_arrays` passes features by: the same row gives the same bits as `score`."""
     scorer = releases.payment_scorer()
-    (row,) = scorer._engine.vectorize(releases.payment())
+    (row,) = scorer._live.engine.vectorize(releases.payment())
     assert scorer.score_arrays({"x": row})["y"][0, 0] == scorer.score(releases.payment()).score
 
 

@@ -203,7 +203,7 @@ def test_c51_async_calls_after_a_fork_make_threads_of_their_own():
     out = run("""
         from test_concurrency_threads import Slow
         scorer = releases.payment_scorer()
-        scorer._engine = Slow(scorer._engine)
+        scorer._live.engine = Slow(scorer._live.engine)
         want = asyncio.run(scorer.ascore(payment())).score
         pid = os.fork()
         if pid == 0:
@@ -483,7 +483,7 @@ def test_a_dropped_scorer_frees_its_model():
         gc.disable()
         scorer = releases.scorer_of(releases.payment_files())
         scorer.score(payment())
-        session = weakref.ref(scorer._pipeline)
+        session = weakref.ref(scorer._live.pipeline)
         del scorer
         print(session() is None)
     """)

@@ -423,7 +423,7 @@ def test_late_answer_is_dropped_and_counted():
     """Exactly at the deadline is in time; a nanosecond later is late, and no answer is counted."""
     clock = ManualClock()
     scorer = scorer_on(clock)
-    engine = scorer._engine
+    engine = scorer._live.engine
     assert scorer.score(payment(amount=Slow(clock, MS_NS)), deadline_ms=1).score >= 0.0
     with pytest.raises(DeadlineExceededError, match="after the deadline") as late:
         scorer.score(payment(amount=Slow(clock, MS_NS + 1)), deadline_ms=1)
@@ -442,7 +442,7 @@ def test_no_answer_comes_late_and_none_is_refused_without_need():
     """Ten thousand calls that take any time: each answer is in time by the clock, and refusals are counted as such."""
     clock = ManualClock()
     scorer = scorer_on(clock)
-    engine, rng = scorer._engine, random.Random(5)
+    engine, rng = scorer._live.engine, random.Random(5)
     answered = late = refused = 0
     for _ in range(10_000):
         took = int(rng.lognormvariate(math.log(MS_NS), 1.0))
@@ -484,13 +484,13 @@ def test_work_without_the_time_for_it_is_not_begun():
         assert not refused.value.late
         with pytest.raises(DeadlineExceededError):
             scorer.score_json(b"not even JSON", deadline_ms=4)
-        read.clear() if scorer._engine.n_short % 32 == 0 else None
-        if scorer._engine.n_short >= 30:
+        read.clear() if scorer._live.engine.n_short % 32 == 0 else None
+        if scorer._live.engine.n_short >= 30:
             break
     assert read == []
-    assert scorer._engine.n_refused_time == scorer._engine.n_short
+    assert scorer._live.engine.n_refused_time == scorer._live.engine.n_short
     assert scorer.score(payment(), deadline_ms=6).score >= 0.0
-    assert scorer._engine.stages["run"].p99_ns >= 5 * MS_NS
+    assert scorer._live.engine.stages["run"].p99_ns >= 5 * MS_NS
 
 
 def test_estimate_recovers_by_calls_that_are_let_through():
@@ -520,7 +520,7 @@ def test_estimate_does_not_recover_while_calls_stay_slow():
     for _ in range(640):
         with pytest.raises(DeadlineExceededError):
             scorer.score(payment(amount=Slow(clock, 5 * MS_NS)), deadline_ms=1)
-    assert (scorer._engine.n_late, scorer._engine.n_refused_time) == (20, 620)
+    assert (scorer._live.engine.n_late, scorer._live.engine.n_refused_time) == (20, 620)
 
 
 def test_calls_without_a_deadline_are_not_timed():
@@ -528,7 +528,7 @@ def test_calls_without_a_deadline_are_not_timed():
     clock = ManualClock()
     scorer = scorer_on(clock)
     scorer.score(payment(amount=Slow(clock, 10**15)))
-    assert scorer._engine.stages["run"].n == 0
+    assert scorer._live.engine.stages["run"].n == 0
 
 
 def test_deadline_of_the_contract_holds_for_every_call():
@@ -562,7 +562,7 @@ def test_rankings_are_admitted_by_their_size():
     with pytest.raises(DeadlineExceededError):
         ranker.rank_json(body, deadline_ms=4)
     assert ranker.rank({"user": "u", "boost": 1.0}, few, deadline_ms=4).items
-    assert {"run", "run/2", "run/32"} <= set(ranker._engine.stages)
+    assert {"run", "run/2", "run/32"} <= set(ranker._live.engine.stages)
     with pytest.raises(DeadlineExceededError) as late:
         ranker.rank({"user": "u", "boost": Slow(clock, 5 * MS_NS)}, few, deadline_ms=4)
     assert late.value.late
@@ -572,7 +572,7 @@ def test_time_in_a_queue_is_time_of_the_call():
     """A call that its caller began earlier has so much less; the queue is no part of what the work takes."""
     clock = ManualClock(monotonic_ns=10**9)
     scorer = scorer_on(clock)
-    engine = scorer._engine
+    engine = scorer._live.engine
     seen = []
     engine.set_hook(seen.append)
 
@@ -671,7 +671,7 @@ def test_waiting_leaves_time_for_the_model():
             pass  # a busy machine
     source.go.set()
     assert answered >= 5
-    assert scorer._engine.stages["wait"].n >= answered
+    assert scorer._live.engine.stages["wait"].n >= answered
 
 
 class Sleepy:
@@ -693,7 +693,7 @@ def test_after_a_wait_there_must_be_time_for_the_model():
     source = Sleepy(clock, 0)
     table = table_of(source=source, timeout_ms=60_000, share=1.0)
     scorer = releases.scorer_of(files(), store=ri.Store(tables={"card": table}, clock=clock))
-    engine = scorer._engine
+    engine = scorer._live.engine
     for i in range(40):
         scorer.score({"card": f"warm-{i}"}, deadline_ms=100)
     for _ in range(100):  # the rest of the work takes 5 ms

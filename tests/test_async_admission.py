@@ -316,8 +316,10 @@ def test_time_in_line_counts_for_a_call_that_is_shed_and_goes_down():
 
     async def run(held_s):
         gate = threading.Event()
-        assert await made._off_loop(lambda: True)
-        blockers = [asyncio.ensure_future(made._off_loop(gate.wait)) for _ in range(made._workers)]
+        assert await made._off_loop(made._live, lambda: True)
+        blockers = [
+            asyncio.ensure_future(made._off_loop(made._live, gate.wait)) for _ in range(made._workers)
+        ]
         permit = made.permits.take()
         began_s = time.monotonic()
         call = asyncio.ensure_future(made.ascore(GOOD, deadline_ms=500, otherwise=None))
@@ -376,12 +378,14 @@ def test_many_cancelled_calls_leak_no_permit():
     """Cancelled before, while and after they run, a thousand times: all permits are there again."""
     wide = releases.packed("wide", releases.deep_network(15, hidden=1024), releases.payment_spec())
     with releases.scorer_of(wide, max_in_flight=8) as made:
-        assert made._engine.one_us > 0
+        assert made._live.engine.one_us > 0
 
         async def run():
             done = cancelled = 0
             for i in range(250):
-                tasks = [asyncio.ensure_future(made._off_loop(made.score, payment())) for _ in range(4)]
+                tasks = [
+                    asyncio.ensure_future(made._off_loop(made._live, made.score, payment())) for _ in range(4)
+                ]
                 for _ in range(i % 5):
                     await asyncio.sleep(0)
                 for task in tasks[:: 1 + i % 2]:

@@ -35,6 +35,7 @@ from retailinfer.errors import (
     RetailInferError,
 )
 from retailinfer.release.manifest import decode_manifest, encode_manifest, seal
+from retailinfer.serving.batching import predicted_ns
 
 BAD = [
     payment(amount="12"),
@@ -374,7 +375,7 @@ def test_long_batches_run_beside_the_loop():
     wide = releases.packed("wide", releases.deep_network(15, hidden=1024), releases.payment_spec())
     with releases.scorer_of(wide) as made:
         batcher = made.batcher(max_rows=32)
-        assert batcher._predicted_ns(32) > 200_000
+        assert predicted_ns(made._live, 32) > 200_000
         items = requests(64)
         answers = asyncio.run(together(batcher, items))
         assert all(same(answer, made.score(item)) for item, answer in zip(items, answers, strict=True))
@@ -395,7 +396,8 @@ def test_failed_batches_end_every_wait():
         def score_batch(self, *_):
             raise ZeroDivisionError("x")
 
-    real, made._engine = made._engine, Broken()
+    real = made._live.engine
+    releases.put_engine(made, Broken())
 
     async def broken():
         unheard = []
@@ -408,7 +410,7 @@ def test_failed_batches_end_every_wait():
     assert asyncio.run(broken()) == []
     Broken.waits = True  # in a thread
     assert asyncio.run(broken()) == []
-    made._engine = real
+    releases.put_engine(made, real)
     assert all(isinstance(answer, ri.contracts.Decision) for answer in asyncio.run(run()))
     made.close()
     assert all(isinstance(answer, ConfigError) for answer in asyncio.run(run()))

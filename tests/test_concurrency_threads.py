@@ -516,7 +516,7 @@ def test_calls_that_take_long_leave_the_event_loop_alone():
     async def main():
         await scorer.ascore(payment(amount=Noting(1.0)))
         Noting.where = other
-        scorer._engine = Slow(scorer._engine)
+        releases.put_engine(scorer, Slow(scorer._live.engine))
         turns = 0
         task = asyncio.ensure_future(scorer.ascore(payment(amount=Noting(1.0))))
         while not task.done():
@@ -548,7 +548,7 @@ class Slow:
 def test_a_cancelled_call_leaves_nothing_broken():
     """The thread finishes its work; later calls and closing are as ever."""
     scorer = releases.scorer_of(releases.payment_files())
-    scorer._engine = Slow(scorer._engine)
+    releases.put_engine(scorer, Slow(scorer._live.engine))
 
     async def main():
         for _ in range(30):
@@ -570,7 +570,7 @@ def test_loops_of_several_threads_share_one_scorer():
     scorer = releases.scorer_of(
         releases.payment_files(), max_waiting=128
     )  # 80 calls at once are no overload here
-    scorer._engine = Slow(scorer._engine)
+    releases.put_engine(scorer, Slow(scorer._live.engine))
     want = releases.payment_scorer().score(payment()).score
 
     def work():
@@ -590,7 +590,7 @@ def test_loops_of_several_threads_share_one_scorer():
 def test_an_async_ranking_reads_its_own_copy_of_the_candidates():
     """The caller may change the list while the ranking waits for a thread."""
     ranker = releases.item_ranker()
-    ranker._engine = Slow(ranker._engine)
+    releases.put_engine(ranker, Slow(ranker._live.engine))
     ids = [f"sku-{i:03d}" for i in range(60)]
     want = ranker.rank(CONTEXT, list(ids)).items
 

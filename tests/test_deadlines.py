@@ -169,7 +169,7 @@ def test_c62_steps_of_the_wall_clock_touch_no_deadline():
         for name, call in doors(scorer, ranker).items():
             assert call(1.0) is not None, name
         clock.step_wall_ns(3_600 * 10**9)
-    assert scorer._engine.n_late == scorer._engine.n_refused_time == ranker._engine.n_late == 0
+    assert scorer._live.engine.n_late == scorer._live.engine.n_refused_time == ranker._live.engine.n_late == 0
 
 
 def test_c62_a_machine_that_slept_has_late_calls_and_then_none():

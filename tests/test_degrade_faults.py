@@ -40,10 +40,12 @@ from retailinfer.errors import (
 )
 from retailinfer.monitoring.events import Answered, Changed, Failed
 from retailinfer.ranker import Ranker
+from retailinfer.resilience.drills import EVERY as DRILL_EVERY
 from retailinfer.resilience.drills import Drills
 from retailinfer.resilience.ladder import COLD_NS, Call, Ladder, Step
 from retailinfer.scorer import Scorer
-from retailinfer.serving.answers import DRILL_EVERY
+from retailinfer.serving.batching import MicroBatcher
+from retailinfer.serving.door import Door
 
 MS = 10**6
 
@@ -62,8 +64,20 @@ def test_ladder_is_not_on_the_way_of_calls_that_the_release_answers(door: Any):
             touched.add(step.argval)
     else:
         pytest.fail("no return")
-    own = {"_engine", "moment_ns", "budget_ns", "_rule", door.__name__, "_decode_msgpack", "_encode_msgpack"}
-    assert touched <= own
+    own = {"_live", "engine", "moment_ns", "budget_ns", "rules", "decode_msgpack", "encode_msgpack"}
+    assert touched <= own | {door.__name__}
+
+
+@pytest.mark.parametrize(
+    "door",
+    [getattr(cls, name) for cls in (Scorer, Ranker) for name in vars(cls) if not name.startswith("_")]
+    + [Door.observe, MicroBatcher.score, MicroBatcher._flush],
+    ids=lambda door: door.__qualname__,
+)
+def test_calls_read_the_pointer_once(door: Any):
+    """Who reads it twice may see two releases, and mix them in one answer."""
+    reads = [step for step in dis.get_instructions(door) if step.argval == "_live"]
+    assert len(reads) <= 1
 
 
 # ---- overload ----------------------------------------------------------------------------------------------------------
@@ -129,7 +143,7 @@ def test_mistake_that_the_release_had_no_time_to_see_is_still_the_callers():
             except CallerError as exc:
                 found.append(type(exc).__name__)
 
-    scorer._engine.set_hook(nested)
+    scorer._live.engine.set_hook(nested)
     scorer.score(GOOD)
     assert found == ["review", "approve", "FeatureTypeError"]
 
@@ -296,7 +310,7 @@ def test_whatever_fails_every_call_ends_as_declared(calls: list[dict[str, Any]],
         remote=remote,
         store=ri.Store(clock=clock),
     )
-    scorer._rungs.close()  # drills would move the clock from their own thread
+    scorer._lasting.close()  # drills would move the clock from their own thread
     for call in calls:
         remote.ns = call["ns"]
         remote.score = 0.3 if call["remote"] == "score" else float("nan")
@@ -323,7 +337,7 @@ def test_whatever_fails_every_call_ends_as_declared(calls: list[dict[str, Any]],
             assert use_case is None or made.rung < 3 or made.action == "review"
         assert len(remote.asked) - n_asked <= 1
         assert scorer.permits.in_flight == 0
-        assert all(step.in_flight == 0 for step in scorer._ladder.steps)
+        assert all(step.in_flight == 0 for step in scorer._live.ladder.steps)
     scorer.close()
 
 
@@ -376,7 +390,7 @@ def test_threads_share_a_ladder_without_losing_a_call_or_a_place():
         thread.join(60)
     health = scorer.health()
     assert wrong == []
-    assert all(step.in_flight == 0 for step in scorer._ladder.steps)
+    assert all(step.in_flight == 0 for step in scorer._live.ladder.steps)
     assert health.degraded == sum(1 for e in heard.of(Answered) if e.answer.rung)
     assert len(heard.of(Answered)) == 8 * 150
     assert health.unanswered == 0
@@ -491,9 +505,9 @@ def test_request_that_was_shed_is_counted_by_the_rung_that_decides():
             seen.extend(scorer.score(PAID, observe=True, event_id="e").rung for _ in range(2))
 
     hook.on_event = shed  # type: ignore[method-assign]
-    scorer._engine.set_hook(shed)
+    scorer._live.engine.set_hook(shed)
     assert scorer.score(PAID | {"amount": 1.0}).rung == 0
-    scorer._engine.set_hook(None)
+    scorer._live.engine.set_hook(None)
     assert (seen, counted()) == ([4, 4], 1)
 
 
@@ -557,7 +571,7 @@ def test_row_that_was_counted_before_the_batch_ran_out_of_time_is_not_counted_ag
     store = ri.Store(tables={"shop": table}, windows=ri.Windows.memory(clock=clock), clock=clock)
     scorer = releases.scorer_of(files, store=store)
     clock.tick_ns = 0
-    assert scorer._engine.fixed_us == 1000.0
+    assert scorer._live.engine.fixed_us == 1000.0
     rows = [{"card": "a", "shop": f"s{i}", "at": 1.7e9} for i in range(8)]
     answers = scorer.score_batch(rows, errors="row", deadline_ms=10, observe=True)
     assert {answer.rung for answer in answers} == {4}
@@ -709,7 +723,7 @@ def test_drills_never_wait_and_never_pile_up():
             return super().infer(*args, **options)
 
     scorer = scorer_of("remote", remote=Hangs())
-    drills = scorer._rungs.drills
+    drills = scorer._lasting.drills
     assert drills is not None
     decision = scorer.score(GOOD)  # the first one is drilled
     assert inside.wait(10)
@@ -738,7 +752,7 @@ def dropped_scorer() -> weakref.ref[Any]:
             if scorer.health().rungs[0].drills:
                 break
             threading.Event().wait(0.002)
-        return weakref.ref(scorer._pipeline)
+        return weakref.ref(scorer._live.pipeline)
     finally:
         gc.enable()
 
@@ -788,7 +802,7 @@ def test_fork_waits_for_the_drill_under_way():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert at_fork == [True]
     wait_for(lambda: scorer.health().rungs[0].drills == 1)
-    scorer._rungs.drills.offer(GOOD, scorer.score(GOOD))  # type: ignore[union-attr]  # and drills go on
+    scorer._lasting.drills.offer(GOOD, scorer.score(GOOD))  # type: ignore[union-attr]  # and drills go on
     wait_for(lambda: scorer.health().rungs[0].drills == 2)
 
 

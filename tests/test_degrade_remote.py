@@ -47,7 +47,7 @@ def test_model_server_answers_what_the_release_cannot(server):
     """With the release's features over the wire, by the release's policy; not asked while the release answers."""
     heard = Heard()
     scorer, remote = laddered(server.url, hooks=[heard])
-    scorer._rungs.close()  # no drills here
+    scorer._lasting.close()  # no drills here
     assert scorer.score(GOOD).rung == 0
     assert server.n_inferred == 0
     made = scorer.score(BAD, request_id="r")

@@ -151,7 +151,7 @@ def test_served_windows_are_the_replayed_ones(small):
     requests = data.held_out.select(list(fraud.REQUEST)).to_pylist()
     for row, request in enumerate(requests):
         past.until(scorer, row)
-        (got,) = scorer._engine.vectorize(request)
+        (got,) = scorer._live.engine.vectorize(request)
         assert got.tobytes() == matrix[row].tobytes()
         decision = scorer.score(request, observe=True)
         assert decision.stale == ()

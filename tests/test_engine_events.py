@@ -55,7 +55,7 @@ def test_every_answer_is_one_event(priority, deadline_ms):
     clock = ManualClock(wall_ns=WALL_NS)
     scorer = on(clock)
     seen = []
-    scorer._engine.set_hook(seen.append)
+    scorer._live.engine.set_hook(seen.append)
     request = payment(amount=slow(clock))
     options = {"priority": priority, "deadline_ms": deadline_ms}
     answer = scorer.score(request, **options)
@@ -71,7 +71,7 @@ def test_every_answer_is_one_event(priority, deadline_ms):
     answers = scorer.score_batch(many, errors="row", **options)
     assert [event.answer for event in seen[3:]] == [answers[0], answers[2]]
     assert [event.request for event in seen[3:]] == [many[0], many[2]]
-    scorer._engine.set_hook(None)
+    scorer._live.engine.set_hook(None)
     scorer.score(request, **options)
     assert len(seen) == 5
 
@@ -80,7 +80,7 @@ def test_rankings_are_events_too():
     """Of a ranking the request is its context."""
     ranker = releases.item_ranker()
     seen = []
-    ranker._engine.set_hook(seen.append)
+    ranker._live.engine.set_hook(seen.append)
     try:
         answer = ranker.rank(CONTEXT, ["sku-001", "sku-002"])
         assert (seen[0].answer, seen[0].request) == (answer, CONTEXT)
@@ -89,7 +89,7 @@ def test_rankings_are_events_too():
         assert seen[1].answer.items == ["sku-001"]
         assert seen[1].request.user == "u"
     finally:
-        ranker._engine.set_hook(None)
+        ranker._live.engine.set_hook(None)
 
 
 def test_events_carry_the_time_of_the_machine():
@@ -98,13 +98,13 @@ def test_events_carry_the_time_of_the_machine():
 
     scorer = releases.payment_scorer()
     seen = []
-    scorer._engine.set_hook(seen.append)
+    scorer._live.engine.set_hook(seen.append)
     try:
         before, start = time.time_ns(), time.monotonic_ns()
         scorer.score(payment())
         took, after = time.monotonic_ns() - start, time.time_ns()
     finally:
-        scorer._engine.set_hook(None)
+        scorer._live.engine.set_hook(None)
     assert before <= seen[0].wall_ns <= after
     assert 0 < seen[0].took_ns <= took
 
@@ -114,7 +114,7 @@ def test_errors_and_late_answers_are_no_events():
     clock = ManualClock()
     scorer = on(clock)
     seen = []
-    scorer._engine.set_hook(seen.append)
+    scorer._live.engine.set_hook(seen.append)
     with pytest.raises(FeatureError):
         scorer.score(payment(amount="x"))
     with pytest.raises(DeadlineExceededError):
@@ -125,7 +125,7 @@ def test_errors_and_late_answers_are_no_events():
 def test_what_a_hook_raises_costs_nobody_an_answer():
     """It is counted, also where warnings are errors; an interrupt is no error of the hook, and gives its permit back."""
     scorer = releases.scorer_of(releases.payment_files())
-    engine = scorer._engine
+    engine = scorer._live.engine
     want = scorer.score(payment()).score
 
     class Broken:
@@ -160,7 +160,7 @@ def test_what_a_hook_raises_costs_nobody_an_answer():
 def test_a_hook_may_score():
     """It runs inside the call, whose memory is its own."""
     scorer = releases.scorer_of(releases.payment_files())
-    engine, inner = scorer._engine, []
+    engine, inner = scorer._live.engine, []
 
     def again(event):
         engine.set_hook(None)
@@ -179,13 +179,13 @@ def test_every_nth_answer_goes_to_the_drill():
     """Counted over single answers and rows of batches; errors are no answers."""
     scorer = releases.scorer_of(releases.payment_files())
     seen = []
-    scorer._engine.set_drill(lambda request, answer: seen.append((request, answer)), 5)
+    scorer._live.engine.set_drill(lambda request, answer: seen.append((request, answer)), 5)
     requests = [payment(amount=float(i)) for i in range(40)]
     answers = [scorer.score(request) for request in requests[:12]]
     rows = scorer.score_batch([*requests[12:20], {}, *requests[20:28]], errors="row")
     answers += [row for row in rows if isinstance(row, Decision)]
     assert seen == [(requests[i], answers[i]) for i in range(4, 28, 5)]
-    scorer._engine.set_drill(None, 0)
+    scorer._live.engine.set_drill(None, 0)
     for request in requests[:10]:
         scorer.score(request)
     assert len(seen) == 5
@@ -194,16 +194,16 @@ def test_every_nth_answer_goes_to_the_drill():
 def test_a_drill_that_fails_costs_nobody_an_answer():
     """It is counted as a hook's failure."""
     scorer = releases.scorer_of(releases.payment_files())
-    scorer._engine.set_drill(lambda request: None, 1)
+    scorer._live.engine.set_drill(lambda request: None, 1)
     assert scorer.score(payment()).score == releases.payment_scorer().score(payment()).score
-    assert scorer._engine.n_hook_failures == 1
+    assert scorer._live.engine.n_hook_failures == 1
 
 
 def test_rankings_are_drilled():
     """With the context, and the ranking as it was answered."""
     ranker = releases.ranker_of(releases.item_files(), store=ri.Store(tables={"item": releases.items()}))
     seen = []
-    ranker._engine.set_drill(lambda request, answer: seen.append((request, answer)), 2)
+    ranker._live.engine.set_drill(lambda request, answer: seen.append((request, answer)), 2)
     rankings = [ranker.rank(CONTEXT, ["sku-001", "sku-002"]) for _ in range(4)]
     assert seen == [(CONTEXT, rankings[1]), (CONTEXT, rankings[3])]
 
@@ -265,7 +265,7 @@ def test_late_answer_was_counted_too(counting):
         scorer.score(FREE | {"amount": slow(clock)}, observe=True, deadline_ms=2)
     assert late.value.late
     assert late.value.counted
-    scorer._engine.run_clock.predict(5 * MS_NS)
+    scorer._live.engine.run_clock.predict(5 * MS_NS)
     with pytest.raises(DeadlineExceededError) as refused:
         scorer.score(FREE | {"amount": 1.0}, observe=True, deadline_ms=2)
     assert not refused.value.counted

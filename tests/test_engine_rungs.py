@@ -22,9 +22,9 @@ CONTEXT = {"user": "u", "boost": 1.0}
 
 def rescored(scorer, request, **options):
     """The decision for what the release's own models say of the prepared inputs."""
-    engine = scorer._engine
+    engine = scorer._live.engine
     prepared = engine.prepare(request, **options)
-    score = scorer._pipeline.chain_scores(scorer._pipeline.inputs, prepared.inputs)[0]
+    score = scorer._live.pipeline.chain_scores(scorer._live.pipeline.inputs, prepared.inputs)[0]
     return engine.finish(prepared, float(score), release="remote:m", rung=2, request_id="r-1")
 
 
@@ -45,12 +45,12 @@ def test_prepared_request_gets_the_same_decision_from_the_same_score():
 def test_prepared_inputs_are_what_the_models_take():
     """One array an input, one row each, of its dtype and shape; they are the caller's own."""
     scorer = releases.payment_scorer()
-    prepared = scorer._engine.prepare(payment())
-    want = scorer._engine.vectorize(payment())
+    prepared = scorer._live.engine.prepare(payment())
+    want = scorer._live.engine.vectorize(payment())
     assert [a.shape[0] for a in prepared.inputs] == [1] * len(want)
     assert [a.tobytes() for a in prepared.inputs] == [a.tobytes() for a in want]
     prepared.inputs[0][:] = 7
-    assert scorer._engine.vectorize(payment())[0].tobytes() == want[0].tobytes()
+    assert scorer._live.engine.vectorize(payment())[0].tobytes() == want[0].tobytes()
     assert prepared.request == payment()
 
 
@@ -58,38 +58,38 @@ def test_prepared_inputs_are_what_the_models_take():
 def test_scores_that_are_none_are_refused(score):
     """Also what is finite and does not fit into float32."""
     scorer = releases.payment_scorer()
-    prepared = scorer._engine.prepare(payment())
+    prepared = scorer._live.engine.prepare(payment())
     with pytest.raises(ScoreError, match="finite"):
-        scorer._engine.finish(prepared, score, release="remote:m", rung=2)
+        scorer._live.engine.finish(prepared, score, release="remote:m", rung=2)
     with pytest.raises(ScoreError):
-        scorer._engine.finish_static(None, None, score, release="x:1", rung=4)
+        scorer._live.engine.finish_static(None, None, score, release="x:1", rung=4)
 
 
 def test_scores_out_of_the_models_range_are_refused():
     """The release says that its last operator is a sigmoid; 1.5 is no such score, whoever gives it."""
     spec = ri.FeatureSpec(request={"a": float}, columns=[c.numeric("a")])
     scorer = releases.scorer_of(releases.packed("p", releases.weighted(1.0, then=("Sigmoid",)), spec))
-    prepared = scorer._engine.prepare({"a": 0.0})
-    assert scorer._engine.finish(prepared, 0.5, release="remote:m", rung=2).score == 0.5
+    prepared = scorer._live.engine.prepare({"a": 0.0})
+    assert scorer._live.engine.finish(prepared, 0.5, release="remote:m", rung=2).score == 0.5
     for score in (1.5, -0.1):
         with pytest.raises(ScoreError, match="from 0"):
-            scorer._engine.finish(prepared, score, release="remote:m", rung=2)
+            scorer._live.engine.finish(prepared, score, release="remote:m", rung=2)
 
 
 def test_prepared_request_says_what_was_stale_missing_and_counted(counting):  # noqa: F811
     """As a decision would; observed once, whoever answers."""
     scorer, _ = counting
-    prepared = scorer._engine.prepare(FREE, observe=True)
+    prepared = scorer._live.engine.prepare(FREE, observe=True)
     assert prepared.counted
     assert n_before(scorer) == 1
-    assert not scorer._engine.prepare(FREE).counted
+    assert not scorer._live.engine.prepare(FREE).counted
     assert n_before(scorer) == 1
     source = Held(held=True)
     table = table_of(source=source, timeout_ms=1)
     tables = releases.scorer_of(files(), store=ri.Store(tables={"card": table}))
-    prepared = tables._engine.prepare({"card": "a"})
+    prepared = tables._live.engine.prepare({"card": "a"})
     assert (prepared.missing, prepared.fresh) == (("card.mean", "card.n"), False)
-    decision = tables._engine.finish(prepared, 0.25, release="remote:m", rung=2)
+    decision = tables._live.engine.finish(prepared, 0.25, release="remote:m", rung=2)
     assert (decision.missing, decision.score, decision.action) == (("card.mean", "card.n"), 0.25, None)
     source.go.set()
 
@@ -99,9 +99,9 @@ def test_a_bad_request_is_refused_when_it_is_prepared():
     scorer = releases.payment_scorer()
     for _ in range(20):
         with pytest.raises(FeatureError):
-            scorer._engine.prepare(payment(amount="x"))
+            scorer._live.engine.prepare(payment(amount="x"))
     with pytest.raises(ConfigError):
-        scorer._engine.prepare(payment(), observe=True)
+        scorer._live.engine.prepare(payment(), observe=True)
 
 
 # ---- static decisions ------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_a_bad_request_is_refused_when_it_is_prepared():
 
 def test_static_decision_has_an_action_of_the_policy_or_one_of_its_score():
     """An action without a score gets the lowest score of its band, so that both still agree."""
-    engine = releases.payment_scorer()._engine
+    engine = releases.payment_scorer()._live.engine
     made = engine.finish_static(payment(), "review", None, release="pay:1", rung=4, request_id="r")
     assert made == Decision("r", 0.5, "review", release="pay:1", rung=4, trace=("release: unsigned",))
     assert engine.finish_static(None, None, 0.95, release="pay:1", rung=4).action == "decline"
@@ -130,7 +130,7 @@ def test_static_score_is_decided_by_the_segment_of_the_request():
         segments={"vip": [("approve", float("-inf")), ("review", 0.9)]},
     )
     scorer = releases.scorer_of(releases.packed("seg", releases.weighted(1.0), spec, policy=policy))
-    engine = scorer._engine
+    engine = scorer._live.engine
     for kind in ("vip", "new"):
         request = {"a": 0.7, "kind": kind}
         static = engine.finish_static(request, None, 0.7, release="s:1", rung=4)
@@ -145,9 +145,9 @@ def test_static_score_is_decided_by_the_segment_of_the_request():
 def test_static_ranking_follows_the_list_and_leaves_out_what_a_ranking_would():
     """Popular first, then as given; excluded, unavailable and unknown ones are named, and doubles count once."""
     ranker = releases.item_ranker()
-    engine = ranker._engine
+    engine = ranker._live.engine
     ids = [f"sku-{i:03d}" for i in range(40)] + ["sku-003", "nobody"]
-    rule = ranker._rule("item.stock > 0")
+    rule = ranker._live.rules("item.stock > 0")
     exclude = ["sku-001", "sku-005"]
     real = ranker.rank(CONTEXT, ids, 50, available="item.stock > 0", exclude=exclude)
     order = {"sku-020": 0, "sku-007": 1, "sku-001": 2, "sku-019": 3}
@@ -172,7 +172,7 @@ def test_static_ranking_follows_the_list_and_leaves_out_what_a_ranking_would():
 
 def test_static_ranking_refuses_what_a_ranking_refuses():
     """Ids of another type, more than may be, and a k that is none."""
-    engine = releases.item_ranker()._engine
+    engine = releases.item_ranker()._live.engine
     for ids, k, error in (
         (["sku-001", 3], 5, FeatureError),
         (["sku-001"], 0, FeatureError),
@@ -189,7 +189,7 @@ def test_static_ranking_refuses_what_a_ranking_refuses():
 def test_bytes_are_decoded_and_encoded_as_by_the_door(kind):
     """The same request, the same bytes, the same refusals."""
     scorer = releases.payment_scorer()
-    engine, codec = scorer._engine, getattr(msgspec, kind)
+    engine, codec = scorer._live.engine, getattr(msgspec, kind)
     request = engine.decode(codec.encode(payment()), kind)
     assert request == scorer.request_type(**codec.decode(codec.encode(payment())))
     answer = scorer.score(request)
@@ -203,7 +203,7 @@ def test_bytes_are_decoded_and_encoded_as_by_the_door(kind):
 
 def test_candidates_of_a_decoded_ranking_are_a_list_of_their_own():
     """As `rank_json` would read them."""
-    engine = releases.item_ranker()._engine
+    engine = releases.item_ranker()._live.engine
     body = msgspec.json.encode({"context": CONTEXT, "candidates": ["sku-001", "b\u00e4r"], "k": 2})
     assert engine.ids_of(engine.decode(body, "json")) == ["sku-001", "b\u00e4r"]
     bad = engine.decode(msgspec.json.encode({"context": CONTEXT, "candidates": ["a", 3]}), "json")

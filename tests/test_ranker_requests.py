@@ -386,7 +386,7 @@ def test_thousands_of_different_rules_do_not_pile_up(ranker):
     """Compiled ones are kept, a bounded number of them."""
     for i in range(1000):
         ranker.rank(CONTEXT, ["sku-001"], available=f"item.stock > {i}")
-    assert len(ranker._rules) <= 256
+    assert len(ranker._live.rules._kept) <= 256
 
 
 # ---- unknown and refused items ----------------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_without_reasons_in_the_policy_nothing_is_named_or_kept(files):
     for options in ({"reasons": None, "n_reasons": None}, {"n_reasons": 0}):
         made = replaced(files["forest"], "policy.json", policy(**options).to_json())
         scorer = releases.scorer_of(made)
-        engine = scorer._engine
+        engine = scorer._live.engine
         assert (engine.most, engine.reasons, engine.occlusion, engine.rows_each) == (0, None, None, 1)
         assert [d.reasons for d in scorer.score_batch(ROWS)] == [()] * len(ROWS)
         assert scorer.score(ROWS[0]).reasons == ()
@@ -349,7 +349,7 @@ def test_where_no_field_may_be_named_nothing_is_worked_out(files):
         files["forest"], "policy.json", policy(reasons=dict.fromkeys(GROUPS), n_reasons=4).to_json()
     )
     scorer = releases.scorer_of(made)
-    assert scorer._engine.most == 0
+    assert scorer._live.engine.most == 0
     assert scorer.score(ROWS[0]).reasons == ()
     assert scorer.explain(ROWS[0]).contributions.keys() == set(GROUPS)
 
@@ -530,7 +530,7 @@ def test_explaining_counts_nothing(files):
 
 def test_occlusion_is_one_run_of_groups_and_one_rows(files):
     """The model runs once a decision, over the row itself and one row for each group that may be named."""
-    engine = releases.scorer_of(files["linear"])._engine
+    engine = releases.scorer_of(files["linear"])._live.engine
     assert engine.rows_each == 1 + 3  # guest is never named
     assert engine.one_us == pytest.approx(engine.fixed_us + 4 * engine.row_us)
 
@@ -582,7 +582,7 @@ def test_groups_that_do_not_fit_a_tile_are_run_in_several():
             "r", releases.weighted(*weights), spec, policy=policy(reasons={}, n_reasons=9), golden=golden
         )
     )
-    assert scorer._engine.rows_each == n + 1
+    assert scorer._live.engine.rows_each == n + 1
     found = scorer.score(dict.fromkeys(names, 1.0)).reasons
     assert [r.field for r in found] == ["f005", "f599", "f512", "f511", "f510"]
 
@@ -658,7 +658,7 @@ def test_deadline_that_is_too_near_leaves_out_the_reasons(files):
     """An answer without reasons is better than one that comes too late; with time there are reasons."""
     clock = Ticking(step_ns=1_000_000)
     scorer = releases.scorer_of(files["linear"], store=ri.Store(tables={}, clock=clock))
-    assert scorer._engine.one_us >= 1_000.0  # what the models seemed to take while the clock ticked
+    assert scorer._live.engine.one_us >= 1_000.0  # what the models seemed to take while the clock ticked
     clock.step_ns = 0
     row = next(row for row in ROWS if scorer.score(row).reasons)
     want = scorer.score(row)

@@ -280,7 +280,7 @@ def test_error_after_the_round_trip_says_that_the_request_was_counted(redis_serv
     clock = ManualClock(wall_ns=round(T0.timestamp()) * SECOND_NS)
     windows = redis_windows(redis_server, clock)
     scorer = scorer_over(windows)
-    engine, transport = scorer._engine, windows.transport
+    engine, transport = scorer._live.engine, windows.transport
     exchange, slow_ns = transport.exchange, 0
 
     def slowly(*args, **options):

@@ -86,7 +86,7 @@ def schema(scorer) -> tuple[list[dict], list[dict]]:
             {"name": name, "datatype": "FP32", "shape": [-1 if one is None else one for one in shape]}
             for name, (_, shape) in part.items()
         ]
-        for part in remote_schema(scorer._pipeline)
+        for part in remote_schema(scorer._live.pipeline)
     )
 
 
@@ -305,20 +305,20 @@ def test_permit_is_held_for_features_and_local_model_alone(release):
             return {"probability": np.full((len(next(iter(inputs.values()))), 1), 0.5, np.float32)}
 
     scorer = ri.Scorer.load(release, store=store(), trust="unsigned", remote=Asked(), primary="remote")
-    chain = scorer._pipeline.chain_scores
+    chain = scorer._live.pipeline.chain_scores
 
     def watched(*args):
         seen.append(("local", scorer.permits.in_flight))
         return chain(*args)
 
-    scorer._pipeline.chain_scores = watched
+    scorer._live.pipeline.chain_scores = watched
     scorer.score(PAYMENT)
     scorer.score_batch([PAYMENT, PAYMENT])
     assert seen == [("local", 1), ("remote", 0)] * 2
     for bad in (lambda: scorer.score({}), lambda: scorer.score_batch([PAYMENT, {}])):
         with pytest.raises(FeatureError):
             bad()
-    scorer._pipeline.chain_scores = lambda *_: (_ for _ in ()).throw(ZeroDivisionError)
+    scorer._live.pipeline.chain_scores = lambda *_: (_ for _ in ()).throw(ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         scorer.score(PAYMENT)
     assert (scorer.permits.in_flight, scorer.permits.waiting) == (0, 0)
@@ -352,7 +352,7 @@ def test_neither_model_answers(release):
     scorer = ri.Scorer.load(
         release, store=store(), trust="unsigned", remote=ri.Remote(Broken(), model="m"), primary="remote"
     )
-    scorer._pipeline.chain_scores = lambda *_: (_ for _ in ()).throw(ri.SessionError("gone"))
+    scorer._live.pipeline.chain_scores = lambda *_: (_ for _ in ()).throw(ri.SessionError("gone"))
     with pytest.raises(ri.ServingError):
         scorer.score(PAYMENT)
     assert scorer.score(PAYMENT, otherwise="review") == "review"

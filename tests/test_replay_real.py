@@ -111,7 +111,7 @@ def test_serving_online_retail_gives_the_replayed_rows(shared_data: Path):
     clock = HistoryClock(int(min(replayed.at_ns.min(), _ns(returns["at"]).min())))
     files = releases.packed("retail", releases.weighted(*[0.0] * len(RETAIL.names)), RETAIL)
     scorer = releases.scorer_of(files, store=ri.Store(windows=ri.Windows.memory(clock=clock)))
-    vectorize, score, observe = scorer._engine.vectorize, scorer.score, scorer.observe
+    vectorize, score, observe = scorer._live.engine.vectorize, scorer.score, scorer.observe
     times = [replayed.at_ns, _ns(returns["at"])]
     which = np.repeat([0, 1], [len(sales), len(returns)])
     rows = np.concatenate([np.arange(len(sales)), np.arange(len(returns))])

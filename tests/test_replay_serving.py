@@ -139,7 +139,7 @@ def served(
         if number == 2:
             scorer.observe("label", event, event_id=one)
             continue
-        (cells,) = scorer._engine.vectorize(event) if one is None else (None,)
+        (cells,) = scorer._live.engine.vectorize(event) if one is None else (None,)
         decision = scorer.score(event, observe=True, event_id=one)
         inputs[i] = b"" if cells is None else cells.tobytes()
         scores[i], stale[i] = decision.score, decision.stale

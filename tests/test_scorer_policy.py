@@ -255,11 +255,11 @@ def test_bands_that_mean_nothing_are_refused(bands):
 def test_the_action_is_the_last_band_that_the_score_reaches(plain, lows, values):
     """For random bands and scores, right at, above and below each threshold."""
     bands = sorted(lows)
-    plain._pipeline.policy = ri.Policy([(f"a{i}", low) for i, low in enumerate(bands)])
+    plain._live.pipeline.policy = ri.Policy([(f"a{i}", low) for i, low in enumerate(bands)])
     for value in [*values, *(next_float32(low, step) for low in bands for step in (-1, 0, 1))]:
         reached = [f"a{i}" for i, low in enumerate(bands) if np.float32(value) >= np.float32(low)]
         try:
-            found = plain._pipeline.action_of(value, None)
+            found = plain._live.pipeline.action_of(value, None)
         except ScoreError:
             found = None
         assert found == (reached[-1] if reached else None)

@@ -90,7 +90,7 @@ def budgets(lab: Lab) -> Figures:
     from retailinfer.deadline import FOREVER_NS
 
     scorer = lab.tree_scorer(levels()[-1])
-    engine, structs = scorer._engine, own_structs(lab, scorer)
+    engine, structs = scorer._live.engine, own_structs(lab, scorer)
     permits, no_deadline, deadline = engine.permits, FOREVER_NS, 60_000_000_000
     heard: deque[Any] = deque(maxlen=1)
     drilled: list[Any] = []

@@ -28,7 +28,7 @@ def hooks(lab: Lab) -> Figures:
     from retailinfer.deadline import FOREVER_NS
 
     scorer = lab.tree_scorer(levels()[-1])
-    engine, structs = scorer._engine, own_structs(lab, scorer)
+    engine, structs = scorer._live.engine, own_structs(lab, scorer)
     fields = list(scorer.request_type.__struct_fields__[:3])
     heard: deque[Any] = deque(maxlen=1)
     logger = logging.getLogger("retailinfer.benchmarks")

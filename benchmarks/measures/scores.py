@@ -99,7 +99,7 @@ def vectorise(lab: Lab) -> Figures:
     from benchmarks.peers.dict_vectorizer import Vectorizer
 
     peer = Vectorizer(FRAUD_LEAN, lab.fraud_rows, lab.fraud_matrix)
-    structs, engine = lab.fraud_structs, lab.scorer._engine
+    structs, engine = lab.fraud_structs, lab.scorer._live.engine
     # `vectorize` is `fill` and a copy of what it filled.
     check_answers("fraud-lean columns", (engine.vectorize(s)[0][0] for s in structs), lab.fraud_matrix)
     numeric = [i for _, i in peer.numeric]
@@ -134,9 +134,9 @@ def vectorise(lab: Lab) -> Figures:
 def stages(lab: Lab) -> Figures:
     """No figure of its own: where the time of a call goes, by the engine's own marks. Each mark costs some 30 ns itself."""
     n = 4_000 if lab.effort.short else 20_000
-    bodies, score = lab.fraud_bodies, lab.scorer._engine.score_json_staged
+    bodies, score = lab.fraud_bodies, lab.scorer._live.engine.score_json_staged
     check_fraud_answers(lab, "fraud-lean in stages", lambda body: score(body)[0], bodies)
-    inputs, rank_staged = RankInputs(N_CANDIDATES), lab.ranker._engine.rank_json_staged
+    inputs, rank_staged = RankInputs(N_CANDIDATES), lab.ranker._live.engine.rank_json_staged
     with pinned(), collector_off():
         lab.stage("fraud-lean, bytes to bytes", [score(bodies[i % len(bodies)])[1] for i in range(n)])
         slices = range(0, n // 5, RANK_SLICE)

@@ -77,7 +77,7 @@ class _Checkout:
 
     def stages(self, lab: Lab, what: str) -> None:
         """Where the time of a call goes, by the engine's own marks; each mark costs some 30 ns itself."""
-        staged = self.scorer._engine.score_json_staged
+        staged = self.scorer._live.engine.score_json_staged
         with pinned(), collector_off():
             marks = [staged(body, True, True)[1] for body in self.later(range(4_000))]
         lab.stage(what, marks, inner=True)

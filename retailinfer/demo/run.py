@@ -231,7 +231,7 @@ def _recommend(demo: Demo) -> RecommendResult:
             bodies,
             bare.feeds(matrix, rows=week.candidates.shape[1]),
             call=ranker.rank_json,
-            staged=ranker._engine.rank_json_staged,  # stages are told by the engine only
+            staged=ranker._live.engine.rank_json_staged,  # stages are told by the engine only
             bare=bare,
             rows=week.candidates.shape[1],
         )
@@ -321,7 +321,7 @@ def _fraud(demo: Demo) -> FraudResult:
             warm=served.scorer.score_json,
             before=served.before,
             beside=beside,
-            staged=served.scorer._engine.score_json_staged,
+            staged=served.scorer._live.engine.score_json_staged,
             bare=bare,
             slice_size=1_000,
         )
@@ -399,7 +399,7 @@ def _declined(payments: pa.Table, decisions: Sequence[ri.Decision]) -> list[Decl
 
 def _kernel(scorer: ri.Scorer) -> str:
     """What runs one row here."""
-    session: Any = next(iter(scorer._pipeline.sessions.values()))
+    session: Any = next(iter(scorer._live.pipeline.sessions.values()))
     plan = session.model.plan
     return f"{next(iter(plan[min(plan)]))}, {session.model.level}"
 

@@ -5,6 +5,8 @@ Rules:
   * The call itself only leaves its request here; a thread of this process's own does the rest. Where the queue is full the
     drill is dropped and counted: drills never cost a caller anything else.
   * A drill counts nothing in windows, and its answer goes to nobody.
+  * A door has one of these for all releases that it will have: `turn_to` gives it the ladder of the one that answers now. What
+    was offered by another one's calls is dropped: its requests need not be this one's.
   * No fork happens in the middle of a drill, for a second: a child would inherit the locks of whatever library it is in.
   * The thread starts with the first drill, a forked child starts its own; it ends with the process, and keeps nobody alive.
 What a drill is judged by is `Ladder.drill`.
@@ -36,6 +38,7 @@ class Drills:
     """The thread that drills a ladder.
 
     Args:
+        ladder: whose rungs are drilled; None: nobody's, until `turn_to`.
         call_of: (request, answer) of a call that was answered -> the copy that the rungs get, without its times.
         may: asked before each drill; False while there is no room for work that nobody waits for.
         sample: called with n: from now on every n-th call is offered; 0 = none.
@@ -45,7 +48,7 @@ class Drills:
 
     def __init__(
         self,
-        ladder: Ladder,
+        ladder: Ladder | None,
         call_of: Callable[[Any, Any], Call],
         may: Callable[[], bool] = lambda: True,
         sample: Callable[[int], None] = lambda every: None,
@@ -63,7 +66,7 @@ class Drills:
         pause_for_forks(self)
 
     def _begin(self) -> None:
-        self._queue: deque[tuple[Any, Any]] = deque()
+        self._queue: deque[tuple[Ladder | None, Any, Any]] = deque()
         self._wake = threading.Semaphore(0)
         self._guard = threading.Lock()
         self._busy = threading.RLock()  # held while a rung is asked
@@ -71,14 +74,17 @@ class Drills:
         self._ended = False
         self.ask()
 
+    def turn_to(self, ladder: Ladder | None, sample: Callable[[int], None] = lambda every: None) -> None:
+        """Drill this ladder from now on, and ask its own calls for samples; None: there is nothing to drill."""
+        self._sample(0)
+        self._ladder, self._sample = ladder, sample
+        if ladder is not None:
+            self.ask()
+
     def ask(self) -> None:
         """The next call is to be offered."""
         self._asked = True
         self._sample(1)
-
-    def end_sampling(self) -> None:
-        """No call is offered until `ask`."""
-        self._sample(0)
 
     def begin_in_child(self) -> None:
         """A forked child has neither the thread nor what waits for it."""
@@ -106,15 +112,19 @@ class Drills:
             self._wake.release()
             thread.join(JOIN_S)
 
-    def offer(self, request: Any, answer: Any) -> None:
+    def offer(self, request: Any, answer: Any, ladder: Ladder | None = None) -> None:
         """Drill a call that was just answered. Returns at once, and never raises for want of room."""
+        ladder = self._ladder if ladder is None else ladder
+        if ladder is not self._ladder:
+            self.dropped += 1
+            return
         if self._asked:
             self._asked = False
             self._sample(EVERY)
         if self._ended or len(self._queue) >= QUEUE:
             self.dropped += 1
             return
-        self._queue.append((request, answer))
+        self._queue.append((ladder, request, answer))
         if self._thread is None:
             self._start()
         self._wake.release()
@@ -141,10 +151,10 @@ class Drills:
         """Drill what waits, here and now; the thread does nothing else."""
         while not self._ended:
             try:
-                request, answer = self._queue.popleft()
+                ladder, request, answer = self._queue.popleft()
             except IndexError:
                 return
-            if self._may():
+            if ladder is not None and ladder is self._ladder and self._may():
                 self.drill(request, answer)
             else:
                 self.dropped += 1
@@ -152,8 +162,10 @@ class Drills:
     def drill(self, request: Any, answer: Any) -> None:
         """All rungs, one after the other, with a copy of one call."""
         ladder = self._ladder
+        if ladder is None:
+            return
         for step in ladder.steps:
-            if self._ended:
+            if self._ended or ladder is not self._ladder:
                 return
             call = self._call_of(request, answer)
             call.shadow = True
@@ -174,7 +186,8 @@ def _run(owner: weakref.ref[Drills], wake: threading.Semaphore, again_s: float) 
             return
         if was_offered:
             drills.run_waiting()
-        else:
+        elif (ladder := drills._ladder) is not None:
             drills.ask()
-            drills._ladder.look()  # nobody else may, where there are no calls
+            ladder.look()  # nobody else may, where there are no calls
+            del ladder
         del drills  # not kept while there is nothing to do

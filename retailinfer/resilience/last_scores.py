@@ -2,7 +2,8 @@
 
 Rules:
   * Only answers of the first three rungs are remembered: a remembered score never makes itself younger.
-  * A score is used for the same entity on the same scale only; the scale is a name, or the very model.
+  * A score is used for the same entity on the same scale only; who remembers says which that is. So releases of one door can
+    share one memory, and none reads what another one meant otherwise.
   * It is forgotten after its time to live, and when there are too many, the oldest first.
   * Remembering costs every answer some 1 to 3 us; without the rung it costs nothing.
 Kept by cachetools, which knows no threads: one lock around it, made anew in forked children. The scores themselves stay.
@@ -11,7 +12,7 @@ Kept by cachetools, which knows no threads: one lock around it, made anew in for
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 from cachetools import TTLCache
 
@@ -27,23 +28,16 @@ COMPUTED = RUNGS.index("last_score")  # answers of rungs below this number were 
 
 
 class LastScores:
-    """Scores by (scale, key).
-
-    Args:
-        scales: release of an answer -> the name of its scale. default: of answers of others.
-    `failures`: answers that could not be remembered.
-    """
+    """Scores by (scale, key). `failures`: answers that could not be remembered."""
 
     def __init__(
         self,
         *,
         clock: Clock,
-        scales: Mapping[str, str],
-        default: str,
         max_age_s: float = MAX_AGE_S,
         max_entities: int = MAX_ENTITIES,
     ) -> None:
-        self._scales, self._default = dict(scales), default
+        self.limits = (max_age_s, max_entities)
         self._size, self._ttl_ns, self._clock = max_entities, max_age_s * 1e9, clock
         self.failures = 0
         self._lock = threading.RLock()
@@ -63,15 +57,14 @@ class LastScores:
         with self._lock:
             return len(self._scores)
 
-    def remember(self, key: Hashable, answer: Decision) -> None:
+    def remember(self, scale: Hashable, key: Hashable, answer: Decision) -> None:
         """Keep the score of an answer; one that was not computed, or of an entity without a key, is left."""
         if answer.rung >= COMPUTED or key is None:
             return
-        scale = self._scales.get(answer.release, self._default)
         with self._lock:
             self._scores[scale, key] = answer.score
 
-    def score(self, scale: str, key: Hashable) -> float | None:
+    def score(self, scale: Hashable, key: Hashable) -> float | None:
         """What the entity got last; None: nothing, or too long ago."""
         if key is None:
             return None

@@ -5,28 +5,25 @@ Rules:
   * Features and policy are always this release's own, except those of the release before, which answers with its own.
   * No rung counts a request in windows that was counted already.
   * Nothing here is reached from the engine by a strong reference: a door that is dropped is gone.
-Built once, by `door.Door`. What a ladder may be is rungs.py.
+Built once for each release of a door, by live.py. What a ladder may be is rungs.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from retailinfer.contracts import Decision, Health, Ranking, Rung
+from retailinfer.contracts import Contract, Decision, Ranking, Rung
 from retailinfer.deadline import FOREVER_NS
 from retailinfer.errors import CallerError, ConfigError, DeadlineExceededError, RemoteError, ServingError
-from retailinfer.monitoring.events import Answered, Changed, Failed, Hooks
+from retailinfer.monitoring.events import Answered
 from retailinfer.pipeline import DTYPE_NAMES, Pipeline, parse_available
-from retailinfer.resilience.drills import EVERY as DRILL_EVERY
-from retailinfer.resilience.drills import Drills
 from retailinfer.resilience.ladder import CONCURRENCY, Call, CallersOwn, Ladder, Step
 from retailinfer.rungs import decisions_of, entity_of, key_reader, reads_field
+from retailinfer.serving.lasting import Lasting, RemoteModel, Tells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,9 +32,8 @@ if TYPE_CHECKING:
 Answers: TypeAlias = Callable[[Call, int], Decision | Ranking | None]
 
 __all__ = [
-    "DRILL_EVERY",
-    "RemoteModel",
     "Rungs",
+    "check_declared",
     "knows_load",
     "remote_inputs",
     "remote_release",
@@ -47,79 +43,31 @@ __all__ = [
 ]
 
 
-class RemoteModel(Protocol):
-    """What the remote rung asks; `ri.Remote` is one."""
-
-    def infer(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, end_ns: int, clock: Any
-    ) -> Mapping[str, NDArray[Any]]:
-        """Run the model on rows, until `end_ns` of the clock's monotonic time at most. Raises: RemoteError."""
-        ...
-
-
-class _Tells:
-    """Makes events of what a ladder tells, for hooks."""
-
-    def __init__(self, pipeline: Pipeline, tell: Callable[[Any], None]) -> None:
-        self._release = pipeline.manifest.release
-        self._clock = pipeline.clock
-        self._tell = tell
-
-    def answered(self, call: Call, answer: Decision | Ranking, took_ns: int, why: str) -> None:
-        self._tell(Answered(answer, call.request, self._clock.wall_ns(), took_ns, call.priority, why))
-
-    def failed(self, call: Call, error: Exception, took_ns: int) -> None:
-        late = bool(getattr(error, "late", False))
-        wall = self._clock.wall_ns()
-        self._tell(
-            Failed(type(error).__name__, self._release, call.request_id, wall, took_ns, call.priority, late)
-        )
-
-    def changed(self, part: str, before: str, after: str, why: str) -> None:
-        self._tell(Changed(part, before, after, why, self._clock.wall_ns()))
-
-
 class Rungs:
-    """The ladder of one door, what exercises it, and who hears of it.
+    """The ladder of one release in one door, and who hears of it.
 
     Args:
-        previous: the release before, loaded. remote: the model server. remote_first: it answers before the release does, so
-            that there is nothing to ask it on a rung. hooks: who hears of events.
+        lasting: what the door has beside it. previous: the release before, loaded.
     Holds:
         ladder: never None; without rungs it tells of failures only.
-        drills: None where there is nothing to drill.
-        hooks: those that were given.
         last_scores: None without such a rung.
-    Raises: ConfigError for a rung that is given and that the contract does not declare.
     """
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        *,
-        ranks: bool,
-        previous: Pipeline | None = None,
-        remote: RemoteModel | None = None,
-        remote_first: bool = False,
-        hooks: Iterable[Any] = (),
+        self, pipeline: Pipeline, lasting: Lasting, *, ranks: bool, previous: Pipeline | None = None
     ) -> None:
-        self.hooks = Hooks(hooks)
-        contract, policy = pipeline.contract, pipeline.policy
+        contract, policy, remote = pipeline.contract, pipeline.policy, lasting.remote
         declared = {rung.kind: rung for rung in contract.ladder}
-        for kind, given in (("previous", previous), ("remote", remote)):
-            if given is not None and kind not in declared and not (remote_first and kind == "remote"):
-                raise ConfigError(
-                    f"{kind}= is given, and the contract's ladder has no such rung",
-                    hint=f'contract={{"ladder": [{{"kind": "{kind}"}}]}} here, or ri.Rung(kind="{kind}") when packing',
-                )
-        last = _Last(pipeline, previous, declared["last_score"]) if "last_score" in declared else None
+        last = (
+            _Last(pipeline, previous, declared["last_score"], lasting) if "last_score" in declared else None
+        )
         self.last_scores = None if last is None else last.scores
-        tell: Callable[[Any], None] | None = self.hooks.on_event if self.hooks else None
+        tell: Callable[[Any], None] | None = lasting.hooks.on_event if lasting.hooks else None
         if last is not None:
             tell = last.then(tell)
         makes: dict[str, Callable[[], Answers | None]] = {
             "previous": lambda: None if previous is None else _previous(pipeline, previous, ranks=ranks),
-            "remote": lambda: None if remote is None or remote_first else _remote(pipeline, remote),
+            "remote": lambda: None if remote is None or lasting.remote_first else _remote(pipeline, remote),
             "last_score": lambda: None if last is None else _last_score(pipeline, last),
             "static": lambda: _popular(pipeline) if ranks else _static(pipeline),
         }
@@ -138,65 +86,21 @@ class Rungs:
             )
             for rung in contract.ladder
         ]
-        tells = None if tell is None else _Tells(pipeline, tell)
-        if tells is not None and callable(watch := getattr(remote, "watch", None)):
-            watch(_changes(tells))
-            self._tells = tells  # what is watched lives as long as the door
+        tells = None if tell is None else Tells(pipeline.manifest.release, pipeline.clock, tell)
         self.ladder = Ladder(steps, clock=pipeline.clock, tells=tells)
-        self.drills: Drills | None = None
-        engine = pipeline.engine
-        if engine is None:
-            return
-        if tell is not None:
-            engine.set_hook(tell)
-        if tells is not None:
-            pipeline.permits.set_on_change(partial(tells.changed, "overload"))
-        if self.ladder.present:
-            permits, offered = pipeline.permits, _Offered()
-            self.drills = Drills(
-                self.ladder,
-                _copy,
-                may=lambda: _has_room(permits),
-                sample=lambda every: (offered.instead() or engine).set_drill(offered, every),
+        if pipeline.engine is not None and tell is not None:
+            pipeline.engine.set_hook(tell)
+
+
+def check_declared(contract: Contract, **given: object) -> None:
+    """Raises: ConfigError for a rung that is given (by its kind) and that the contract does not declare."""
+    declared = {rung.kind for rung in contract.ladder}
+    for kind, one in given.items():
+        if one is not None and kind not in declared:
+            raise ConfigError(
+                f"{kind}= is given, and the contract's ladder has no such rung",
+                hint=f'contract={{"ladder": [{{"kind": "{kind}"}}]}} here, or ri.Rung(kind="{kind}") when packing',
             )
-            offered.owner = weakref.ref(self.drills)
-            self._offered = offered
-
-    def sample_from(self, first: Any) -> None:
-        """Drills are made of the answers of who stands before the engine, by its own `set_drill`."""
-        if self.drills is not None:
-            self.drills.end_sampling()
-            self._offered.instead = weakref.ref(first)
-            self.drills.ask()
-
-    def health(self, pipeline: Pipeline, *, ready: bool, remote: Any) -> Health:
-        """Everything that is known of how the door is doing."""
-        report = self.ladder.report()
-        permits, engine = pipeline.permits, pipeline.engine
-        states = getattr(remote, "breaker_states", None)
-        return Health(
-            ready=ready,
-            release=pipeline.manifest.release,
-            rungs=report,
-            degraded=sum(rung.answers for rung in report),
-            unanswered=self.ladder.unanswered,
-            in_flight=permits.in_flight,
-            limit=permits.limit,
-            rejected=permits.rejected,
-            late=0 if engine is None else engine.n_late,
-            refused_time=0 if engine is None else engine.n_refused_time,
-            p99_ms={}
-            if engine is None
-            else {name: stage.p99_ns / 1e6 for name, stage in engine.stages.items() if stage.n},
-            breakers=dict(states()) if callable(states) else {},
-            hook_failures=self.hooks.failures + (0 if engine is None else engine.n_hook_failures),
-            dropped_drills=0 if self.drills is None else self.drills.dropped,
-        )
-
-    def close(self) -> None:
-        """Let go of the drills' thread."""
-        if self.drills is not None:
-            self.drills.end_with_process()
 
 
 # ---- the rungs -------------------------------------------------------------------------------------------------------
@@ -357,34 +261,32 @@ def _remote(pipeline: Pipeline, remote: RemoteModel) -> Answers:
 class _Last:
     """Last scores of a release's entity: what fills them, and what reads them. Knows no pipeline."""
 
-    def __init__(self, pipeline: Pipeline, previous: Pipeline | None, rung: Rung) -> None:
-        # cachetools is for this rung alone
-        from retailinfer.resilience.last_scores import MAX_AGE_S, MAX_ENTITIES, LastScores  # noqa: PLC0415
+    def __init__(self, pipeline: Pipeline, previous: Pipeline | None, rung: Rung, lasting: Lasting) -> None:
+        from retailinfer.resilience.last_scores import MAX_AGE_S, MAX_ENTITIES  # noqa: PLC0415 - for this rung alone
 
         entity = pipeline.spec.body.entities[entity_of(rung, pipeline.spec)]
         by_name = {field.name: field for field in pipeline.spec.fields}
         self.key_of = key_reader(tuple(by_name[name] for name in entity.key))
-        self.scale = rung.scale or _model_digest(pipeline)
-        scales = {pipeline.manifest.release: self.scale}
+        # A release that comes later may have another entity under the same name of a scale.
+        self.scale = (rung.scale or _model_digest(pipeline), *entity.key)
+        self._scales = {pipeline.manifest.release: self.scale}
         if previous is not None:
             theirs = next((r.scale for r in previous.contract.ladder if r.kind == "last_score"), None)
-            scales.setdefault(previous.manifest.release, theirs or _model_digest(previous))
-        self.scores = LastScores(
-            clock=pipeline.clock,
-            scales=scales,
-            default=self.scale,  # a remote runs the release's own model
-            max_age_s=rung.max_age_s or MAX_AGE_S,
-            max_entities=rung.max_entities or MAX_ENTITIES,
-        )
+            self._scales.setdefault(
+                previous.manifest.release, (theirs or _model_digest(previous), *entity.key)
+            )
+        self.scores = lasting.scores_for(rung.max_age_s or MAX_AGE_S, rung.max_entities or MAX_ENTITIES)
 
     def then(self, tell: Callable[[Any], None] | None) -> Callable[[Any], None]:
         """A hook that remembers answers and hands every event on."""
-        scores, key_of = self.scores, self.key_of
+        scores, key_of, scales, own = self.scores, self.key_of, self._scales, self.scale
 
         def remember(event: Any) -> None:
             if type(event) is Answered:
                 try:
-                    scores.remember(key_of(event.request), event.answer)  # type: ignore[arg-type]  # a scorer decides
+                    # a remote runs the release's own model
+                    scale = scales.get(event.answer.release, own)
+                    scores.remember(scale, key_of(event.request), event.answer)  # type: ignore[arg-type]  # a scorer decides
                 except Exception:  # noqa: BLE001 - a key that cannot be one costs the memory, not the answer
                     scores.failures += 1
             if tell is not None:
@@ -507,43 +409,3 @@ def _rule(pipeline: Pipeline, text: str | None) -> Any:
         return None
     terms = parse_available(text, pipeline.spec.body.candidate or "")
     return pipeline.need_engine().compile_available(text, terms)
-
-
-def _copy(request: Any, answer: Any) -> Call:
-    """The call of a drill. Of a ranking, what it brought up are the candidates: all that is still known of them."""
-    call = Call(request, began_ns=0, end_ns=0)
-    if isinstance(answer, Ranking):
-        call.candidates = list(answer.items)
-        call.k = len(answer.items)
-    return call
-
-
-def _changes(tells: _Tells) -> Callable[[str, str, str, str], None]:
-    """What a remote holds: it may outlive the door, and serve several."""
-    owner = weakref.ref(tells)
-
-    def changed(part: str, before: str, after: str, why: str) -> None:
-        found = owner()
-        if found is not None:
-            found.changed(part, before, after, why)
-
-    return changed
-
-
-class _Offered:
-    """What the engine holds: the drills belong to the door, as the engine does."""
-
-    def __init__(self) -> None:
-        self.owner: Callable[[], Drills | None] = lambda: None
-        # whose answers are sampled, where they are not the engine's
-        self.instead: Callable[[], Any] = lambda: None
-
-    def __call__(self, request: Any, answer: Any) -> None:
-        drills = self.owner()
-        if drills is not None:
-            drills.offer(dict(request) if type(request) is dict else request, answer)
-
-
-def _has_room(permits: Any) -> bool:
-    """Drills are for quiet moments."""
-    return bool(permits.in_flight < 0.6 * permits.limit or permits.in_flight == 0)

@@ -9,6 +9,7 @@ Rules:
     cancelled before the run takes no part in it.
   * Batches run in the event loop while they are short, and in the door's threads where they are not or may wait. Two at most
     are away at once; what comes meanwhile is collected for the next. More than that is an OverloadedError at once.
+  * A batch is of one release: the one that answers when it begins. Another release may come while requests wait.
   * One batcher serves any number of event loops, each with a queue of its own; nothing here has a thread or a lock, nor a task
     that outlives its batch.
 What a batch does is `_native/engine.pyx`; rungs and threads are door.py.
@@ -39,8 +40,9 @@ from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise
 if TYPE_CHECKING:
     from retailinfer.contracts import Decision
     from retailinfer.serving.door import EventId
+    from retailinfer.serving.live import Live
 
-__all__ = ["MicroBatcher"]
+__all__ = ["MicroBatcher", "predicted_ns"]
 
 T = TypeVar("T")
 
@@ -104,13 +106,13 @@ class MicroBatcher:
     """
 
     def __init__(self, door: Door, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> None:
-        pipeline = door._pipeline
+        pipeline = door._live.pipeline
         if isinstance(max_rows, bool) or not isinstance(max_rows, int) or not 2 <= max_rows <= MOST_ROWS:
             raise ConfigError(f"Expected max_rows from 2 to {MOST_ROWS}, got {clip(max_rows)}")
         is_number = isinstance(max_delay_ms, (int, float)) and not isinstance(max_delay_ms, bool)
         if not is_number or not 0 <= max_delay_ms <= MOST_DELAY_MS:
             raise ConfigError(f"Expected max_delay_ms from 0 to {MOST_DELAY_MS:g}, got {clip(max_delay_ms)}")
-        engine = pipeline.need_engine()
+        pipeline.need_engine()
         if not pipeline.row_independent:
             raise ConfigError(
                 "a score of this release depends on which rows run together: its requests are not batched",
@@ -121,8 +123,6 @@ class MicroBatcher:
                 f"Expected max_rows up to {pipeline.contract.max_rows}, as the contract has it, got {max_rows}"
             )
         self._door = door
-        self._pipeline = pipeline
-        self._engine = engine
         self._clock = pipeline.clock
         self._max_rows = max_rows
         self._delay_s = max_delay_ms / 1e3
@@ -132,8 +132,7 @@ class MicroBatcher:
         self.n_batches = self.n_rows = self.n_late = self.n_rejected = 0
 
     def __repr__(self) -> str:
-        release = self._pipeline.manifest.release
-        return f"<MicroBatcher {release}, up to {self._max_rows} rows within {self._delay_s * 1e3:g} ms>"
+        return f"<MicroBatcher {self._door._live.release}, up to {self._max_rows} rows within {self._delay_s * 1e3:g} ms>"
 
     async def score(
         self,
@@ -153,6 +152,7 @@ class MicroBatcher:
         Raises: as `Scorer.score`; OverloadedError also where too many wait for batches that are away.
         """
         call = (otherwise, request, deadline_ms, request_id, at, observe, event_id, priority)
+        live = self._door._live
         began_ns = self._clock.monotonic_ns()
         loop = asyncio.get_running_loop()
         queue = self._queues.get(loop)
@@ -161,13 +161,13 @@ class MicroBatcher:
         try:
             self._door._loop_lag.check(priority)
             now_ns = 0 if at is None else moment_ns(at)
-            budget = self._pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
+            budget = live.pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
             if queue.away >= AT_ONCE and len(queue.rows) >= WAITING * self._max_rows:
                 self.n_rejected += 1
                 raise OverloadedError(f"{len(queue.rows)} requests wait for a batch already")
         except ServingError as exc:
             exc.began_ns = began_ns
-            fallen: Decision | T = await self._door._afall(exc, *call)
+            fallen: Decision | T = await self._door._afall(live, exc, *call)
             return fallen
         end_ns = FOREVER_NS if budget >= FOREVER_NS else began_ns + budget
         future: asyncio.Future[Decision | T] = loop.create_future()
@@ -180,9 +180,6 @@ class MicroBatcher:
         return await future
 
     # ---- when ----------------------------------------------------------------------------------------------------------
-
-    def _predicted_ns(self, n_rows: int) -> float:
-        return 1e3 * (self._engine.fixed_us + n_rows * self._engine.row_us)
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, queue: _Queue, budget: int) -> None:
         """The first row sets it; one with little time sets it to an earlier moment."""
@@ -203,63 +200,69 @@ class MicroBatcher:
             queue.timer.cancel()
             queue.timer = None
         while queue.rows and queue.away < AT_ONCE:
-            rows, queue.rows = queue.rows[: self._max_rows], queue.rows[self._max_rows :]
+            live = self._door._live
+            most = min(self._max_rows, live.pipeline.contract.max_rows)
+            rows, queue.rows = queue.rows[:most], queue.rows[most:]
             groups: dict[tuple[int, bool, str], list[_Row]] = {}
             for row in rows:
                 if not row.future.done():  # else its caller has been cancelled
                     groups.setdefault(row.group, []).append(row)
             for group in groups.values():
-                self._start(loop, queue, group)
+                self._start(loop, queue, live, group)
 
     # ---- how -----------------------------------------------------------------------------------------------------------
 
-    def _start(self, loop: asyncio.AbstractEventLoop, queue: _Queue, rows: list[_Row]) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop, queue: _Queue, live: Live, rows: list[_Row]) -> None:
         """One batch: here, or in a thread where it is long or may wait."""
-        predicted_ns = self._predicted_ns(len(rows))
+        took_ns = predicted_ns(live, len(rows))
         now_ns = self._clock.monotonic_ns()
         for row in rows:
-            if row.end_ns - now_ns <= predicted_ns:
+            if row.end_ns - now_ns <= took_ns:
                 left_ms = (row.end_ns - now_ns) / 1e6
-                text = f"{left_ms:.3g} ms are left of the deadline, and the batch takes {predicted_ns / 1e6:.3g} ms"
-                self._end(loop, queue, row, DeadlineExceededError(text))
-        rows = [row for row in rows if row.end_ns - now_ns > predicted_ns]
+                text = (
+                    f"{left_ms:.3g} ms are left of the deadline, and the batch takes {took_ns / 1e6:.3g} ms"
+                )
+                self._end(loop, queue, live, row, DeadlineExceededError(text))
+        rows = [row for row in rows if row.end_ns - now_ns > took_ns]
         if not rows:
             return
-        if predicted_ns >= 1e3 * INLINE_BELOW_US or self._engine.waits:
+        if took_ns >= 1e3 * INLINE_BELOW_US or live.pipeline.need_engine().waits:
             queue.away += 1
-            queue.begin(loop, self._away(loop, queue, rows))
+            queue.begin(loop, self._away(loop, queue, live, rows))
             return
         try:
-            answers = self._answers(rows)
+            answers = self._answers(live, rows)
         except BaseException as exc:
             _give_up(rows, exc)
             if isinstance(exc, Exception):
                 return  # each caller has it
             raise
-        self._settle(loop, queue, rows, answers)
+        self._settle(loop, queue, live, rows, answers)
 
-    async def _away(self, loop: asyncio.AbstractEventLoop, queue: _Queue, rows: list[_Row]) -> None:
+    async def _away(
+        self, loop: asyncio.AbstractEventLoop, queue: _Queue, live: Live, rows: list[_Row]
+    ) -> None:
         try:
-            answers = await self._door._off_loop(self._answers, rows)
+            answers = await self._door._off_loop(live, self._answers, live, rows)
         except BaseException as exc:
             _give_up(rows, exc)
             if not isinstance(exc, Exception):
                 raise
         else:
-            self._settle(loop, queue, rows, answers)
+            self._settle(loop, queue, live, rows, answers)
         finally:
             queue.away -= 1
         if queue.rows and queue.timer is None:
             self._flush(loop, queue)
 
-    def _answers(self, rows: list[_Row]) -> list[Any]:
+    def _answers(self, live: Live, rows: list[_Row]) -> list[Any]:
         """An answer or an error for each row."""
         now_ns, observe, priority = rows[0].group
         end_ns = max(row.end_ns for row in rows)
         left_ns = FOREVER_NS if end_ns >= FOREVER_NS else max(1, end_ns - self._clock.monotonic_ns())
         has_ids = any(row.event_id is not None for row in rows)
         try:
-            answers: list[Any] = self._door._engine.score_batch(
+            answers: list[Any] = live.engine.score_batch(
                 [row.request for row in rows],
                 True,
                 now_ns,
@@ -275,7 +278,12 @@ class MicroBatcher:
         return answers
 
     def _settle(
-        self, loop: asyncio.AbstractEventLoop, queue: _Queue, rows: list[_Row], answers: list[Any]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: _Queue,
+        live: Live,
+        rows: list[_Row],
+        answers: list[Any],
     ) -> None:
         self.n_batches += 1
         self.n_rows += len(rows)
@@ -284,7 +292,7 @@ class MicroBatcher:
             if row.future.done():
                 continue
             if isinstance(answer, RetailInferError):
-                self._end(loop, queue, row, _alone(answer, i))
+                self._end(loop, queue, live, row, _alone(answer, i))
             elif now_ns > row.end_ns:
                 self.n_late += 1
                 late_ms = (now_ns - row.end_ns) / 1e6
@@ -293,23 +301,28 @@ class MicroBatcher:
                 )
                 error.late = True
                 error.counted = row.group[1]
-                self._end(loop, queue, row, error)
+                self._end(loop, queue, live, row, error)
             else:
                 row.future.set_result(answer)
 
     def _end(
-        self, loop: asyncio.AbstractEventLoop, queue: _Queue, row: _Row, error: RetailInferError
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: _Queue,
+        live: Live,
+        row: _Row,
+        error: RetailInferError,
     ) -> None:
         """A row without an answer: a caller's mistake is raised, anything else goes down the ladder by itself."""
         if isinstance(error, ServingError):
             error.began_ns = row.began_ns
-            queue.begin(loop, self._fall(row, error))
+            queue.begin(loop, self._fall(live, row, error))
         else:
             row.future.set_exception(error)
 
-    async def _fall(self, row: _Row, error: ServingError) -> None:
+    async def _fall(self, live: Live, row: _Row, error: ServingError) -> None:
         try:
-            answer = await self._door._afall(error, *row.call)
+            answer = await self._door._afall(live, error, *row.call)
         except BaseException as exc:
             _give_up([row], exc)
             if not isinstance(exc, Exception):
@@ -317,6 +330,14 @@ class MicroBatcher:
         else:
             if not row.future.done():
                 row.future.set_result(answer)
+
+
+def predicted_ns(live: Live, n_rows: int) -> float:
+    """What a batch takes; where rows of a batch influence each other, each runs alone in it."""
+    engine = live.pipeline.need_engine()  # a closed door has none, and each caller is told so
+    if live.pipeline.row_independent:
+        return 1e3 * (engine.fixed_us + n_rows * engine.row_us)
+    return 1e3 * n_rows * (engine.fixed_us + engine.row_us)
 
 
 def _give_up(rows: list[_Row], exc: BaseException) -> None:

@@ -1,6 +1,8 @@
-"""What every front door shares: one loaded release and the rungs below it, its parts to look at, waiting off the event loop.
+"""What every front door shares: a pointer to the release that answers and its rungs, its parts to look at, waiting off the
+event loop.
 
 Rules:
+  * A call reads `_live` once and takes all parts of the release from there. What lasts beside releases is `_lasting`.
   * A closed door, and one without an engine, answer with the same ConfigError whatever is asked: `Refusal` stands where the
     engine would, so that open doors pay for no check.
   * Threads are made at the first call that needs one, in the process that makes it.
@@ -16,13 +18,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from retailinfer.contracts import Freshness, Health
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
-from retailinfer.errors import ConfigError, DeadlineExceededError, OverloadedError, ServingError
+from retailinfer.errors import DeadlineExceededError, OverloadedError, ServingError
 from retailinfer.pipeline import Pipeline, moment_ns
 from retailinfer.resilience.ladder import CONCURRENCY, Call
-from retailinfer.serving.answers import RemoteModel, Rungs
+from retailinfer.serving.answers import check_declared
+from retailinfer.serving.lasting import Lasting, RemoteModel
+from retailinfer.serving.live import Live
 from retailinfer.serving.looplag import LoopLag
 
 if TYPE_CHECKING:
@@ -31,12 +34,12 @@ if TYPE_CHECKING:
     import msgspec
 
     from retailinfer._native.admission import Permits
-    from retailinfer.contracts import Contract
+    from retailinfer.contracts import Contract, Freshness, Health
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
 
-__all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "Refusal", "load_pipelines"]
+__all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "load_pipelines"]
 
 EventId: TypeAlias = str | bytes | int
 
@@ -44,8 +47,6 @@ MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer 
 LINE_PERCENT = {"critical": 100, "sheddable": 80}  # of `max_waiting`, as of the permits; others 60
 WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
-ARRAYS_ONLY = "this release brings no features: it takes arrays"
-HINT_ARRAYS = "use score_arrays(feeds), or pack with features="
 
 
 class Raise:
@@ -58,47 +59,25 @@ class Raise:
 RAISE = Raise()
 
 
-class Refusal:
-    """Stands where the engine would: every use of it is the same ConfigError, so that calls need no check of their own."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        self._message = message
-        self._hint = hint
-
-    def __getattr__(self, name: str) -> Any:
-        raise ConfigError(self._message, hint=self._hint)
-
-
 class Door:
-    """What Scorer and Ranker share: the loaded release, its rungs, and waiting off the event loop."""
+    """What Scorer and Ranker share: the pointer to the loaded release, what lasts beside it, waiting off the event loop."""
+
+    _ranks = False
 
     def __init__(
         self,
         pipeline: Pipeline,
         *,
-        ranks: bool,
         previous: Pipeline | None = None,
         remote: RemoteModel | None = None,
         remote_first: bool = False,
         hooks: Iterable[Any] = (),
     ) -> None:
-        self._pipeline = pipeline
-        self._previous = previous
-        self._remote = remote
-        self._rungs = Rungs(
-            pipeline, ranks=ranks, previous=previous, remote=remote, remote_first=remote_first, hooks=hooks
-        )
-        self._ladder = self._rungs.ladder
-        self._engine: Any = (
-            pipeline.engine if pipeline.engine is not None else Refusal(ARRAYS_ONLY, HINT_ARRAYS)
+        check_declared(pipeline.contract, previous=previous, remote=None if remote_first else remote)
+        self._lasting = Lasting(
+            pipeline.permits, pipeline.clock, remote=remote, remote_first=remote_first, hooks=hooks
         )
         self._loop_lag = LoopLag()
-        self._first: RemoteFirst | None = None
-        if remote_first and remote is not None:
-            from retailinfer.serving.primary import RemoteFirst  # noqa: PLC0415 - for those who move
-
-            self._engine = self._first = RemoteFirst(pipeline, remote)
-            self._rungs.sample_from(self._first)
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._workers = 0
@@ -106,6 +85,18 @@ class Door:
             set()
         )  # calls of coroutines, until they end; loops of several threads share it
         self._closed = False
+        self._publish(self._live_of(pipeline, previous=previous))
+
+    def _live_of(
+        self, pipeline: Pipeline, *, previous: Pipeline | None = None, resident: Live | None = None
+    ) -> Live:
+        """A release of this door, loaded with its settings and permits. Raises: ConfigError."""
+        return Live.of(pipeline, self._lasting, ranks=self._ranks, previous=previous, resident=resident)
+
+    def _publish(self, live: Live) -> None:
+        """From now on calls are answered by this; those under way go on with what they found."""
+        self._live = live
+        self._lasting.drill(live.ladder, live.engine if live.ladder.present else None)
 
     @property
     def closed(self) -> bool:
@@ -115,48 +106,45 @@ class Door:
     @property
     def manifest(self) -> Manifest:
         """What the release says of itself."""
-        return self._pipeline.manifest
+        return self._live.pipeline.manifest
 
     @property
     def spec(self) -> FeatureSpec:
         """The features of the release."""
-        return self._pipeline.spec
+        return self._live.pipeline.spec
 
     @property
     def policy(self) -> Policy | None:
         """Score -> action."""
-        return self._pipeline.policy
+        return self._live.pipeline.policy
 
     @property
     def contract(self) -> Contract:
         """What the use case promises."""
-        return self._pipeline.contract
+        return self._live.pipeline.contract
 
     @property
     def request_type(self) -> type[msgspec.Struct]:
         """The frozen Struct that JSON requests decode into; building it yourself is the fastest way in."""
-        self._pipeline.need_engine()
-        return self._pipeline.request_type
+        pipeline = self._live.pipeline
+        pipeline.need_engine()
+        return pipeline.request_type
 
     @property
     def outside(self) -> dict[str, int]:
         """Column -> values outside its training range since the release was loaded. They are counted, not changed."""
-        counts: dict[str, int] = self._pipeline.need_engine().outside_counts()
+        counts: dict[str, int] = self._live.pipeline.need_engine().outside_counts()
         return counts
 
     @property
     def freshness(self) -> Freshness:
         """How many answers were made without a stale and without an unavailable value, since the release was loaded."""
-        engine = self._pipeline.need_engine()
-        answers, fresh = engine.n_answers, engine.n_fresh
-        if self._first is not None:
-            answers, fresh = answers + self._first.n_answers, fresh + self._first.n_fresh
-        return Freshness(answers=answers, fresh=fresh)
+        return self._live.freshness
 
     @property
     def permits(self) -> Permits:
         """How many calls may be under way; `permits.check(priority)` refuses a request before its body is read."""
-        return self._pipeline.permits
+        return self._lasting.permits
 
     @property
     def loop_lag(self) -> LoopLag:
@@ -168,7 +156,7 @@ class Door:
 
         Asking also tells hooks of rungs that have grown cold.
         """
-        return self._rungs.health(self._pipeline, ready=not self._closed, remote=self._remote)
+        return self._live.health(self._lasting, ready=not self._closed)
 
     def observe(
         self,
@@ -188,8 +176,9 @@ class Door:
             deadline_ms: of the round trip to shared windows; the contract's by default.
         Raises: FeatureError for the event; ConfigError for a stream that no window counts.
         """
-        self._engine.has_clock  # noqa: B018 - a closed door, and one without features, says so
-        self._pipeline.observer(stream).observe(
+        live = self._live
+        live.engine.has_clock  # noqa: B018 - a closed door, and one without features, says so
+        live.pipeline.observer(stream).observe(
             event,
             event_id,
             0 if at is None else moment_ns(at),
@@ -198,12 +187,13 @@ class Door:
 
     def close(self) -> None:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
-        self._engine = Refusal(f"this {type(self).__name__} is closed", "load the release again")
+        live = self._live
         self._closed = True
-        self._rungs.close()
-        self._pipeline.close()
-        if self._previous is not None:
-            self._previous.close()
+        self._live = live.closed(type(self).__name__)
+        self._lasting.close()
+        live.pipeline.close()
+        if live.previous is not None:
+            live.previous.close()
         if self._executor is not None and self._executor_pid == os.getpid():
             self._executor.shutdown(wait=True)
             self._executor = None
@@ -221,6 +211,7 @@ class Door:
 
     def _fall(
         self,
+        live: Live,
         error: ServingError,
         otherwise: Any,
         request: Any,
@@ -238,15 +229,16 @@ class Door:
         """The answer of a rung below the release, which failed with `error`; the caller's `otherwise` where no rung has one.
 
         Args:
+            live: that the call found.
             opens: decodes the request, where it came as bytes; encode: makes bytes of the answer again.
             ranking: candidates, k, available, exclude.
         Raises: ServingError where there is no `otherwise`; CallerError for bytes that turn out to be no request.
         """
-        if isinstance(error, OverloadedError) and not (self._ladder.present and priority == "critical"):
+        if isinstance(error, OverloadedError) and not (live.ladder.present and priority == "critical"):
             if otherwise is RAISE:  # shed calls go nowhere, at once
                 raise error
             return otherwise
-        pipeline = self._pipeline
+        pipeline = live.pipeline
         began = pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
         try:
             budget = pipeline.budget_ns if deadline_ms is None else budget_ns(deadline_ms)
@@ -269,78 +261,84 @@ class Door:
             opens=opens,
         )
         try:
-            answer = self._ladder.answer(call, error)
+            answer = live.ladder.answer(call, error)
         except ServingError:
             if otherwise is RAISE:
                 raise
             return otherwise
         return answer if encode is None else encode(answer)
 
-    def _whole_failed(self, error: ServingError, priority: str) -> None:
+    def _whole_failed(self, live: Live, error: ServingError, priority: str) -> None:
         """A batch failed as a whole: one event."""
-        began = self._pipeline.clock.monotonic_ns() if error.began_ns is None else error.began_ns
-        self._ladder.failed(Call(None, began_ns=began, end_ns=began, priority=priority), error)
+        began = self._lasting.clock.monotonic_ns() if error.began_ns is None else error.began_ns
+        live.ladder.failed(Call(None, began_ns=began, end_ns=began, priority=priority), error)
 
     def _left_ms(self, error: ServingError, deadline_ms: float) -> float:
         """What is left of a call's own deadline after it failed. Raises: the error, where nothing is."""
         budget = budget_ns(deadline_ms)
         if budget >= FOREVER_NS or error.began_ns is None:
             return deadline_ms
-        left = error.began_ns + budget - self._pipeline.clock.monotonic_ns()
+        left = error.began_ns + budget - self._lasting.clock.monotonic_ns()
         if left <= 0:
             raise error
         return left / 1e6
 
-    async def _afall(self, *args: Any, **options: Any) -> Any:
+    async def _afall(self, live: Live, *args: Any, **options: Any) -> Any:
         """`_fall` for coroutines: rungs that wait for others do so in a thread, unless the line there is twice too long."""
         from functools import partial  # noqa: PLC0415 - services without coroutines load scorers too
 
-        if self._ladder.waits:
-            most = 2 * (self._workers + self._pipeline.permits.max_waiting)
+        if live.ladder.waits:
+            most = 2 * (self._workers + self._lasting.permits.max_waiting)
             if self._executor_pid == os.getpid() and len(self._line) >= most:
                 error, otherwise = args[:2]
                 if otherwise is RAISE:
                     raise error
                 return otherwise
-            return await self._counted(partial(self._fall, *args, **options))
-        return self._fall(*args, **options)
+            return await self._counted(live, partial(self._fall, live, *args, **options))
+        return self._fall(live, *args, **options)
 
-    async def _in_line(self, priority: str, call: Any, *args: Any) -> Any:
+    async def _in_line(self, live: Live, priority: str, call: Any, *args: Any) -> Any:
         """`_off_loop` for calls of the engine: beside those in threads as many stand in line as the permits let wait, of lower
         priority fewer. Raises: OverloadedError.
         """
-        permits = self._pipeline.permits
+        permits = self._lasting.permits
         most = permits.max_waiting * LINE_PERCENT.get(priority, 60) // 100
         if len(self._line) >= self._workers + most and self._executor_pid == os.getpid():
             permits.shed(
                 f"{len(self._line)} calls of coroutines stand in line for {self._workers} threads", priority
             )
-        return await self._counted(call, *args)
+        return await self._counted(live, call, *args)
 
-    async def _counted(self, call: Any, *args: Any) -> Any:
+    async def _counted(self, live: Live, call: Any, *args: Any) -> Any:
         line, one = self._line, object()
         line.add(one)
         try:
-            return await self._off_loop(call, *args)
+            return await self._off_loop(live, call, *args)
         finally:
             line.discard(one)
 
-    async def _off_loop(self, call: Any, *args: Any) -> Any:
+    async def _off_loop(self, live: Live, call: Any, *args: Any) -> Any:
         """Run in a small pool of this process's own; the event loop goes on."""
         import asyncio  # noqa: PLC0415 - services without coroutines load scorers too
 
+        # A thread a CPU; threads that wait for a source or a round trip use none, so there may be more.
         if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
-            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
-
-            # A thread a CPU; threads that wait for a source or a round trip use none, so there may be more.
-            workers = max(
-                WAITING if self._engine.waits or self._ladder.waits else 1, min(usable_cpus(), MOST_THREADS)
-            )
-            if self._executor_pid not in (0, os.getpid()):
-                self._line = set()  # nobody of the parent's stands in it
-            self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
-            self._executor_pid, self._workers = os.getpid(), workers
+            self._new_executor(max(WAITING if live.waits else 1, min(usable_cpus(), MOST_THREADS)))
+        elif self._workers < WAITING and live.waits:  # another release did not
+            self._new_executor(WAITING)
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
+
+    def _new_executor(self, workers: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
+
+        before = self._executor
+        if self._executor_pid not in (0, os.getpid()):
+            self._line = set()  # nobody of the parent's stands in it
+            before = None
+        self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
+        self._executor_pid, self._workers = os.getpid(), workers
+        if before is not None:
+            before.shutdown(wait=False)  # what stands in its line is done still
 
 
 def load_pipelines(

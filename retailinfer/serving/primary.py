@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from retailinfer.contracts import Decision
     from retailinfer.pipeline import Pipeline
-    from retailinfer.serving.answers import RemoteModel
+    from retailinfer.serving.lasting import RemoteModel
 
 __all__ = ["RemoteFirst"]
 
