@@ -120,7 +120,7 @@ def _load(files: dict[str, bytes], name: str):
         if not ranks:
             with contextlib.suppress(RetailInferError):  # and what is there when the release fails
                 down = loaded._fall(
-                    SessionError("x"), RAISE, request, None, None, None, False, None, "critical"
+                    loaded._live, SessionError("x"), RAISE, request, None, None, None, False, None, "critical"
                 )
                 answers.append(down.score)
     loaded.close()
