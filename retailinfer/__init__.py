@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RungHealth,
     )
     from retailinfer.errors import (
+        AccessError,
         BundleError,
         CallerError,
         ConfigError,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         TrustError,
         Unavailable,
     )
-    from retailinfer.features.spec import Entity, FeatureSpec, Stream, Tensor, Timestamp, Vocabulary
+    from retailinfer.features.spec import Entity, FeatureSpec, Source, Stream, Tensor, Timestamp, Vocabulary
     from retailinfer.monitoring.decision_log import DecisionLog
     from retailinfer.monitoring.logs import LogHook
     from retailinfer.policy import Policy
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from retailinfer.resilience.remote import Backend
     from retailinfer.resilience.remote.client import Remote
     from retailinfer.scorer import Scorer
+    from retailinfer.store.access import Access
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.store import Store
     from retailinfer.store.table import Snapshot
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
+    "AccessError",
     "Backend",
     "BundleError",
     "CallerError",
@@ -130,6 +134,7 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "Snapshot",
+    "Source",
     "SpecError",
     "Store",
     "Stream",
@@ -164,7 +169,15 @@ _HOMES = {
         "Rung",
         "RungHealth",
     ),
-    "retailinfer.features.spec": ("Entity", "FeatureSpec", "Stream", "Tensor", "Timestamp", "Vocabulary"),
+    "retailinfer.features.spec": (
+        "Entity",
+        "FeatureSpec",
+        "Source",
+        "Stream",
+        "Tensor",
+        "Timestamp",
+        "Vocabulary",
+    ),
     "retailinfer.monitoring.decision_log": ("DecisionLog",),
     "retailinfer.monitoring.logs": ("LogHook",),
     "retailinfer.policy": ("Policy",),
@@ -177,6 +190,7 @@ _HOMES = {
     "retailinfer.release.registry": ("Registry",),
     "retailinfer.release.report": ("CheckReport",),
     "retailinfer.scorer": ("Scorer",),
+    "retailinfer.store.access": ("Access",),
     "retailinfer.store.feature_table": ("FeatureTable",),
     "retailinfer.store.store": ("Store",),
     "retailinfer.store.table": ("Snapshot",),

@@ -18,6 +18,7 @@ RetailInferError
 │   ├── SignatureError          nobody signed it who may, or what was signed was changed
 │   ├── TrustError              signed, and not for here or now: name, environment, expired, revoked
 │   ├── RollbackError           older than what this host has accepted already
+│   ├── AccessError             it reads a table or a stream that the store keeps from it
 │   ├── SchemaMismatchError     model, spec and policy do not fit each other
 │   └── GoldenMismatchError     the golden rows gave other scores than recorded
 ├── RegistryError               the registry could not do it: out of reach, held, no such release
@@ -39,6 +40,7 @@ Rules:
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "BundleError",
     "CallerError",
     "ConfigError",
@@ -196,6 +198,10 @@ class TrustError(BundleError):
 
 class RollbackError(BundleError):
     """Well signed, and older than what this host has accepted already."""
+
+
+class AccessError(BundleError):
+    """It reads a table, or the windows over a stream, that the store keeps from releases of its name."""
 
 
 class ModelError(BundleError):

@@ -46,6 +46,7 @@ from retailinfer.errors import (
     clip,
 )
 from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.lineage import lineage
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.streams import request_stream
@@ -126,6 +127,7 @@ class Pipeline:
                 "features.json is not the one that the manifest was written for", hint="pack it again"
             )
         self.spec: FeatureSpec = spec
+        self._check_lineage(store)
         self.policy: Policy | None = bundle.read("policy", Policy.from_json)
         packed = bundle.read("contract", _decode_contract) or Contract()
         self.contract: Contract = laid_over(packed, contract)
@@ -235,6 +237,23 @@ class Pipeline:
         for stop in self._keep:
             stop()
         self._keep.clear()
+
+    def _check_lineage(self, store: Store | None) -> None:
+        """What the features read is what the manifest lists, and what the store lets a release of this name read.
+
+        Raises: ManifestError, AccessError.
+        """
+        reads = lineage(self.spec.body)
+        listed = {(one.kind, one.name): (one.columns, one.digest) for one in self.manifest.reads}
+        found = {(one.kind, one.name): (one.columns, one.digest) for one in reads}
+        if listed != found:
+            kind, name = min(k for k in {*listed, *found} if listed.get(k) != found.get(k))
+            raise ManifestError(
+                f"the manifest and features.json do not agree on what is read: {kind} {clip(name)} - at `$.reads`",
+                hint="pack the release again",
+            )
+        if store is not None:
+            store.check_access(self.manifest, reads)
 
     def _check_ladder(self, packed: Contract) -> None:
         """Raises: ManifestError where the release contradicts itself; SpecError where what was laid over it does."""

@@ -15,6 +15,8 @@ import retailinfer
 from retailinfer import columns
 
 PUBLIC = [
+    "Access",
+    "AccessError",
     "Backend",
     "BundleError",
     "CallerError",
@@ -64,6 +66,7 @@ PUBLIC = [
     "ShapeError",
     "SignatureError",
     "Snapshot",
+    "Source",
     "SpecError",
     "Store",
     "Stream",

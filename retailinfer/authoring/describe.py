@@ -19,7 +19,8 @@ import numpy as np
 
 from retailinfer.authoring.wiring import Part
 from retailinfer.contracts import Contract
-from retailinfer.features.streams import accumulator_of, stream_fields
+from retailinfer.errors import ConfigError, clip
+from retailinfer.features.lineage import lineage
 from retailinfer.policy import Policy
 from retailinfer.release.background import Background, encode_background
 from retailinfer.release.bundle import write_bundle
@@ -149,48 +150,19 @@ def _task(found: Found) -> Task:
 
 
 def _reads(spec: FeatureSpec, info: Info) -> tuple[Read, ...]:
-    """Lineage: the tables that the columns look into, and which of their columns; windows, and the streams they count.
-
-    A window's digest is its accumulator's: two releases that show the same one share its state.
-    """
+    """Lineage with owners: as the spec declares them, or as `info` does. Raises: ConfigError where they contradict."""
     found = []
-    for name, entity in spec.body.entities.items():
-        columns = tuple(
-            sorted(ref.partition(".")[2] for ref in spec.body.stored if ref.partition(".")[0] == name)
-        )
-        if not columns:
-            continue
-        kinds = {column: spec.body.stored[f"{name}.{column}"] for column in columns}
-        definition = msgspec.json.encode({"key": entity.key, "columns": kinds}, order="deterministic")
-        found.append(
-            Read(
-                kind="table",
-                name=name,
-                columns=columns,
-                owner=info.owners.get(name),
-                digest=hashlib.sha256(definition).hexdigest(),
+    for one in lineage(spec.body):
+        named = spec.body.windows[one.name].on if one.kind == "window" else one.name
+        said = info.owners.get(named)
+        if said is not None and one.owner is not None and said != one.owner:
+            raise ConfigError(
+                f"{one.kind} `{named}` has two owners: {clip(one.owner)} in the spec, {clip(said)} in info.owners",
+                hint="say it in one place",
             )
-        )
-    for name, window in spec.body.windows.items():
-        used = dict.fromkeys([*([] if window.of is None else [window.of]), *(t.field for t in window.where)])
         found.append(
             Read(
-                kind="window",
-                name=name,
-                columns=tuple(used),
-                owner=info.owners.get(window.on),
-                digest=accumulator_of(spec.body, window).digest.hex(),
-            )
-        )
-    for name in sorted({window.on for window in spec.body.windows.values()}):
-        fields = stream_fields(spec.body, name)
-        found.append(
-            Read(
-                kind="stream",
-                name=name,
-                columns=tuple(f.name for f in fields),
-                owner=info.owners.get(name),
-                digest=hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest(),
+                kind=one.kind, name=one.name, columns=one.columns, owner=one.owner or said, digest=one.digest
             )
         )
     return tuple(found)

@@ -33,7 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "Diff", "GoldenDiff", "describe_changes", "diff"]
 
-SKIPPED_FACTS = ("digest", "files", "models", "created", "version", "name", "format", "spec_fingerprint")
+SKIPPED_FACTS = (
+    "digest",
+    "files",
+    "models",
+    "created",
+    "version",
+    "name",
+    "format",
+    "spec_fingerprint",
+    "reads",
+)
 FLIPS_KEPT = 20
 
 
@@ -88,7 +98,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def same(self) -> bool:
         """No change of anything that decides an answer, and the same golden scores."""
-        told = {"facts", "machine"}
+        told = {"facts", "machine", "lineage"}  # what is read otherwise is told by the features, too
         return all(one.part in told for one in self.changes) and all(
             one.same_bits and not one.flips for one in self.golden
         )
@@ -140,6 +150,7 @@ def describe_changes(a: Bundle, b: Bundle, spec_a: FeatureSpec, spec_b: FeatureS
     found += _between("features", _columns(spec_a), _columns(spec_b))
     found += _between("tables", _tables(spec_a), _tables(spec_b))
     found += _between("windows", _windows(spec_a), _windows(spec_b))
+    found += _between("lineage", _reads(a), _reads(b))
     for role in ("policy", "contract"):
         found += _between(
             role, _flat(a.read(role, msgspec.json.decode)), _flat(b.read(role, msgspec.json.decode))
@@ -172,6 +183,16 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
     plain = msgspec.to_builtins(bundle.manifest)
     facts = _flat({key: value for key, value in plain.items() if key not in SKIPPED_FACTS})
     return {k: v for k, v in facts.items() if not k.startswith(("info.version", "quantization.trials"))}
+
+
+def _reads(bundle: Bundle) -> dict[str, Any]:
+    """What is read: of whom, which columns, by which definition."""
+    found: dict[str, Any] = {}
+    for one in bundle.manifest.reads:
+        found[f"{one.kind} {one.name}"] = "read"
+        found |= {f"{one.kind} {one.name}: {key}": getattr(one, key) for key in ("owner", "columns")}
+        found[f"{one.kind} {one.name}: definition"] = None if one.digest is None else one.digest[:12]
+    return found
 
 
 def _models(bundle: Bundle) -> dict[str, Any]:

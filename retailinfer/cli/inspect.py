@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,9 @@ from retailinfer.release.fallback import Fallback
 from retailinfer.resilience.ladder import CONCURRENCY
 from retailinfer.rungs import decisions_of
 from retailinfer.runtime.session import onnxruntime_version
+
+if TYPE_CHECKING:
+    from retailinfer.release.manifest import Manifest
 
 __all__ = ["run"]
 
@@ -244,6 +247,8 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
     for key in ("description", "owner", "hypothesis", "success", "ends", "expires"):
         if info.get(key):
             console.say(f"  {key}: {info[key]}")
+    _show_origin(console, info)
+    _show_lineage(console, manifest)
     console.say("\nFiles")
     console.table([(e.file, bytes_text(e.size), e.role, e.sha256[:12]) for e in manifest.files], right=(1,))
     _show_models(console, bundle, found["here"])
@@ -277,6 +282,38 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
             ],
             indent=4,
         )  # fmt: skip
+
+
+def _show_origin(console: Console, info: dict[str, Any]) -> None:
+    """Data, code and figures, as who packed it gave them."""
+    rows = [
+        (f"{part} {name}", str(value))
+        for part in ("dataset", "code", "origin")
+        for name, value in (info.get(part) or {}).items()
+    ]
+    rows += [(f"metric {name}", f"{value:g}") for name, value in info.get("metrics", {}).items()]
+    rows += [("may fall back to", digest) for digest in info.get("fallbacks", ())]
+    if rows:
+        console.say("\nWhere it comes from")
+        console.table(rows)
+
+
+def _show_lineage(console: Console, manifest: Manifest) -> None:
+    if manifest.reads:
+        console.say("\nWhat it reads")
+        console.table(
+            [("kind", "name", "owner", "columns", "definition")]
+            + [
+                (
+                    one.kind,
+                    one.name,
+                    one.owner or "-",
+                    ", ".join(one.columns) or "-",
+                    (one.digest or "-")[:12],
+                )
+                for one in manifest.reads
+            ]
+        )
 
 
 def _show_ladder(console: Console, found: dict[str, Any]) -> None:

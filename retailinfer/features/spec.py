@@ -3,7 +3,8 @@
 Rules:
   * A spec is immutable; `fit` returns a new one. It holds everything that decides a cell: fields, columns, vocabularies,
     learned numbers, and the time zone's transitions (so that another machine's zone data cannot change an answer).
-  * `fingerprint` is the SHA-256 of the canonical JSON of exactly that. The drift baseline is kept beside it, outside.
+  * `fingerprint` is the SHA-256 of the canonical JSON of exactly that: owners and sources, which no answer depends on, are
+    left out. The drift baseline is kept beside it, outside.
   * Everything that can be checked without data is checked in the constructor, and the error says what to mend.
 Learning from data is fit.py, compiling is program.py, running over tables is transform.py.
 """
@@ -41,6 +42,7 @@ __all__ = [
     "FeatureSpec",
     "Field",
     "Fitted",
+    "Source",
     "Stream",
     "StreamBody",
     "Tensor",
@@ -66,6 +68,7 @@ STORED_TYPES = ("float", "int", "str", "bool", "bytes", "timestamp", "vector")
 MAX_COLUMNS = 4096
 MAX_CELLS = 2**18  # of a tensor's row: a workspace holds 512 rows
 MAX_TEXT = 65536
+MAX_PEOPLE = 256  # characters of a name that only people read
 FLOAT32_MAX = 3.4028234663852886e38
 EXACT_IN_DOUBLE = 2**53  # integers up to here
 
@@ -119,6 +122,28 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return len(self.values) + (self.oov in ("first", "last"))
 
 
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What fills a table or a stream, outside this process: a view of the warehouse, a topic. For lineage only.
+
+    Args:
+        name: as people know it: "warehouse.cards_daily".
+        owner: who answers for it.
+        sha256: of what defines it, in hex; `Source.defined` takes the definition itself.
+    """
+
+    name: str
+    owner: str | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def defined(cls, name: str, definition: str | bytes, *, owner: str | None = None) -> Source:
+        """With the digest of its definition: a query, a schema, whatever changes when the meaning of its values does."""
+        import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
+
+        data = definition.encode() if isinstance(definition, str) else definition
+        return cls(name, owner, hashlib.sha256(data).hexdigest())
+
+
 class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What has rows in a table: its key, as one or several request fields, and where they cannot be told, column types.
 
@@ -126,10 +151,13 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         key: request fields, in the order of the table's key.
         columns: stored column -> "float", "int", "str", "bool", "bytes", "timestamp" or "vector". Only needed for text and
             integers that are compared, hashed or coded without `fit` having seen them.
+        owner: who answers for the table. source: what fills it. Both stand in the manifest of a release that reads it.
     """
 
     key: tuple[str, ...]
     columns: dict[str, str] = {}
+    owner: str | None = None
+    source: Source | None = None
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -145,12 +173,16 @@ class Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Events that windows count and that are not requests: labels, clicks, returns.
 
     Args:
-        fields: as `request` of a spec: field -> type, a msgspec Struct type or a dataclass.
+        fields: as `request` of a spec: field -> type, a msgspec Struct type or a dataclass. None: the requests themselves.
         event_time: the Timestamp field that says when it happened; None: when it arrives.
+        owner: who answers for the events. source: where they come from. Both stand in the manifest of a release that
+            counts them.
     """
 
     fields: Any
     event_time: str | None = None
+    owner: str | None = None
+    source: Source | None = None
 
 
 class StreamBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -159,6 +191,8 @@ class StreamBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     fields: tuple[Field, ...] = ()
     event_time: str | None = None
     is_request: bool = False
+    owner: str | None = None
+    source: Source | None = None
 
 
 class ArrayInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,7 +228,7 @@ class Copied(msgspec.Struct, frozen=True):
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """features.json: exactly what decides a cell."""
+    """features.json: exactly what decides a cell, and who answers for what is read."""
 
     format: int = FORMAT
     fields: tuple[Field, ...] = ()
@@ -261,7 +295,9 @@ class FeatureSpec:
         stream_bodies = {name: _stream_body(name, given) for name, given in sorted((streams or {}).items())}
         all_tensors, all_windows = _own_windows(all_tensors, _flat(windows), stream_bodies, fields)
         bodies = {
-            name: Entity(_key_fields(e.key), e.columns) if isinstance(e, Entity) else Entity(_key_fields(e))
+            name: msgspec.structs.replace(e, key=_key_fields(e.key))
+            if isinstance(e, Entity)
+            else Entity(_key_fields(e))
             for name, e in (entities or {}).items()
         }
         at, offsets = _zone_transitions(tz)
@@ -452,7 +488,9 @@ class FeatureSpec:
         """SHA-256 (hex) of everything that can change an answer."""
         import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
 
-        return hashlib.sha256(self.to_json()).hexdigest()
+        return hashlib.sha256(
+            msgspec.json.encode(_without_people(self._body), order="deterministic")
+        ).hexdigest()
 
     def to_json(self) -> bytes:
         """Canonical JSON; equal specs give equal bytes."""
@@ -547,6 +585,7 @@ def check(body: Body) -> dict[str, str]:
     _check_zone(body)
     _check_entities(body, fields)
     _check_streams(body)
+    _check_people(body)
     for name, window in body.windows.items():
         checked(Column(kind="numeric", name=name, refs=(name,), window=window))
         _check_window(body, fields, name, window)
@@ -624,6 +663,47 @@ def _check_zone(body: Body) -> None:
         or any(abs(s) > 2**40 for s in body.zone_at_s)
     ):
         raise SpecError("the time zone's transitions are not ascending moments with an offset each")
+
+
+def _check_people(body: Body) -> None:
+    """Owners are texts of one line, and a source means the same wherever it is named."""
+    seen: dict[str, Source] = {}
+    declared = [(f"entity `{name}`", one.owner, one.source) for name, one in body.entities.items()]
+    declared += [(f"stream `{name}`", one.owner, one.source) for name, one in body.streams.items()]
+    for where, owner, source in declared:
+        if source is not None and not isinstance(source, Source):
+            raise SpecError(f"Expected an ri.Source, got {clip(source)} - at {where}")
+        texts = [owner] if source is None else [owner, source.owner, source.name]
+        for text in texts:
+            if text is not None and not (
+                isinstance(text, str) and 0 < len(text) <= MAX_PEOPLE and text.isprintable()
+            ):
+                raise SpecError(
+                    f"Expected a text of one line, at most {MAX_PEOPLE} characters, got {clip(text)} - at {where}"
+                )
+        if source is None:
+            continue
+        if source.sha256 is not None and not _is_sha256(source.sha256):
+            raise SpecError(
+                f"Expected a SHA-256 in hexadecimal, got {clip(source.sha256)} - at {where}",
+                hint="ri.Source.defined(name, definition) computes it",
+            )
+        if seen.setdefault(source.name, source) != source:
+            raise SpecError(f"source {clip(source.name)} is declared in two ways - at {where}")
+
+
+def _is_sha256(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _without_people(body: Body) -> Body:
+    """The body without owners and sources."""
+    bare = {"owner": None, "source": None}
+    return msgspec.structs.replace(
+        body,
+        entities={name: msgspec.structs.replace(one, **bare) for name, one in body.entities.items()},
+        streams={name: msgspec.structs.replace(one, **bare) for name, one in body.streams.items()},
+    )
 
 
 def _check_entities(body: Body, fields: Mapping[str, Field]) -> None:
@@ -1101,8 +1181,15 @@ def _stream_body(name: str, given: Any) -> StreamBody:
     if given is None:
         return StreamBody(is_request=True)
     stream = given if isinstance(given, Stream) else Stream(given)
+    said: dict[str, Any] = {
+        "event_time": stream.event_time,
+        "owner": stream.owner,
+        "source": stream.source,
+    }
+    if stream.fields is None:
+        return StreamBody(is_request=True, **said)
     try:
-        return StreamBody(fields=_fields_of(stream.fields), event_time=stream.event_time)
+        return StreamBody(fields=_fields_of(stream.fields), **said)
     except SpecError as exc:
         raise SpecError(
             f"{exc} - at stream `{name}`", hint="None means that the stream's events are the requests"

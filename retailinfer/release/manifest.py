@@ -223,7 +223,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         expires: moment (UTC) after which a cold start refuses the release.
         envelope: action -> (lowest, highest) threshold to which an operator may move it without a new release.
         fallbacks: digests of older releases that this one may fall back to.
-        owners: table or source -> who is responsible for it.
+        owners: table, stream or source -> who is responsible for it, where the spec does not say so itself.
     """
 
     version: Short | None = None
@@ -242,13 +242,18 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A table (later: a window, a stream, a source) that the release reads, and what of it."""
+    """A table, window, stream or source that the release reads.
+
+    Attributes:
+        columns: what is read of it; of a window, the fields of its stream.
+        digest: SHA-256 of its definition, as `features.lineage` makes it: equal digests, equal meaning.
+    """
 
     kind: Literal["table", "window", "stream", "source"]
     name: Short
     columns: tuple[Short, ...] = ()
     owner: Short | None = None
-    digest: Digest | None = None  # of the definition that the release was made with
+    digest: Digest | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):

@@ -7,7 +7,8 @@ Rules:
     a swap moves that one pointer, and the old table is freed when its last reader is done. A FeatureTable changes in place.
   * A swap keeps the shape: every column that was there stays, with its kind, so that no request can fail on it later.
   * No lock: nothing here is half done when another thread runs or the process forks.
-Rows and keys are table.py and feature_table.py, counting is windows.py, other names of a key aliases.py, files archive.py; the
+Rows and keys are table.py and feature_table.py, counting is windows.py, other names of a key aliases.py, files archive.py, who
+may read what access.py; the
 pointer itself is `_native/table.pyx` (TableSlot).
 """
 
@@ -27,6 +28,7 @@ from retailinfer.store.aliases import Aliases
 from retailinfer.store.table import Snapshot
 
 if TYPE_CHECKING:
+    from retailinfer.store.access import Access, Named, Reads
     from retailinfer.store.archive import Restored
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.report import StoreReport
@@ -44,6 +46,7 @@ class Store:
         tables: Mapping[str, Snapshot | FeatureTable] | None = None,
         windows: Windows | None = None,
         aliases: Iterable[str | Aliases] | Mapping[str, str] = (),
+        access: Mapping[str, Access] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Nothing starts, and nothing is fetched, before the first request.
@@ -52,6 +55,8 @@ class Store:
             tables: entity -> Snapshot or FeatureTable.
             windows: where events are counted: `ri.Windows.memory()` or `ri.Windows.redis(...)`.
             aliases: entities whose keys may go by other names; as a mapping with the kind of their keys, "str" otherwise.
+            access: table, or stream that windows count -> which releases may read it; "*" speaks for all that are not named.
+                Without a rule everybody may.
             clock: what is "now" for ages and events; that of the windows by default.
         Raises: ConfigError.
         """
@@ -73,6 +78,11 @@ class Store:
             else:
                 self._slots[name] = TableSlot(name, _checked(name, table))
             self._names.append(name)
+        self._access: dict[str, Access] = {}
+        if access is not None:
+            from retailinfer.store.access import check_rules  # noqa: PLC0415 - for stores that are not open to all
+
+            self._access = check_rules(access, self._names, has_windows=windows is not None)
         self._aliases: dict[str, Aliases] = {}
         given: Iterable[Any] = aliases.items() if isinstance(aliases, Mapping) else aliases
         if isinstance(aliases, str):
@@ -152,6 +162,18 @@ class Store:
                 hint="give it to Store(aliases=[...]) when the process starts",
             )
         return found
+
+    @property
+    def access(self) -> dict[str, Access]:
+        """Who may read what; what is not there, and not meant by "*", is open to all."""
+        return dict(self._access)
+
+    def check_access(self, manifest: Named, reads: Iterable[Reads]) -> None:
+        """Ask whether a release may read all of `reads`; done when it is loaded. Raises: AccessError."""
+        if self._access:
+            from retailinfer.store.access import check_access  # noqa: PLC0415 - as above
+
+            check_access(self._access, manifest.release, manifest.name, reads)
 
     @property
     def nbytes(self) -> int:
