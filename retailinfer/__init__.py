@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retailinfer.authoring.check import check
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
+    from retailinfer.authoring.repolicy import repolicy
     from retailinfer.authoring.signing import sign
     from retailinfer.contracts import (
         Contract,
@@ -150,6 +151,7 @@ __all__ = [
     "pack",
     "preload",
     "replay",
+    "repolicy",
     "sign",
 ]
 
@@ -157,6 +159,7 @@ _HOMES = {
     "retailinfer.authoring.check": ("check",),
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.authoring.replay": ("replay",),
+    "retailinfer.authoring.repolicy": ("repolicy",),
     "retailinfer.authoring.signing": ("sign",),
     "retailinfer.contracts": (
         "Contract",

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -58,6 +58,7 @@ from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
 from retailinfer.release.bundle import Bundle, check_fallback, read_bundle, resolve_trust
 from retailinfer.release.fallback import Fallback
+from retailinfer.release.manifest import same_but_policy
 from retailinfer.rungs import check_ladder, laid_over
 from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_version, open_session
 
@@ -70,11 +71,14 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Reason
     from retailinfer.explain import Explainer, Named, Occlusion
     from retailinfer.release.manifest import InputSource, Manifest
+    from retailinfer.release.overrides import Applied, Moved
+    from retailinfer.release.statements import Override
+    from retailinfer.release.trust import LogEntry
     from retailinfer.release.trust_files import Trust
     from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
 
-__all__ = ["Pipeline", "moment_ns"]
+__all__ = ["Pipeline", "action_of", "moment_ns"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -100,6 +104,7 @@ class Pipeline:
         engine: None for a release that takes arrays only.
         permits: how many calls may be under way in this process.
         row_independent: as measured here; False makes every row run alone.
+        overrides: of thresholds, that hold now or will; `policy_in_force` has them, `policy` is the release's own.
     """
 
     def __init__(
@@ -159,6 +164,9 @@ class Pipeline:
         self._occlusion: Occlusion | None = None
         self._keep: list[Any] = []  # subscriptions to tables live as long as the pipeline
         self._store = store
+        self._ranks = ranks
+        self._steps: tuple[Applied, ...] = ()  # thresholds that operators have moved: now, and when that ends
+        self.overrides: tuple[Override, ...] = ()
         self.clock: Clock = SystemClock() if store is None else store.clock
         self.permits = _permits(max_in_flight, max_waiting, self.clock)
         self.budget_ns = budget_ns(self.contract.deadline_ms)
@@ -183,18 +191,15 @@ class Pipeline:
         self._replay(self._replay_golden)
         if not ranks:
             self._prepare_reasons()
-        self.engine = self._build(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
+        self._parts = self._engine_parts(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
+        self.engine = self._new_engine()
         for name in spec.body.streams:
             if any(window.on == name for window in spec.body.windows.values()):
                 self._observers[name] = compile_observer(
                     spec.body, store, name, clock=self.clock, budget_ns=self.budget_ns
                 )
         self.engine.calibrate()
-        if ranks and self.engine.has_item_table:
-            slot = store.slot(spec.body.candidate or "") if store is not None else None
-            if slot is not None and store is not None:
-                self.engine.encode_items(slot.table)
-                self._keep.append(store.subscribe(spec.body.candidate or "", self._encode_items))
+        self._follow_items()
 
     @classmethod
     def load(
@@ -204,12 +209,15 @@ class Pipeline:
         trust: str | os.PathLike[str] | Trust | None,
         strict_paths: bool = False,
         instead_of: Manifest | None = None,
+        beside: Pipeline | None = None,
         **options: Any,
     ) -> Pipeline:
         """Read, verify and build; what was accepted is remembered last.
 
         Args:
             instead_of: of the release in whose place this one may answer; where signatures count, it must name this one.
+            beside: a pipeline with these very options; its models and features are shared by a release that differs in its
+                policy alone.
         Raises: BundleError, ConfigError.
         """
         believed = resolve_trust(trust)
@@ -222,7 +230,10 @@ class Pipeline:
             check_fallback(bundle.manifest, instead_of)
         if believed is not None:
             believed.try_release(bundle.manifest, bundle.files)
-        pipeline = cls(bundle, **options)
+        if beside is not None and beside.differs_in_policy(bundle):
+            pipeline = beside.with_policy(bundle)
+        else:
+            pipeline = cls(bundle, **options)
         if believed is not None and instead_of is None:
             try:
                 said = None if bundle.verdict is None else bundle.verdict.statement
@@ -231,6 +242,81 @@ class Pipeline:
                 pipeline.close()
                 raise
         return pipeline
+
+    # ---- another policy, the same models -----------------------------------------------------------------------------
+
+    def differs_in_policy(self, bundle: Bundle) -> bool:
+        """Whether a release brings these models and features, and at most another policy."""
+        return self.engine is not None and same_but_policy(self.manifest, bundle.manifest)
+
+    def with_policy(self, bundle: Bundle) -> Pipeline:
+        """A release that `differs_in_policy` from this one, ready to answer.
+
+        Models, features, tables and measurements are shared; its golden rows are replayed. Raises: BundleError, SpecError.
+        """
+        made = self._copy()
+        made.bundle, made.manifest = bundle, bundle.manifest
+        made.policy = bundle.read("policy", Policy.from_json)
+        made._steps, made.overrides = (), ()
+        made._check_ladder(self.contract)
+        made._segment_slot()
+        made._replay(made._replay_golden)
+        if not self._ranks and not _same_reasons(self.policy, made.policy):
+            made._named = made._reasons = made._occlusion = None
+            made._prepare_reasons()
+        return made._ready(self)
+
+    def with_overrides(self, log: Iterable[LogEntry]) -> Pipeline:
+        """This release with the thresholds that operators have moved, until each of them ends; itself where nothing changes.
+
+        Args:
+            log: overrides and lifts that count, as `Registry.overrides` tells them; of other releases too.
+        """
+        if self.policy is None or self.engine is None:
+            return self
+        from retailinfer.release.overrides import open_overrides, schedule  # noqa: PLC0415 - for those who move thresholds
+        from retailinfer.release.statements import seconds_of  # noqa: PLC0415 - likewise
+
+        now_s, entries = self.clock.wall_ns() // 10**9, tuple(log)
+        coming = tuple(open_overrides(entries, digest=self.manifest.digest, now_s=now_s))
+        if coming == tuple(one for one in self.overrides if seconds_of(one.until) > now_s):
+            return self
+        made = self._copy()
+        made.overrides = coming
+        made._steps = schedule(self.policy, entries, digest=self.manifest.digest, now_s=now_s)
+        return made._ready(self)
+
+    @property
+    def policy_in_force(self) -> Policy | None:
+        """The policy with the thresholds that hold now."""
+        step = self._step()
+        return self.policy if step is None else step.policy
+
+    @property
+    def moved(self) -> tuple[Moved, ...]:
+        """Thresholds that an operator has moved, and that are not back yet."""
+        step = self._step()
+        return () if step is None else step.moved
+
+    def _step(self) -> Applied | None:
+        if not self._steps:
+            return None
+        now_s = self.clock.wall_ns() // 10**9
+        return next((step for step in reversed(self._steps) if step.from_s <= now_s), self._steps[0])
+
+    def _copy(self) -> Pipeline:
+        made = Pipeline.__new__(Pipeline)
+        made.__dict__.update(self.__dict__)
+        made._keep = []
+        made._explainer = None  # it refers to its pipeline, weakly
+        return made
+
+    def _ready(self, like: Pipeline) -> Pipeline:
+        assert like.engine is not None
+        self.engine = self._new_engine()
+        self.engine.calibrate_as(like.engine)
+        self._follow_items()
+        return self
 
     def close(self) -> None:
         """Stop following tables. Answers under way finish."""
@@ -566,23 +652,15 @@ class Pipeline:
         )
 
     def _actions(self, scores: NDArray[np.float32], by_name: Mapping[str, Canonical | None]) -> list[str]:
-        """The policy over a table of scores."""
+        """The release's own policy over a table of scores."""
         assert self.policy is not None
         segments: Sequence[str | None] = [None] * len(scores)
         if self.policy.body.segment_by is not None:
             segments = texts_of(by_name[self.policy.body.segment_by], len(scores))
         return [
-            self.action_of(float(score), segment) for score, segment in zip(scores, segments, strict=True)
+            action_of(self.policy, float(score), segment)
+            for score, segment in zip(scores, segments, strict=True)
         ]
-
-    def action_of(self, score: float, segment: str | None) -> str:
-        """The policy's action for one score. Raises: ScoreError."""
-        assert self.policy is not None
-        actions, lows = self.policy.thresholds(segment)
-        at = int(np.searchsorted(lows, np.float32(score), side="right")) - 1
-        if at < 0:
-            raise ScoreError(f"the score {score!r} is below the policy's lowest band, {float(lows[0])!r}")
-        return actions[at]
 
     # ---- the engine --------------------------------------------------------------------------------------------------
 
@@ -590,7 +668,17 @@ class Pipeline:
         if self.engine is not None:
             self.engine.encode_items(snapshot.table)
 
-    def _build(
+    def _follow_items(self) -> None:
+        """Item columns of the candidates' table are computed when it comes, not when somebody asks."""
+        if not self._ranks or self.engine is None or not self.engine.has_item_table or self._store is None:
+            return
+        candidate = self.spec.body.candidate or ""
+        slot = self._store.slot(candidate)
+        if slot is not None:
+            self.engine.encode_items(slot.table)
+            self._keep.append(self._store.subscribe(candidate, self._encode_items))
+
+    def _engine_parts(
         self,
         inputs: list[Any],
         store: Store | None,
@@ -598,7 +686,8 @@ class Pipeline:
         max_bytes: int,
         max_depth: int,
         hold_gil_below_us: float,
-    ) -> Engine:
+    ) -> dict[str, Any]:
+        """What the engine is made of, but for what the policy decides."""
         assert self.program is not None
         body = self.spec.body
         slot_sections, column_sections = sections(body)
@@ -620,7 +709,6 @@ class Pipeline:
         reader = RequestReader(
             self.program, request_type=struct, forbid_extra=body.extra == "forbid", skip=candidate_slot
         )
-        bands, segments = self._bands()
         item_ages = [
             column.max_age_ns
             for column, section in zip(self.spec.columns, column_sections, strict=True)
@@ -634,49 +722,61 @@ class Pipeline:
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
         forest: Any = session if session.backend == "trees" and not self.is_chain else None
+        return {
+            "program": self.program,
+            "reader": reader,
+            "model": native,
+            "trees": None if forest is None else forest.model,
+            "tree_column": 0 if forest is None else forest.column,
+            "inputs": tuple((is_mask, number, shape) for _, is_mask, number, shape in inputs),
+            "plans": snapshots,
+            "resolver": resolver,
+            "budget_ns": self.budget_ns,
+            "sections": {"columns": column_sections},
+            "candidate_slot": candidate_slot,
+            "candidate_is_text": candidate_text,
+            "block_name": f"{self.spec.fingerprint}:{int(self.manifest.nan_inputs)}",
+            "decision_type": Decision,
+            "ranking_type": Ranking,
+            "decode": decode,
+            "encode": encode,
+            "decode_ids": msgspec.json.Decoder(list[str] if candidate_text else list[Int64]).decode,
+            "clock": self.clock,
+            "is_system_clock": type(self.clock) is SystemClock,
+            "permits": self.permits,
+            "event_type": Answered,
+            "max_bytes": max_bytes,
+            "max_depth": max_depth,
+            "max_rows": self.contract.max_rows,
+            "row_independent": self.row_independent,
+            "has_clock": self.program.has_max_age,
+            "score_low": -math.inf if score is None or score.low is None else score.low,
+            "score_high": math.inf if score is None or score.high is None else score.high,
+            "hold_below_us": hold_gil_below_us,
+            "max_item_age_ns": min(item_ages, default=0),
+        }
+
+    def _new_engine(self) -> Engine:
+        policy = self.policy if not self._steps else self._steps[0].policy
+        bands, segments = _bands(policy)
+        said = () if self.bundle.signed_by else (UNSIGNED,)
         return Engine(
-            program=self.program,
-            reader=reader,
-            model=native,
+            **self._parts,
             # only where it is needed: it refers back to us, and a cycle is freed late
-            session=(lambda arrays: self.chain_scores(inputs, arrays)) if self.is_chain else None,
-            trees=None if forest is None else forest.model,
-            tree_column=0 if forest is None else forest.column,
-            inputs=tuple((is_mask, number, shape) for _, is_mask, number, shape in inputs),
+            session=(lambda arrays: self.chain_scores(self.inputs, arrays)) if self.is_chain else None,
+            release=self.manifest.release,
             bands=tuple(bands),
-            n_common_bands=0 if self.policy is None else len(self.policy.body.bands),
+            n_common_bands=0 if policy is None else len(policy.body.bands),
             segments=segments,
             segment_slot=self._segment_slot(),
-            review_action=None if self.policy is None else self.policy.body.review,
-            plans=snapshots,
-            resolver=resolver,
-            budget_ns=self.budget_ns,
-            sections={"columns": column_sections},
-            candidate_slot=candidate_slot,
-            candidate_is_text=candidate_text,
-            release=self.manifest.release,
-            block_name=f"{self.spec.fingerprint}:{int(self.manifest.nan_inputs)}",
-            decision_type=Decision,
-            ranking_type=Ranking,
-            decode=decode,
-            encode=encode,
-            decode_ids=msgspec.json.Decoder(list[str] if candidate_text else list[Int64]).decode,
-            clock=self.clock,
-            is_system_clock=type(self.clock) is SystemClock,
-            permits=self.permits,
-            event_type=Answered,
-            max_bytes=max_bytes,
-            max_depth=max_depth,
-            max_rows=self.contract.max_rows,
-            row_independent=self.row_independent,
-            has_clock=self.program.has_max_age,
-            score_low=-math.inf if score is None or score.low is None else score.low,
-            score_high=math.inf if score is None or score.high is None else score.high,
-            hold_below_us=hold_gil_below_us,
+            review_action=None if policy is None else policy.body.review,
             reasons=self._reasons,
             occlusion=self._engine_occlusion(),
-            max_item_age_ns=min(item_ages, default=0),
-            trace=() if self.bundle.signed_by else (UNSIGNED,),
+            trace=said + (self._steps[0].trace if self._steps else ()),
+            moves=tuple(
+                (step.from_s * 10**9, tuple(low for _, low in _bands(step.policy)[0]), said + step.trace)
+                for step in self._steps[1:]
+            ),
         )
 
     # ---- reasons ---------------------------------------------------------------------------------------------------
@@ -811,19 +911,6 @@ class Pipeline:
             )
         return list(kinds).index(field)
 
-    def _bands(self) -> tuple[list[tuple[str, float]], dict[str, tuple[int, int]]]:
-        """All bands in one row: the common ones, then each segment's; segment -> (first, number)."""
-        if self.policy is None:
-            return [], {}
-        flat: list[tuple[str, float]] = []
-        segments: dict[str, tuple[int, int]] = {}
-        for segment in (None, *self.policy.body.segments):
-            actions, lows = self.policy.thresholds(segment)
-            if segment is not None:
-                segments[segment] = (len(flat), len(actions))
-            flat.extend((a, float(low)) for a, low in zip(actions, lows, strict=True))
-        return flat, segments
-
     # ---- small things that both doors need --------------------------------------------------------------------------
 
     def observer(self, stream: str) -> Observer:
@@ -848,6 +935,34 @@ class Pipeline:
                 hint="use score_arrays(feeds), or pack with features=",
             )
         return self.engine
+
+
+def action_of(policy: Policy, score: float, segment: str | None) -> str:
+    """A policy's action for one score. Raises: ScoreError."""
+    actions, lows = policy.thresholds(segment)
+    at = int(np.searchsorted(lows, np.float32(score), side="right")) - 1
+    if at < 0:
+        raise ScoreError(f"the score {score!r} is below the policy's lowest band, {float(lows[0])!r}")
+    return actions[at]
+
+
+def _bands(policy: Policy | None) -> tuple[list[tuple[str, float]], dict[str, tuple[int, int]]]:
+    """All bands in one row: the common ones, then each segment's; segment -> (first, number)."""
+    if policy is None:
+        return [], {}
+    flat: list[tuple[str, float]] = []
+    segments: dict[str, tuple[int, int]] = {}
+    for segment in (None, *policy.body.segments):
+        actions, lows = policy.thresholds(segment)
+        if segment is not None:
+            segments[segment] = (len(flat), len(actions))
+        flat.extend((a, float(low)) for a, low in zip(actions, lows, strict=True))
+    return flat, segments
+
+
+def _same_reasons(a: Policy | None, b: Policy | None) -> bool:
+    said = [None if one is None else (one.body.reasons, one.body.n_reasons) for one in (a, b)]
+    return said[0] == said[1]
 
 
 def _open_trees(data: bytes, *, sizes: Sequence[int]) -> ModelSession:

@@ -1,10 +1,13 @@
-"""From a score to an action: bands of scores, by segment where they differ; and what its reasons are called.
+"""From a score to an action: bands of scores, by segment where they differ; how far an operator may move them; and what
+reasons are called.
 
 Rules:
   * Thresholds and scores are compared as float32, the lower bound belongs to the band.
   * A score below the first threshold is outside the policy: ScoreError, never a guess. Start at 0.0 for probabilities, at
     `float("-inf")` for raw scores.
   * A policy that asks for no reasons costs nothing. What reasons are: docs/reasons.md.
+  * A threshold moves inside its envelope only, and never to or beyond another one: every band keeps scores of its own. The
+    lowest one never moves, for a score below it has no action. What moves them is release/overrides.py; docs/thresholds.md.
 Requests are compared in `_native.engine`, tables in `pipeline`; this file checks and serialises.
 """
 
@@ -16,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from retailinfer.errors import SpecError, clip
+from retailinfer.errors import ConfigError, SpecError, clip
 
 __all__ = ["Band", "Policy"]
 
@@ -37,6 +40,8 @@ class PolicyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     review: str | None = None
     reasons: dict[str, str | None] = {}
     n_reasons: int = 0
+    envelope: dict[str, tuple[float, float]] = {}
+    segment_envelopes: dict[str, dict[str, tuple[float, float]]] = {}
 
 
 MAX_REASONS = 64
@@ -55,6 +60,8 @@ class Policy:
             Fields that are not listed are named without a text.
         n_reasons: the most reasons of a decision, 0 to 64: the fields that push its score up the most. By default 4 where
             `reasons` is given, else 0: nothing is worked out then.
+        envelope: action -> (lowest, highest) score to which an operator may move its threshold for a while, without a new
+            release; what is not named stays where it is. `segment_envelopes`: segment -> the same for its own bands.
     Raises: SpecError.
     """
 
@@ -67,6 +74,8 @@ class Policy:
         review: str | None = None,
         reasons: Mapping[str, str | None] | None = None,
         n_reasons: int | None = None,
+        envelope: Mapping[str, tuple[float, float]] | None = None,
+        segment_envelopes: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     ) -> None:
         if bool(segments) != (segment_by is not None):
             raise SpecError("`segments` and `segment_by` go together")
@@ -90,7 +99,15 @@ class Policy:
             review=review or ("review" if "review" in actions else None),
             reasons=_reasons(reasons),
             n_reasons=_n_reasons(n_reasons, 0 if reasons is None else 4),
+            envelope=_envelope(envelope, made, "envelope"),
+            segment_envelopes=_segment_envelopes(segment_envelopes, by_segment),
         )
+
+    @classmethod
+    def _of(cls, body: PolicyBody) -> Policy:
+        made = cls.__new__(cls)
+        made.body = body
+        return made
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Policy:
@@ -106,6 +123,8 @@ class Policy:
             review=body.review,
             reasons=body.reasons or None,
             n_reasons=body.n_reasons,
+            envelope=body.envelope or None,
+            segment_envelopes=body.segment_envelopes or None,
         )
 
     def to_json(self) -> bytes:
@@ -121,6 +140,51 @@ class Policy:
         """Actions and their lowest scores (float32, ascending) for a segment's value; the common ones for an unknown value."""
         bands = self.body.segments.get(segment, self.body.bands) if segment is not None else self.body.bands
         return tuple(b.action for b in bands), np.array([_low(b) for b in bands], dtype=np.float32)
+
+    def threshold(self, action: str, segment: str | None = None) -> float:
+        """The lowest score of an action, in the common bands or in a segment's own. Raises: KeyError."""
+        bands = self.body.bands if segment is None else self.body.segments[segment]
+        return {band.action: _low(band) for band in reversed(bands)}[action]
+
+    def moved(self, thresholds: Mapping[str, float], segment: str | None = None) -> Policy:
+        """The policy with other lowest scores for some actions of the common bands, or of a segment that has its own.
+
+        Raises: ConfigError for a threshold outside its envelope, one that has none, and one that meets another one.
+        """
+        where = "the policy" if segment is None else f"segment {clip(segment)}"
+        if segment is not None and segment not in self.body.segments:
+            raise ConfigError(
+                f"{where} has no bands of its own",
+                hint=f"those that have: {', '.join(self.body.segments) or 'none'}",
+            )
+        bands = self.body.bands if segment is None else self.body.segments[segment]
+        allowed = self.body.envelope if segment is None else self.body.segment_envelopes.get(segment, {})
+        if not thresholds:
+            raise ConfigError("Expected at least one threshold to move, as action -> score")
+        for action, low in thresholds.items():
+            if action not in allowed:
+                raise ConfigError(
+                    f"the threshold of {clip(action)} may not be moved: {where} declares no envelope for it",
+                    hint=f"those that may: {', '.join(allowed) or 'none'}; others take a release, see ri.repolicy",
+                )
+            least, most = allowed[action]
+            if (
+                isinstance(low, bool) or not isinstance(low, (int, float)) or not least <= low <= most
+            ):  # NaN is neither
+                raise ConfigError(
+                    f"Expected {clip(action)} from {least} to {most}, its envelope, got {clip(low)}"
+                )
+        new = tuple(
+            Band(b.action, float(thresholds[b.action])) if b.action in thresholds else b for b in bands
+        )
+        lows = np.array([_low(b) for b in new], dtype=np.float32)
+        if bool((lows[1:] <= lows[:-1]).any()):
+            raise ConfigError(
+                f"Expected ascending thresholds, got {clip([_low(b) for b in new], 200)}: a band would be left without scores"
+            )
+        if segment is None:
+            return Policy._of(msgspec.structs.replace(self.body, bands=new))
+        return Policy._of(msgspec.structs.replace(self.body, segments={**self.body.segments, segment: new}))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{b.action} from {_low(b)}" for b in self.body.bands)
@@ -174,3 +238,51 @@ def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
             f"Expected ascending scores that differ as float32, got {clip([_low(b) for b in made], 200)} - at {where}"
         )
     return made
+
+
+def _envelope(
+    given: Mapping[str, tuple[float, float]] | None, bands: tuple[Band, ...], where: str
+) -> dict[str, tuple[float, float]]:
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(f"Expected action -> (lowest, highest), got `{type(given).__name__}` - at {where}")
+    found: dict[str, tuple[float, float]] = {}
+    names = [band.action for band in bands]
+    for action, ends in (given or {}).items():
+        if names.count(action) != 1:
+            raise SpecError(f"Expected an action with one band, got {clip(action)} - at {where}")
+        at = names.index(action)
+        if at == 0:
+            raise SpecError(
+                f"the lowest threshold, that of {clip(action)}, never moves: a score below it has no action - at {where}"
+            )
+        try:
+            least, most = (float(end) for end in ends)
+        except (TypeError, ValueError) as exc:
+            raise SpecError(
+                f"Expected (lowest, highest) of {clip(action)}, got {clip(ends)} - at {where}"
+            ) from exc
+        with np.errstate(over="ignore"):
+            below = np.float32(_low(bands[at - 1]))
+            above = np.float32(_low(bands[at + 1])) if at + 1 < len(bands) else np.float32(math.inf)
+            fits = below < np.float32(least) and np.float32(most) < above
+        if not (fits and least <= _low(bands[at]) <= most):
+            raise SpecError(
+                f"Expected an envelope of {clip(action)} around {_low(bands[at])}, above {below} and below {above}, its "
+                f"neighbours, got {clip(ends)} - at {where}"
+            )
+        found[action] = (least, most)
+    return found
+
+
+def _segment_envelopes(
+    given: Mapping[str, Mapping[str, tuple[float, float]]] | None, segments: Mapping[str, tuple[Band, ...]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(f"Expected segment -> envelope, got `{type(given).__name__}` - at segment_envelopes")
+    unknown = [value for value in given or {} if value not in segments]
+    if unknown:
+        raise SpecError(f"segment {clip(unknown[0])} has an envelope and no bands of its own")
+    return {
+        value: _envelope(some, segments[value], f"segment_envelopes[{clip(value)}]")
+        for value, some in (given or {}).items()
+    }

@@ -36,6 +36,7 @@ from retailinfer.pipeline import (
     MAX_DEPTH,
     MAX_WAITING,
     Pipeline,
+    action_of,
     moment_ns,
     texts_of,
 )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Agreement, Decision, Explanation, Reason
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
+    from retailinfer.policy import Policy
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.batching import MicroBatcher
     from retailinfer.serving.door import EventId
@@ -370,6 +372,7 @@ class Scorer(Door):
         max_rows: int = engine.max_rows  # a closed scorer, and one of arrays, says so here
         now_ns = moment_ns(at)
         pa = require_pyarrow()
+        policy = pipe.policy_in_force
         scores: list[Any] = []
         actions: list[str | None] = []
         reasons: list[Any] = []
@@ -382,8 +385,8 @@ class Scorer(Door):
                 reviews = np.zeros(columns.n_rows, np.uint8)
                 values, some = _table_scores(pipe, columns, now_ns, first, reviews)
                 reasons += some
-                if pipe.policy is not None:
-                    actions += _table_actions(pipe, columns, values, reviews, first)
+                if policy is not None:
+                    actions += _table_actions(policy, columns, values, reviews, first)
             else:
                 rows = _fields_of(part, pipe.spec.fields).to_pylist()
                 decisions: list[Any] = []
@@ -397,7 +400,7 @@ class Scorer(Door):
             first += part.num_rows
         made = {"score": np.concatenate(scores) if scores else np.zeros(0, np.float32)}
         out = pa.table(made)
-        if pipe.policy is not None:
+        if policy is not None:
             out = out.append_column("action", pa.array(actions, pa.string()))
         if pipe.has_reasons:
             kind = pa.list_(pa.struct([("field", pa.string()), ("text", pa.string())]))
@@ -569,19 +572,18 @@ def _table_scores(
 
 
 def _table_actions(
-    pipe: Pipeline, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
+    policy: Policy, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
 ) -> list[str | None]:
     """As for single decisions: what a column sends to review is reviewed, whatever its score."""
-    assert pipe.policy is not None
-    by = pipe.policy.body.segment_by
+    by = policy.body.segment_by
     segments = texts_of(columns.by_name[by], len(scores)) if by else [None] * len(scores)
     actions: list[str | None] = []
     for i, (score, segment, review) in enumerate(zip(scores, segments, reviews, strict=True)):
-        if review and pipe.policy.body.review is not None:
-            actions.append(pipe.policy.body.review)
+        if review and policy.body.review is not None:
+            actions.append(policy.body.review)
             continue
         try:
-            actions.append(pipe.action_of(float(score), segment))
+            actions.append(action_of(policy, float(score), segment))
         except ScoreError as exc:
             raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
     return actions

@@ -24,9 +24,9 @@ PACKAGE = ROOT / "retailinfer"
 
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "clock", "cpus", "deadline", "hostnames", "life", "whole_file"), 0),
-    **dict.fromkeys(("contracts", "columns"), 1),
+    **dict.fromkeys(("contracts", "columns", "policy"), 1),
     "_native": 2,
-    **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring", "policy"), 3),
+    **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring"), 3),
     "rollout": 4,
     **dict.fromkeys(("explain", "lookups", "pipeline", "rungs", "serving"), 5),
     **dict.fromkeys(("scorer", "ranker", "forecaster", "preload"), 6),

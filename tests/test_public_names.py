@@ -82,6 +82,7 @@ PUBLIC = [
     "pack",
     "preload",
     "replay",
+    "repolicy",
     "sign",
 ]
 

@@ -22,6 +22,7 @@ from retailinfer.release.manifest import (
     Manifest,
     ModelEntry,
     Output,
+    PolicyOf,
     QuantizationReport,
     QuantizationTrial,
     Read,
@@ -99,9 +100,10 @@ def test_what_is_written_is_read_back_equal():
             hypothesis="fewer false declines",
             dataset=DatasetInfo(sha256=SHA, start="2026-01-01", end="2026-06-30T00:00:00Z", rows=10),
             metrics={"ap": 0.71},
-            envelope={"decline": (0.85, 0.97)},
             fallbacks=(SHA,),
         ),
+        envelope={"decline": (0.85, 0.97)},
+        policy_of=PolicyOf(name="fraud", version="0.9", digest=SHA),
     )
     sealed = seal(full)
     assert decode_manifest(encode_manifest(sealed)) == sealed

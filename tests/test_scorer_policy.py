@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.errors import SchemaMismatchError, ScoreError, SpecError
+from retailinfer.pipeline import action_of
 
 FIELDS = {"value": float, "country": str | None, "flag": float | None}
 
@@ -252,20 +253,14 @@ def test_bands_that_mean_nothing_are_refused(bands):
     lows=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=6, unique=True),
     values=st.lists(st.floats(-2e6, 2e6), max_size=6),
 )
-def test_the_action_is_the_last_band_that_the_score_reaches(plain, lows, values):
+def test_the_action_is_the_last_band_that_the_score_reaches(lows, values):
     """For random bands and scores, right at, above and below each threshold."""
     bands = sorted(lows)
-    plain._live.pipeline.policy = ri.Policy([(f"a{i}", low) for i, low in enumerate(bands)])
+    policy = ri.Policy([(f"a{i}", low) for i, low in enumerate(bands)])
     for value in [*values, *(next_float32(low, step) for low in bands for step in (-1, 0, 1))]:
         reached = [f"a{i}" for i, low in enumerate(bands) if np.float32(value) >= np.float32(low)]
         try:
-            found = plain._live.pipeline.action_of(value, None)
+            found = action_of(policy, value, None)
         except ScoreError:
             found = None
         assert found == (reached[-1] if reached else None)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """A scorer whose pipeline lends itself to other policies."""
-    return releases.scorer_of(releases.value_files())

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from retailinfer.authoring.check_bounds import bounds_of
+from retailinfer.authoring.check_policy import check_policy
 from retailinfer.authoring.check_rankings import check_rankings
 from retailinfer.authoring.check_requests import check_schema
 from retailinfer.authoring.check_rows import Rows, check_data, check_decisions, check_scores, check_season
@@ -44,6 +45,7 @@ __all__ = ["CHECKS", "check"]
 
 CHECKS = (
     "schema",
+    "policy",
     "data",
     "scores",
     "ranking",
@@ -117,6 +119,7 @@ def check(
             data.notes.append(f"the other release cannot read the rows: {why_not_before}")
         checks: list[Check] = [
             check_schema(new, old, held),
+            check_policy(new, old, held),
             data,
             check_scores(new, rows, before, held),
             check_rankings(new, old, rows, before, users, k=k, bounds=held),

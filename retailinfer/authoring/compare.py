@@ -20,7 +20,7 @@ from retailinfer.errors import FeatureError, ScoreError
 from retailinfer.features.arrow import Canonical, Columns, as_table, read_table
 from retailinfer.features.program import slot_types
 from retailinfer.features.transform import fill
-from retailinfer.pipeline import texts_of
+from retailinfer.pipeline import action_of, texts_of
 from retailinfer.release.golden import slot_kind
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _actions(
             found.append(policy.body.review)
         else:
             try:
-                found.append(pipeline.action_of(float(value), segment))
+                found.append(action_of(policy, float(value), segment))
             except ScoreError as exc:
                 problems[row] = str(exc)
                 found.append(None)

@@ -41,7 +41,7 @@ from retailinfer.runtime.session import onnxruntime_version
 if TYPE_CHECKING:
     from retailinfer.features.spec import FeatureSpec
 
-__all__ = ["Found", "Task", "write_release"]
+__all__ = ["Found", "Task", "envelope_of", "thresholds_of", "write_release"]
 
 Task = Literal["classification", "regression", "ranking"]
 
@@ -108,15 +108,31 @@ def write_release(
         nan_inputs=found.nan_inputs,
         row_independent=found.row_independent,
         row_difference=found.row_difference,
-        thresholds={} if policy is None else {b.action: b.from_score for b in policy.body.bands},
+        thresholds=thresholds_of(policy),
         tolerance=tolerance,
         quantization=found.report,
         machine=_machine(onnxruntime_version(part.session for part in found.parts)),
         reads=_reads(spec, info),
         redacted=redacted,
         info=info,
+        envelope=envelope_of(policy),
     )
     return write_bundle(out, files, manifest)
+
+
+def thresholds_of(policy: Policy | None) -> dict[str, float | None]:
+    """What a manifest says of a policy's common bands."""
+    return {} if policy is None else {band.action: band.from_score for band in policy.body.bands}
+
+
+def envelope_of(policy: Policy | None) -> dict[str, tuple[float, float]] | msgspec.UnsetType:
+    """What a manifest says of how far thresholds may be moved; unset where they may not."""
+    if policy is None:
+        return msgspec.UNSET
+    found = dict(policy.body.envelope)
+    for segment, some in policy.body.segment_envelopes.items():
+        found |= {f"{action} in {segment[:80]}": ends for action, ends in some.items()}
+    return found or msgspec.UNSET
 
 
 def _file(part: Part) -> str:

@@ -243,6 +243,10 @@ def _show(console: Console, bundle: Bundle, found: dict[str, Any]) -> None:
     )
     console.say(f"  digest {manifest.digest}")
     console.say(f"  signature {signature_text(found['signature'] or {})}")
+    if manifest.policy_of is not msgspec.UNSET:
+        console.say(
+            f"  the policy alone is new; all else is {manifest.policy_of.release}, {manifest.policy_of.digest}"
+        )
     info = msgspec.to_builtins(manifest.info)
     for key in ("description", "owner", "hypothesis", "success", "ends", "expires"):
         if info.get(key):
@@ -487,6 +491,13 @@ def _show_policy(console: Console, policy: dict[str, Any], reasons: dict[str, An
     for value, bands in policy.get("segments", {}).items():
         texts = ", ".join(f"{action} {_from(low)}" for action, low in bands)
         console.say(f"  where {policy['segment_by']} = {value!r}: {texts}")
+    envelopes = {"": policy.get("envelope", {})} | {
+        f" where {policy.get('segment_by')} = {value!r}": some
+        for value, some in policy.get("segment_envelopes", {}).items()
+    }
+    for where, some in envelopes.items():
+        for action, (least, most) in some.items():
+            console.say(f"  an operator may move {action}{where} from {least:g} to {most:g}")
     if policy.get("review"):
         console.say(f"  columns that ask for a review lead to `{policy['review']}`")
     if policy.get("n_reasons"):

@@ -19,7 +19,7 @@ from retailinfer.release.trust import Key, Role, TrustFile, decode_trust, encode
 
 __all__ = ["run"]
 
-ROLES = ("release", "approval", "pointer", "revocation", "trust")
+ROLES = ("release", "approval", "pointer", "revocation", "override", "trust")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

@@ -28,6 +28,7 @@ Scores payments and ranks products inside your own Python process, from request 
 A release is a directory with models, features, thresholds and golden rows (inputs with known answers).
   retailinfer demo               see it work on real purchases and generated payments
   retailinfer pack ...           make a release out of a model file and a feature spec
+  retailinfer repolicy RELEASE   the same release with other thresholds
   retailinfer verify RELEASE     is it whole, and does it answer here as it did where it was packed?
   retailinfer inspect RELEASE    what is in it, and what it needs
   retailinfer bench RELEASE      how fast is it on this machine?
@@ -39,7 +40,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer rotate ...         lead hosts to the next trust file
   retailinfer decisions FOLDER   what was decided, from a decision log; erase a customer from it
 
-A registry keeps releases, and which of them answers: publish, approve, promote, rollback, history.
+A registry keeps releases, and which of them answers: publish, approve, promote, rollback, override, history.
 """
 
 EPILOG = "`retailinfer COMMAND --help` explains a command. Exit code 0: good; 1: refused or broken; 2: wrong arguments."
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, add in (
         ("demo", _demo),
         ("pack", _pack),
+        ("repolicy", _repolicy),
         ("verify", _verify),
         ("inspect", _inspect),
         ("bench", _bench),
@@ -135,6 +137,14 @@ _ABOUT = {
             "LightGBM, XGBoost or CatBoost wrote; fitted models are packed from Python, with "
             "`retailinfer.pack(name, model=model, ...)`. "
             "Needs `pip install 'retailinfer[pack]'`."
+        ),
+    ),
+    "repolicy": (
+        "make a release with another policy, and nothing else new",
+        (
+            "Takes models, features and golden rows of a release as they are, and writes a release with other thresholds, "
+            "segments or reasons, to be signed, checked and promoted like any other one. `check --against` the base verifies "
+            "that nothing else is new."
         ),
     ),
     "verify": (
@@ -238,6 +248,19 @@ def _demo(parser: argparse.ArgumentParser) -> None:
         help="where releases, caches and the report go (default: %(default)s)",
     )
     parser.add_argument("--short", action="store_true", help="fewer days and weeks: quicker, less accurate")
+
+
+def _repolicy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("release", metavar="RELEASE", help="directory of the release that it is based on")
+    parser.add_argument("--policy", required=True, metavar="FILE", help="JSON or TOML, as `pack` takes it")
+    parser.add_argument(
+        "--version", dest="new_version", required=True, metavar="VERSION", help="of the new release"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="directory to write; it appears whole or not at all"
+    )
+    parser.add_argument("--info", metavar="FILE", help="JSON or TOML: owner, hypothesis, success, ends, ...")
+    add_trust(parser)
 
 
 def _pack(parser: argparse.ArgumentParser) -> None:
@@ -350,7 +373,7 @@ def _keygen(parser: argparse.ArgumentParser) -> None:
         "--role",
         action="append",
         default=[],
-        choices=["release", "approval", "pointer", "revocation", "trust"],
+        choices=["release", "approval", "pointer", "revocation", "override", "trust"],
         help="what it may sign, in --trust; repeatable (default: release)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A registry by hand: `retailinfer publish`, `approve`, `promote`, `rollback`, `hold`, `history` and the like.
+"""A registry by hand: `retailinfer publish`, `approve`, `promote`, `rollback`, `hold`, `override`, `history` and the like.
 
 Each is one method of `ri.Registry`, and says what it did in one or two lines.
 """
@@ -9,9 +9,11 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from retailinfer.cli.console import Console, bytes_text
 from retailinfer.cli.trusting import PASSWORD_VARIABLE, add_trust, password_of, trust_of
-from retailinfer.errors import ConfigError
+from retailinfer.errors import ConfigError, clip
 
 if TYPE_CHECKING:
     from retailinfer.release.registry import Registry
@@ -50,6 +52,21 @@ ABOUT = {
         "Holds the pointer of a name: nothing is promoted. Going back stays possible.",
     ),
     "resume": ("end a hold", "Ends what `hold`, or `rollback --hold`, began."),
+    "override": (
+        "move a threshold for a while",
+        (
+            "Moves thresholds of the champion until a moment, inside the envelope that its policy declares. Hosts that follow "
+            "the registry act on it, say so in every decision, and go back by themselves when it ends."
+        ),
+    ),
+    "lift": (
+        "end overrides before their time",
+        "Ends all overrides of a name that hold or will, or those with --seq.",
+    ),
+    "overrides": (
+        "show which thresholds were moved, who decided it, and why",
+        "Shows every override of a name and how it ended.",
+    ),
     "history": (
         "show which release had which role, who decided it, and why",
         "Shows every pointer of a name, or with --at the one that was in force at a moment.",
@@ -64,7 +81,7 @@ ABOUT = {
     ),
 }
 COMMANDS = tuple(ABOUT)
-SIGN = ("approve", "promote", "rollback", "hold", "resume")  # who decides may sign it
+SIGN = ("approve", "promote", "rollback", "hold", "resume", "override", "lift")  # who decides may sign it
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -146,6 +163,36 @@ def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hold", action="store_true", help="hold the pointer too, until `resume`")
 
 
+def _override(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "thresholds",
+        nargs="+",
+        metavar="ACTION=SCORE",
+        help="the new lowest score of an action: decline=0.95",
+    )
+    parser.add_argument(
+        "--until",
+        required=True,
+        metavar="MOMENT",
+        help="when it ends, with its time zone, as in 2026-11-30T06:00Z; within 31 days",
+    )
+    parser.add_argument("--begins", metavar="MOMENT", help="when it begins (default: now)")
+    parser.add_argument(
+        "--segment", metavar="VALUE", help="of the policy, whose own bands are meant (default: the common)"
+    )
+    parser.add_argument("--release", metavar="RELEASE", help="another one than the champion")
+
+
+def _lift(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seq",
+        type=int,
+        action="append",
+        metavar="N",
+        help="number of an override, as `overrides` shows it; repeatable (default: all)",
+    )
+
+
 def _history(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="MOMENT", help="with its time zone, as in 2026-11-24T14:03Z")
 
@@ -175,6 +222,8 @@ _EXTRA: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "approve": _approve,
     "promote": _promote,
     "rollback": _rollback,
+    "override": _override,
+    "lift": _lift,
     "history": _history,
     "collect": _collect,
 }
@@ -208,6 +257,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "rollback": _do_move,
         "hold": _do_move,
         "resume": _do_move,
+        "override": _do_override,
+        "lift": _do_lift,
+        "overrides": _do_overrides,
         "history": _do_history,
         "releases": _do_releases,
         "collect": _do_collect,
@@ -257,6 +309,63 @@ def _do_move(registry: Registry, options: argparse.Namespace, console: Console) 
     else:
         pointer = registry.resume(options.name, why=options.why)
     return _say_pointer(registry, pointer, console)
+
+
+def _do_override(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    thresholds = {}
+    for text in options.thresholds:
+        action, equals, low = text.rpartition("=")
+        try:
+            thresholds[action] = float(low)
+        except ValueError:
+            equals = ""
+        if not (action and equals):
+            raise ConfigError(f"Expected ACTION=SCORE, such as decline=0.95, got {clip(text, 80)}")
+    entry = registry.override(
+        options.name,
+        thresholds,
+        until=options.until,
+        begins=options.begins,
+        segment=options.segment,
+        release=options.release,
+        why=options.why,
+    )
+    console.say(
+        f"override {entry.seq} of {entry.name} in {entry.environment}, from {entry.begins} until {entry.until}"
+    )
+    console.table([(action, f"from {low:g}") for action, low in entry.thresholds.items()])
+    return {"override": entry}
+
+
+def _do_lift(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    entry = registry.lift(options.name, why=options.why, seqs=options.seq)
+    if entry is None:
+        console.say("nothing to lift")
+    else:
+        console.say(f"lifted in {entry.environment}: {', '.join(map(str, entry.lifts))}")
+    return {"lift": entry}
+
+
+def _do_overrides(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from retailinfer.release.statements import Override
+
+    log = registry.overrides(options.name)
+    rows: list[tuple[object, ...]] = []
+    for one in log:
+        if isinstance(one, Override):
+            moved = ", ".join(f"{action} from {low:g}" for action, low in one.thresholds.items())
+            where = f" of {one.segment}" if one.segment is not None else ""
+            rows.append(
+                (one.seq, one.begins, f"{moved}{where} until {one.until}", one.digest[:12], one.who, one.why)
+            )
+        else:
+            rows.append(
+                (one.seq, one.issued, f"lifts {', '.join(map(str, one.lifts))}", "", one.who, one.why)
+            )
+    console.table([("seq", "from", "what", "release", "who", "why"), *rows] if rows else [], right=(0,))
+    if not rows:
+        console.say(f"no threshold of `{options.name}` was moved in {registry.environment}")
+    return {"overrides": [{"kind": type(one).__name__.lower(), **msgspec.to_builtins(one)} for one in log]}
 
 
 def _say_pointer(registry: Registry, pointer: Pointer, console: Console) -> dict[str, Any]:

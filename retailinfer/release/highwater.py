@@ -24,11 +24,12 @@ MAX_STATE_BYTES = 1 << 20
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Name of a release -> its pointer's mark; and the mark of the list of revocations."""
+    """Name of a release -> its pointer's mark, and that of its overrides; and the mark of the list of revocations."""
 
     format: Literal[1] = 1
     names: dict[str, Mark] = {}
     revocations: Mark | None = None
+    overrides: dict[str, Mark] = {}
 
 
 def read_state(path: str) -> State:
@@ -55,7 +56,12 @@ def read_state(path: str) -> State:
         ) from exc
 
 
-def raise_marks(path: str, names: dict[str, Mark], revocations: Mark | None) -> State:
+def raise_marks(
+    path: str,
+    names: dict[str, Mark],
+    revocations: Mark | None,
+    overrides: dict[str, Mark] | None = None,
+) -> State:
     """Remember what was accepted; returns what stands there now.
 
     A mark that is lower than the one that stands there changes nothing but which release was loaded last.
@@ -63,16 +69,18 @@ def raise_marks(path: str, names: dict[str, Mark], revocations: Mark | None) -> 
     """
     with _turn(path):
         there = read_state(path)
-        merged = dict(there.names)
-        for name, mark in names.items():
-            merged[name] = _higher(merged.get(name), mark)
         new = State(
-            names=merged,
+            names=_raised(there.names, names),
             revocations=there.revocations if revocations is None else _higher(there.revocations, revocations),
+            overrides=_raised(there.overrides, overrides or {}),
         )
         if new != there:  # a restart writes nothing
             _write(path, msgspec.json.encode(new, order="deterministic") + b"\n")
         return new
+
+
+def _raised(there: dict[str, Mark], new: dict[str, Mark]) -> dict[str, Mark]:
+    return there | {name: _higher(there.get(name), mark) for name, mark in new.items()}
 
 
 def _higher(there: Mark | None, new: Mark) -> Mark:

@@ -33,6 +33,7 @@ __all__ = [
     "Manifest",
     "ModelEntry",
     "Output",
+    "PolicyOf",
     "QuantizationReport",
     "QuantizationTrial",
     "Read",
@@ -40,6 +41,7 @@ __all__ = [
     "Tolerance",
     "decode_manifest",
     "encode_manifest",
+    "same_but_policy",
     "seal",
     "sha256_hex",
 ]
@@ -221,7 +223,6 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Args:
         version: made of the time and the content where it is not given.
         expires: moment (UTC) after which a cold start refuses the release.
-        envelope: action -> (lowest, highest) threshold to which an operator may move it without a new release.
         fallbacks: digests of older releases that this one may fall back to.
         owners: table, stream or source -> who is responsible for it, where the spec does not say so itself.
     """
@@ -236,7 +237,6 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dataset: DatasetInfo | None = None
     code: CodeInfo | None = None
     metrics: dict[Short, float] = {}
-    envelope: dict[Short, tuple[float, float]] = {}
     fallbacks: Annotated[tuple[Digest, ...], Meta(max_length=64)] = ()
     owners: dict[Short, Short] = {}
 
@@ -256,6 +256,19 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     digest: Digest | None = None
 
 
+class PolicyOf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The release that this one takes everything from but its policy: `ri.repolicy`."""
+
+    name: Short
+    version: Short
+    digest: Digest
+
+    @property
+    def release(self) -> str:
+        """Name and version, as answers carry it."""
+        return f"{self.name}:{self.version}"
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """manifest.json.
 
@@ -267,6 +280,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         row_independent: a row's score does not depend on the rows beside it; else rows run one by one.
         row_difference: the largest difference that was seen between a row alone and in a batch.
         thresholds: action -> lowest score, for auditors; policy.json decides (null = minus infinity).
+        envelope: action -> (lowest, highest) threshold to which an operator may move it without a new release; likewise.
+        policy_of: what has the same models, features and golden rows, and another policy.
         machine: where golden rows and quantisation were measured.
         reads: lineage of the features.
     """
@@ -291,6 +306,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reads: Annotated[tuple[Read, ...], Meta(max_length=1024)] = ()
     redacted: tuple[Short, ...] = ()
     info: Info = Info()
+    # Fields that came later are not written where they say nothing, so that older manifests keep their one encoding.
+    envelope: dict[Short, tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    policy_of: PolicyOf | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def inputs(self) -> dict[str, dict[str, InputSource]]:
@@ -311,6 +329,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def file_of(self, role: str) -> str | None:
         """Name of the file with a role; None when the release has none."""
         return next((entry.file for entry in self.files if entry.role == role), None)
+
+
+def same_but_policy(one: Manifest, other: Manifest) -> bool:
+    """Whether two releases have the same name, models, features and contract, so that at most their policies differ.
+
+    Golden rows are not compared: the actions that they led to are part of them.
+    """
+    return _but_policy(one) == _but_policy(other)
+
+
+def _but_policy(manifest: Manifest) -> Manifest:
+    files = tuple(entry for entry in manifest.files if entry.role not in ("policy", "golden"))
+    own = {"version": "", "created": "", "digest": "", "thresholds": {}, "info": Info()}
+    return msgspec.structs.replace(
+        manifest, files=files, envelope=msgspec.UNSET, policy_of=msgspec.UNSET, **own
+    )
 
 
 def sha256_hex(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A registry of releases: publish, approve, promote, roll back, hold, see who decided what, collect garbage.
+"""A registry of releases: publish, approve, promote, roll back, hold, move thresholds, see who decided what, collect garbage.
 
     registry = ri.Registry("registry", trust="unsigned")     # or s3://bucket/registry
     registry.publish("releases/fraud")
@@ -17,7 +17,7 @@ Rules:
 
     names/fraud/1.2.0001.json        a version is taken: by which content, where it lies
     releases/fraud-1.2-.../          the files of a release
-    pointers/production/fraud/00000007.json
+    pointers/production/fraud/00000007.json      overrides/production/fraud/00000002.json
     approvals/<digest>/...           pins/...   collected/<folder>/...   temporary/...
 
 What a move means is registry_rules.py, what files mean is registry_records.py, how they get there is registry_files.py.
@@ -33,7 +33,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retailinfer.clock import Clock, SystemClock
-from retailinfer.errors import ConfigError, ConflictError, IntegrityError, RegistryError, clip
+from retailinfer.errors import (
+    ConfigError,
+    ConflictError,
+    IntegrityError,
+    ManifestError,
+    RegistryError,
+    TrustError,
+    clip,
+)
+from retailinfer.policy import Policy
 from retailinfer.release.bundle import (
     SIGNATURE,
     assemble,
@@ -43,6 +52,7 @@ from retailinfer.release.bundle import (
     resolve_trust,
 )
 from retailinfer.release.manifest import MANIFEST, MAX_MANIFEST_BYTES, encode_manifest, sha256_hex
+from retailinfer.release.overrides import MAX_OPEN, open_overrides, schedule
 from retailinfer.release.registry_files import open_files
 from retailinfer.release.registry_garbage import DAY_S, Garbage, collect
 from retailinfer.release.registry_records import NAME, Records, told
@@ -62,10 +72,18 @@ from retailinfer.release.registry_rules import (
     withdrawn,
 )
 from retailinfer.release.report import passing_report, read_report
-from retailinfer.release.statements import Approval, Pointer, ReleaseStatement, moment_text
+from retailinfer.release.statements import (
+    Approval,
+    Lift,
+    Override,
+    Pointer,
+    ReleaseStatement,
+    encode_statement,
+    moment_text,
+)
 
 if TYPE_CHECKING:
-    from retailinfer.release.trust import PointerVerdict
+    from retailinfer.release.trust import LogEntry, OverrideVerdict, PointerVerdict
     from retailinfer.release.trust_files import Trust
 
 __all__ = ["Garbage", "InForce", "Listed", "Published", "Registry"]
@@ -418,6 +436,124 @@ class Registry:
             name, lambda _: {}, why, who, valid_days=valid_days, though_held=True, though_same=True
         )
 
+    # ---- thresholds --------------------------------------------------------------------------------------------------
+
+    def override(
+        self,
+        name: str,
+        thresholds: Mapping[str, float],
+        *,
+        until: dt.datetime | str,
+        why: str,
+        segment: str | None = None,
+        begins: dt.datetime | str | None = None,
+        release: str | None = None,
+        who: str | None = None,
+    ) -> Override:
+        """Move thresholds of the champion for a while, inside the envelope that its policy declares.
+
+        Args:
+            thresholds: action -> lowest score. segment: whose; None = the common bands.
+            until: when it ends, with a time zone, within 31 days. begins: now by default.
+            release: another release than the champion, as `find` takes it.
+        Returns: what was written; hosts that follow act on it. Raises: ConfigError for a threshold outside its envelope, one
+            that meets another one, or moments that cannot be; ConflictError when somebody else moved one meanwhile,
+            RegistryError; with a trust file also SignatureError where none of `keys` may, TrustError.
+        """
+        claim = self._find(_name("name", name) if release is None else release, name=None)
+        if claim.name != name:
+            raise ConfigError(f"Expected a release of `{name}`, got {claim.release}")
+        policy = self._policy_of(claim)
+        position, log = self._override_log(name)
+        now_s = self._now_s()
+        issued = moment_text(now_s)
+        entry = Override(
+            name=name,
+            environment=self.environment,
+            digest=claim.digest,
+            epoch=1 if self.trust is None else self.trust.file.epoch,
+            seq=_next_seq(log, position),
+            issued=issued,
+            begins=issued if begins is None else max(moment_text(moment_of(begins)), issued),
+            until=moment_text(moment_of(until)),
+            segment=segment,
+            thresholds=_thresholds(thresholds),
+            who=self._person(who),
+            why=_text("why", why),
+        )
+        policy.moved(entry.thresholds, segment)
+        if len(open_overrides(log, digest=claim.digest, now_s=now_s)) >= MAX_OPEN:
+            raise RegistryError(
+                f"{claim.release} has {MAX_OPEN} overrides that are not over yet",
+                hint="lift some of them first",
+            )
+        for step in schedule(policy, (*log, entry), digest=claim.digest, now_s=now_s):
+            for refused in step.refused:
+                raise ConfigError(
+                    f"override {refused.override.seq} would not hold from {moment_text(step.from_s)} on: {refused.why}",
+                    hint="look at the overrides that are in force then",
+                )
+        self._write_override(entry, position)
+        return entry
+
+    def lift(
+        self, name: str, *, why: str, seqs: Iterable[int] | None = None, who: str | None = None
+    ) -> Lift | None:
+        """End overrides now.
+
+        Args:
+            seqs: their numbers; None = all that hold or will.
+        Returns: what was written; None when there was nothing to end. Raises: as `override`.
+        """
+        for attempt in range(20):  # it means the same whatever others did meanwhile
+            position, log = self._override_log(name)
+            now_s = self._now_s()
+            there = {one.seq for one in open_overrides(log, now_s=now_s)}
+            wanted = there if seqs is None else set(seqs)
+            if missing := sorted(wanted - {one.seq for one in log if isinstance(one, Override)}):
+                raise RegistryError(f"`{name}` has no override {missing[0]} in {self.environment}")
+            if not wanted & there:
+                return None
+            entry = Lift(
+                name=name,
+                environment=self.environment,
+                epoch=1 if self.trust is None else self.trust.file.epoch,
+                seq=_next_seq(log, position),
+                issued=moment_text(now_s),
+                lifts=tuple(sorted(wanted & there)),
+                who=self._person(who),
+                why=_text("why", why),
+            )
+            try:
+                self._write_override(entry, position)
+            except ConflictError:
+                if attempt == 19:
+                    raise
+                continue
+            return entry
+        raise AssertionError("unreachable")
+
+    def overrides(self, name: str) -> tuple[LogEntry, ...]:
+        """Every threshold that was moved (`Override`) and put back (`Lift`), oldest first: when, by whom and why.
+
+        With a trust file these are the ones that its keys have signed in its epoch; "unsigned" shows all. What is in force is
+        said by `retailinfer.release.overrides.apply`.
+
+        Raises: RegistryError; with a trust file also RollbackError when one that this host has seen is missing, TrustError.
+        """
+        if self.trust is None:
+            return self._records.overrides(self.environment, _name("name", name))[1]
+        return self.override_verdict(name).log
+
+    def override_verdict(self, name: str) -> OverrideVerdict:
+        """The overrides that count, and what `Trust.remember_overrides` takes once they are in force.
+
+        Raises: as `overrides`; ConfigError without a trust file.
+        """
+        if self.trust is None:
+            raise ConfigError("Expected a trust file, for verdicts are about signatures")
+        return self._records.override_verdict(self.trust, self.environment, _name("name", name))
+
     def collect_garbage(
         self,
         *,
@@ -498,6 +634,33 @@ class Registry:
         with contextlib.nullcontext() if pins is None else self._pinned(pins(after)):
             self._records.write_pointer(after, position + 1)
         return after
+
+    def _policy_of(self, claim: Publication) -> Policy:
+        """The policy of a release, verified as a host would do it. Raises: as `read`; ConfigError where it has none."""
+        files = self.read(claim.digest)
+        policy = read_bundle(files).read("policy", Policy.from_json)
+        if policy is None:
+            raise ConfigError(f"{claim.release} has no policy, so no thresholds")
+        return policy
+
+    def _override_log(self, name: str) -> tuple[int, tuple[LogEntry, ...]]:
+        if self.trust is not None and self.trust.file.override is None:
+            raise TrustError(
+                "the trust file has no role `override`: nobody may move a threshold",
+                hint="retailinfer keygen NAME --role override --trust FILE",
+            )
+        if self.trust is not None and not self._records.keys:
+            raise ConfigError(
+                "Expected keys= that sign overrides", hint="the trust file names who may, as `override`"
+            )
+        return self._records.overrides(self.environment, _name("name", name))
+
+    def _write_override(self, entry: LogEntry, position: int) -> None:
+        try:
+            encode_statement(entry)
+        except ManifestError as exc:
+            raise ConfigError(str(exc)) from exc
+        self._records.write_override(entry, position + 1)
 
     def _insist(self, name: str, changes: Changes, why: str, who: str | None) -> Pointer:
         """A move that means the same whatever others did meanwhile."""
@@ -610,6 +773,25 @@ def _text(label: str, value: object, size: int = 4096) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > size:
         raise ConfigError(f"Expected {label}= to be a text of 1 to {size} characters, got {clip(value)}")
     return value
+
+
+def _thresholds(given: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(given, Mapping) or not all(isinstance(action, str) for action in given):
+        raise ConfigError(f"Expected thresholds as action -> score, got {clip(given, 80)}")
+    return {action: low if isinstance(low, bool) else _number(low) for action, low in given.items()}
+
+
+def _number(low: Any) -> Any:
+    """A float, of integers and NumPy's scalars too; what is no number stays, for whoever refuses it."""
+    try:
+        return float(low) if hasattr(low, "__float__") else low
+    except (TypeError, ValueError, OverflowError):
+        return low
+
+
+def _next_seq(log: Iterable[LogEntry], position: int) -> int:
+    """A number that no document had, not even one whose signature counts no more."""
+    return max([position, *(one.seq for one in log)]) + 1
 
 
 def _end(now_s: float, days: float | None) -> str | None:

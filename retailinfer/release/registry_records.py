@@ -1,4 +1,5 @@
-"""The files of a registry as what they mean: taken versions, pointers, approvals, pins, marks. No decision is made here.
+"""The files of a registry as what they mean: taken versions, pointers, overrides, approvals, pins, marks. No decision is made
+here.
 
 Rules:
   * What is read is checked against the place where it lay: a pointer of another name or environment is refused.
@@ -22,6 +23,7 @@ from retailinfer.clock import Clock
 from retailinfer.errors import (
     ConflictError,
     IntegrityError,
+    ManifestError,
     RegistryError,
     SignatureError,
     clip,
@@ -33,6 +35,8 @@ from retailinfer.release.registry_files import Files
 from retailinfer.release.registry_rules import Publication, follows
 from retailinfer.release.statements import (
     Approval,
+    Lift,
+    Override,
     Pointer,
     Statement,
     decode_statement,
@@ -42,7 +46,7 @@ from retailinfer.release.statements import (
 )
 
 if TYPE_CHECKING:
-    from retailinfer.release.trust import PointerVerdict, Rules
+    from retailinfer.release.trust import LogEntry, OverrideVerdict, PointerVerdict, Rules
     from retailinfer.release.trust_files import Trust
 
 __all__ = ["NAME", "Records", "is_before", "told"]
@@ -74,10 +78,10 @@ class Records:
         self.keys = keys
         self.clock = clock
         self._claims: dict[str, Publication] = {}
-        self._documents: dict[tuple[str, str, int], bytes] = {}
+        self._documents: dict[tuple[str, str, str, int], bytes] = {}
         self._pointers: dict[tuple[str, str, int], Pointer] = {}  # as they were parsed, signed or not
         self._signed: dict[str, tuple[Rules, int, int, list[tuple[Pointer, bytes]]]] = {}
-        self._seen: dict[tuple[str, str], int] = {}  # the highest number that was there
+        self._seen: dict[tuple[str, str, str], int] = {}  # the highest number that was there
 
     # ---- releases ----------------------------------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ class Records:
             signed = self._signed_pointers(self.trust, environment, name)
             return signed[-1][1] if signed else None
         last = self._n_documents(environment, name)
-        return self._document(environment, name, last) if last else None
+        return self._document("pointers", environment, name, last) if last else None
 
     def opened(self, environment: str, name: str, document: bytes) -> Pointer:
         """A pointer of which somebody has kept the document, as it says of itself. Raises: IntegrityError, ManifestError."""
@@ -242,15 +246,10 @@ class Records:
     def write_pointer(self, after: Pointer, position: int) -> None:
         """Put the next pointer in force. Raises: ConflictError when somebody else's is there, SignatureError."""
         key = (after.environment, after.name)
-        path, data = _pointer_path(*key, position), self._seal(after)
+        data = self._seal(after)
         if self.trust is not None:  # what nobody would believe is not written
             self.trust.rules.open("the new pointer", data, Pointer, "pointer", now_s=self.trust.now_s())
-        try:
-            won = self.files.create(path, data)
-        except RegistryError:
-            # It may be there, and not yet for good: once more makes sure, or tells.
-            won = self.files.create(path, data)
-        if not won:
+        if not self._write_next(_path("pointers", *key, position), data):
             raise ConflictError(
                 f"somebody else moved the pointer of `{after.name}` first: {told(self.latest(*key)[1])}",
                 hint="look at the history, then decide again",
@@ -264,7 +263,7 @@ class Records:
             return known[3]
         found: dict[int, tuple[Pointer, bytes]] = {}
         for position in range(1, n + 1):
-            data = self._document(environment, name, position)
+            data = self._document("pointers", environment, name, position)
             try:
                 label = f"pointer {position} of {name}"
                 pointer, _ = trust.rules.open(label, data or b"", Pointer, "pointer", now_s=trust.now_s())
@@ -276,27 +275,84 @@ class Records:
         self._signed[name] = (trust.rules, minute, n, signed)
         return signed
 
-    def _n_documents(self, environment: str, name: str) -> int:
+    # ---- overrides -----------------------------------------------------------------------------------------------------
+
+    def overrides(self, environment: str, name: str) -> tuple[int, tuple[LogEntry, ...]]:
+        """(position of the last document, overrides and lifts that count, by number)."""
+        last = self._n_documents(environment, name, "overrides")
+        if self.trust is not None:
+            return last, self.trust.rules.overrides(
+                self._override_documents(environment, name, last), name, now_s=self.trust.now_s()
+            ).log
+        found: dict[int, LogEntry] = {}
+        for position, data in enumerate(self._override_documents(environment, name, last), 1):
+            path = _path("overrides", environment, name, position)
+            entry: LogEntry
+            try:
+                entry = self._unseal(Override, data, path)
+            except ManifestError:
+                entry = self._unseal(Lift, data, path)
+            if (entry.environment, entry.name) != (environment, name):
+                raise IntegrityError(
+                    f"Expected an override of `{name}` in {environment}, got one of `{entry.name}` in {entry.environment} "
+                    f"- at {path} of the registry"
+                )
+            found.setdefault(entry.seq, entry)
+        return last, tuple(found[seq] for seq in sorted(found))
+
+    def override_verdict(self, trust: Trust, environment: str, name: str) -> OverrideVerdict:
+        """Those that count here, after those that this host has seen. Raises: as `Trust.check_overrides`."""
+        last = self._n_documents(environment, name, "overrides")
+        return trust.check_overrides(self._override_documents(environment, name, last), name)
+
+    def write_override(self, entry: LogEntry, position: int) -> None:
+        """Put the next override, or lift, in force. Raises: ConflictError when somebody else's is there, SignatureError."""
+        data = self._seal(entry)
+        if self.trust is not None:  # what nobody would believe is not written
+            self.trust.rules.override(data, entry.name, now_s=self.trust.now_s())
+        if not self._write_next(_path("overrides", entry.environment, entry.name, position), data):
+            raise ConflictError(
+                f"somebody else moved a threshold of `{entry.name}` first",
+                hint="look at the overrides, then decide again",
+            )
+
+    def _override_documents(self, environment: str, name: str, last: int) -> list[bytes]:
+        found = [self._document("overrides", environment, name, position) for position in range(1, last + 1)]
+        return [data or b"" for data in found]
+
+    # ---- series of documents: each is written once, under the next number ------------------------------------------------
+
+    def _write_next(self, path: str, data: bytes) -> bool:
+        """False when somebody else's is there."""
+        try:
+            return self.files.create(path, data)
+        except RegistryError:
+            # It may be there, and not yet for good: once more makes sure, or tells.
+            return self.files.create(path, data)
+
+    def _n_documents(self, environment: str, name: str, series: str = "pointers") -> int:
         """How many documents there are; all from 1 to it. Raises: IntegrityError when one in between was lost."""
-        key = (environment, name)
+        key = (series, environment, name)
         last = self._seen.get(key, 0)
         if not last:
-            listed = map(_POSITION.fullmatch, self.files.names(f"pointers/{environment}/{name}"))
+            listed = map(_POSITION.fullmatch, self.files.names(f"{series}/{environment}/{name}"))
             there = {int(one[1]) for one in listed if one}
             last = max(there, default=0)
             if last > len(there):
                 lost = min(set(range(1, last)) - there)
-                raise IntegrityError(f"the registry lost pointer {lost} of `{name}`; there are {last}")
-        while self._document(environment, name, last + 1) is not None:
+                raise IntegrityError(
+                    f"the registry lost {series.removesuffix('s')} {lost} of `{name}`; there are {last}"
+                )
+        while self._document(*key, last + 1) is not None:
             last += 1
         self._seen[key] = last
         return last
 
-    def _document(self, environment: str, name: str, position: int) -> bytes | None:
-        key = (environment, name, position)
+    def _document(self, series: str, environment: str, name: str, position: int) -> bytes | None:
+        key = (series, environment, name, position)
         data = self._documents.get(key)
         if data is None:
-            data = self.files.read(_pointer_path(*key), MAX_ENVELOPE_BYTES)
+            data = self.files.read(_path(*key), MAX_ENVELOPE_BYTES)
             if data is not None:
                 self._documents[key] = data
         return data
@@ -306,8 +362,8 @@ class Records:
         key = (environment, name, position)
         if (known := self._pointers.get(key)) is not None:
             return known
-        path = _pointer_path(*key)
-        data = self._document(*key)
+        path = _path("pointers", *key)
+        data = self._document("pointers", *key)
         if data is None:
             raise IntegrityError(f"the registry lost pointer {position} of `{name}`, which was there")
         pointer = self._unseal(Pointer, data, path)
@@ -395,8 +451,8 @@ def _claim_path(name: str, version: str, generation: int) -> str:
     return f"names/{name}/{version}.{generation:04d}.json"
 
 
-def _pointer_path(environment: str, name: str, position: int) -> str:
-    return f"pointers/{environment}/{name}/{position:08d}.json"
+def _path(series: str, environment: str, name: str, position: int) -> str:
+    return f"{series}/{environment}/{name}/{position:08d}.json"
 
 
 def is_before(stamped: str, moment_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""What can be signed: a release, an approval, a list of revocations, a pointer. Payloads of envelopes.
+"""What can be signed: a release, an approval, a list of revocations, a pointer, a threshold moved. Payloads of envelopes.
 
 Rules:
   * A statement has one encoding: compact JSON, fields as declared, keys of mappings sorted. Unknown fields are refused.
@@ -10,6 +10,7 @@ Who may sign them, and when they hold, is trust.py. How they are wrapped is enve
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
@@ -18,9 +19,13 @@ from msgspec import Meta
 from retailinfer.errors import ManifestError, clip
 from retailinfer.release.manifest import check_name
 
+MAX_OVERRIDE_DAYS = 31  # what must last longer is a release of its own: `ri.repolicy`
+
 __all__ = [
     "Approval",
     "Canary",
+    "Lift",
+    "Override",
     "Pointer",
     "ReleaseStatement",
     "Revocations",
@@ -153,6 +158,52 @@ class Pointer(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return tuple(d for d in (self.champion, self.challenger, canary, self.shadow) if d is not None)
 
 
+class Override(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator moves thresholds of one release for a while, inside the envelope that its policy declares.
+
+    Attributes:
+        name, environment, digest: of the release; of no other one, not even its next version.
+        epoch: of the trust file whose keys sign it. seq: one series with `Lift`, per name, environment and epoch.
+        segment: whose thresholds; None = the common ones. thresholds: action -> lowest score.
+        begins, until: when it holds; it ends by itself, 31 days after it was issued at the latest.
+        who, why: who decided, for people.
+    """
+
+    payload_type: ClassVar[str] = "application/vnd.retailinfer.override.v1+json"
+
+    name: Short
+    environment: Short
+    digest: Digest
+    epoch: Number
+    seq: Number
+    issued: Moment
+    begins: Moment
+    until: Moment
+    segment: Text | None = None
+    thresholds: Annotated[dict[Short, float], Meta(min_length=1, max_length=64)]
+    who: Short
+    why: Text
+
+
+class Lift(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Overrides end before their time.
+
+    Attributes:
+        lifts: their numbers. The others are as in `Override`.
+    """
+
+    payload_type: ClassVar[str] = "application/vnd.retailinfer.lift.v1+json"
+
+    name: Short
+    environment: Short
+    epoch: Number
+    seq: Number
+    issued: Moment
+    lifts: Annotated[tuple[Number, ...], Meta(min_length=1, max_length=1024)]
+    who: Short
+    why: Text
+
+
 S = TypeVar("S", bound=Statement)
 
 
@@ -203,6 +254,25 @@ def _check(label: str, statement: Any) -> None:
         check_name(f"environment in a {label}", statement.environment)
     moments = {field: getattr(statement, field, None) for field in ("issued", "not_before", "expires")}
     seconds = {field: seconds_of(moment) for field, moment in moments.items() if moment is not None}
+    if isinstance(statement, Override):
+        _check_override(statement)
+    elif isinstance(statement, Lift) and max(statement.lifts) >= statement.seq:
+        raise ManifestError(f"a {label} ends what comes after it: {clip(statement.lifts)}")
     begins = max(seconds.get("not_before", seconds["issued"]), seconds["issued"])
     if seconds.get("expires", begins + 1) <= begins:
         raise ManifestError(f"a {label} expires before it begins to count: {moments}")
+
+
+def _check_override(one: Override) -> None:
+    issued, begins, until = map(seconds_of, (one.issued, one.begins, one.until))
+    if not issued <= begins < until:
+        raise ManifestError(
+            f"an Override lasts from {one.begins} until {one.until}, and was issued at {one.issued}"
+        )
+    if until - issued > MAX_OVERRIDE_DAYS * 86_400:
+        raise ManifestError(
+            f"Expected an Override to end within {MAX_OVERRIDE_DAYS} days of {one.issued}, got {one.until}",
+            hint="thresholds that stay are a release of their own: ri.repolicy",
+        )
+    if not all(map(math.isfinite, one.thresholds.values())):
+        raise ManifestError(f"an Override has a threshold that is not finite: {clip(one.thresholds)}")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -40,8 +41,10 @@ from retailinfer.release.parsing import parse
 from retailinfer.release.statements import (
     Approval,
     Digest,
+    Lift,
     Moment,
     Number,
+    Override,
     Pointer,
     ReleaseStatement,
     Revocations,
@@ -53,7 +56,9 @@ from retailinfer.release.statements import (
 
 __all__ = [
     "Key",
+    "LogEntry",
     "Mark",
+    "OverrideVerdict",
     "PointerVerdict",
     "ReleaseVerdict",
     "Role",
@@ -97,6 +102,7 @@ class TrustFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         keys: name -> key.
         release: who signs releases. approval: who must have agreed; None = nobody needs to.
         pointer: who moves the registry's pointer. revocation: who revokes; where it is given, a list is needed.
+        override: who may move a threshold for a while, inside the envelope that a release declares; None = nobody.
         trust: who may sign the next trust file (`Rules.follow`).
         strict: try each release in a process of its own, within these limits, before loading it.
         expires: of this file. grace_hours: for how long a host may start again on the release that it had loaded last, after
@@ -112,6 +118,7 @@ class TrustFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     approval: Role | None = None
     pointer: Role | None = None
     revocation: Role | None = None
+    override: Role | None = None
     trust: Role | None = None
     strict: Limits | None = None
     expires: Moment | None = None
@@ -149,6 +156,16 @@ class PointerVerdict(NamedTuple):
 
     pointer: Pointer
     signed_by: tuple[str, ...]
+    mark: Mark
+
+
+LogEntry: TypeAlias = Override | Lift
+
+
+class OverrideVerdict(NamedTuple):
+    """The overrides of a name that count, and lifts, by number. `mark`: to remember, so that none can be taken away."""
+
+    log: tuple[LogEntry, ...]
     mark: Mark
 
 
@@ -210,7 +227,7 @@ def _check_trust(file: TrustFile) -> None:
             raise ManifestError(f"the key {clip(name)} expires before it begins to count")
         for moment in (begins, ends):
             _ = moment is None or seconds_of(moment)
-    for label in ("release", "approval", "pointer", "revocation", "trust"):
+    for label in ("release", "approval", "pointer", "revocation", "override", "trust"):
         role: Role | None = getattr(file, label)
         if role is None:
             continue
@@ -390,6 +407,64 @@ class Rules:
         self._in_time(label, revoked.issued, revoked.expires, now_s)
         del signed_by
         return Rules(self.file, revoked), Mark(epoch=revoked.epoch, seq=revoked.seq, sha256=digest)
+
+    def override(self, data: bytes, name: str, *, now_s: float) -> LogEntry:
+        """A threshold moved, or put back, by somebody who may, for this environment.
+
+        Raises: SignatureError, TrustError, RollbackError when it is of another epoch, ManifestError.
+        """
+        label = f"an override of {clip(name)}"
+        payload_type, payload, signed_by = self._signed(label, data, "override", now_s)
+        kind = {one.payload_type: one for one in (Override, Lift)}.get(payload_type)
+        if kind is None:
+            raise SignatureError(
+                f"Expected a signed `{Override.payload_type}`, got `{payload_type}` - at {label}",
+                hint="a statement of one kind never stands for another",
+            )
+        self._enough(label, "override", signed_by)
+        entry = cast("LogEntry", parse("override", partial(decode_statement, kind), payload))
+        if entry.name != name:
+            raise TrustError(f"Expected {label}, got one of {clip(entry.name)}")
+        self._fits(label, name, (entry.environment,))
+        self._newest(label, entry.epoch, entry.seq, "", None)
+        return entry
+
+    def overrides(
+        self, documents: Sequence[bytes], name: str, *, now_s: float, mark: Mark | None = None
+    ) -> OverrideVerdict:
+        """Those that count, of everything that lies in the place for them.
+
+        What nobody signed who may, or what is of another name, environment or epoch, is passed over; of two with one number
+        the first counts, so one that was put there again changes nothing.
+
+        Args:
+            mark: what was accepted before of this name.
+        Raises: RollbackError when the last one of then is missing; TrustError when this trust file has expired.
+        """
+        if self.file.expires is not None and now_s >= seconds_of(self.file.expires):
+            raise TrustError(
+                f"the trust file has expired on {self.file.expires}", hint="bring a newer one to this host"
+            )
+        self._epoch_seen(mark)
+        found: dict[int, tuple[LogEntry, str]] = {}
+        there: set[str] = set()
+        for data in documents:
+            with contextlib.suppress(SignatureError, TrustError, RollbackError, ManifestError):
+                digest = hashlib.sha256(decode_envelope(data).payload).hexdigest()
+                there.add(digest)
+                entry = self.override(data, name, now_s=now_s)
+                found.setdefault(entry.seq, (entry, digest))
+        last = max(found, default=0)
+        new = Mark(epoch=self.file.epoch, seq=last, sha256=found[last][1] if found else None)
+        if mark is not None and mark.epoch == self.file.epoch:
+            # One that is there counts no more when its key has expired; one that is not was taken away.
+            if last <= mark.seq and mark.sha256 is not None and mark.sha256 not in there:
+                raise RollbackError(
+                    f"override {mark.seq} of {clip(name)}, which this host has seen, was taken away",
+                    hint="who deletes files in the registry?",
+                )
+            new = max(mark, new, key=lambda one: one.seq)
+        return OverrideVerdict(tuple(found[seq][0] for seq in sorted(found)), new)
 
     def follow(self, data: bytes, *, now_s: float) -> TrustFile:
         """The next trust file, out of an envelope: signed by enough keys of the role `trust` of this file and of that one.

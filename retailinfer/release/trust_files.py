@@ -25,6 +25,7 @@ from retailinfer.release.manifest import encode_manifest
 from retailinfer.release.trust import (
     MAX_TRUST_BYTES,
     Mark,
+    OverrideVerdict,
     PointerVerdict,
     ReleaseVerdict,
     Rules,
@@ -210,6 +211,22 @@ class Trust:
             self._not_withheld(state.revocations)
         mark = None if state is None else state.names.get(name)
         return self._rules.pointer(data, name, now_s=self.now_s(), mark=mark, kept=kept)
+
+    def check_overrides(self, documents: Sequence[bytes], name: str) -> OverrideVerdict:
+        """Which thresholds are moved of a name; as `Rules.overrides`. Raises: RollbackError, TrustError."""
+        state = None if self._state is None else read_state(self._state)
+        if state is not None:
+            self._not_withheld(state.revocations)
+        mark = None if state is None else state.overrides.get(name)
+        return self._rules.overrides(documents, name, now_s=self.now_s(), mark=mark)
+
+    def remember_overrides(self, name: str, verdict: OverrideVerdict) -> None:
+        """Write down how far the overrides of a name were seen, so that none of them can be taken away unseen.
+
+        Raises: BundleError when the state cannot be written.
+        """
+        if self._state is not None and verdict.mark.seq:
+            raise_marks(self._state, {}, self._revoked_mark, {name: verdict.mark})
 
     def remember(
         self,

@@ -115,8 +115,8 @@ class Door:
 
     @property
     def policy(self) -> Policy | None:
-        """Score -> action."""
-        return self._live.pipeline.policy
+        """Score -> action, with thresholds that an operator has moved where they are now."""
+        return self._live.pipeline.policy_in_force
 
     @property
     def contract(self) -> Contract:
