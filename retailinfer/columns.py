@@ -24,7 +24,7 @@ Here is only the declaration; `features.spec` checks it and learns from data, `f
 `features.streams` lays windows out for the store.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import math
 import re
@@ -1228,12 +1228,9 @@ def _checked_window(c: Column, where: str) -> None:
             raise SpecError(f"Expected finite numbers in where, got {clip_text(term.value)} - {where}")
 
 
-_TERM = re.compile(
-    r"""\s*(?P<field>[A-Za-z_]\w*)\s*(?P<op><=|>=|==|!=|<|>)\s*
+_TERM = r"""\s*(?P<field>[A-Za-z_]\w*)\s*(?P<op><=|>=|==|!=|<|>)\s*
         (?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'[^']*'|"[^"]*")|(?P<bool>[Tt]rue|[Ff]alse))
-        \s*(?:(?P<and>and\b)|$)""",
-    re.VERBOSE,
-)
+        \s*(?:(?P<and>and\b)|$)"""
 
 
 def parse_where(text: str) -> tuple[Where, ...]:
@@ -1243,8 +1240,9 @@ def parse_where(text: str) -> tuple[Where, ...]:
         raise SpecError(f"Expected where as text, got {clip_text(text)}", hint=hint)
     terms: list[Where] = []
     at, more = 0, True
+    term = re.compile(_TERM, re.VERBOSE)
     while more:
-        match = _TERM.match(text, at)
+        match = term.match(text, at)
         if match is None:
             raise SpecError(
                 f"Expected {hint}, got {clip_text(text[at:].strip() or text)} in where {clip_text(text)}",

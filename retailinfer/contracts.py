@@ -6,7 +6,7 @@ Rules:
 Who builds answers: `_native.engine`. Who reads a contract: `pipeline` and `authoring.pack`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 from typing import Annotated, Literal
 

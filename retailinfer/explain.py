@@ -22,6 +22,7 @@ import numpy as np
 from retailinfer.contracts import Explanation, Reason
 from retailinfer.errors import ConfigError, SchemaMismatchError, ScoreError, SessionError, clip
 from retailinfer.features.groups import Groups, groups_of
+from retailinfer.features.transform import NUMPY_DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,14 +119,9 @@ class Occlusion:
     @classmethod
     def of(cls, program: Program, groups: Groups, background: Background) -> Occlusion:
         """Every group of a spec. Raises: SchemaMismatchError for the background of other features."""
+        tensors, masks = background.rows(program.tensors, NUMPY_DTYPES)
         blanks: list[Blank] = []
-        tensors: list[NDArray[Any]] = []
-        masks: list[NDArray[Any] | None] = []
-        for number, (name, dtype, cells, _, mask_name, mask_dtype) in enumerate(program.tensors):
-            tensors.append(_row(name, background.tensor(name), cells, dtype))
-            masks.append(
-                None if mask_name is None else _row(mask_name, background.mask(name), cells, mask_dtype)
-            )
+        for number, (name, _, cells, _, mask_name, _) in enumerate(program.tensors):
             own = groups.cells[name]
             ends = [*(np.flatnonzero(np.diff(own)) + 1).tolist(), cells]
             for first, end in zip([0, *ends[:-1]], ends, strict=True):
@@ -191,18 +187,6 @@ class Occlusion:
         """Names of the strongest groups that push up, equal ones in order."""
         order = np.argsort(-contributions, kind="stable")
         return tuple(self.names[g] for g in order[:most].tolist() if contributions[g] > 0)
-
-
-def _row(name: str, row: NDArray[Any] | None, cells: int, dtype: int) -> NDArray[Any]:
-    from retailinfer.features.transform import NUMPY_DTYPES  # noqa: PLC0415 - only where a background is read
-
-    wanted = np.dtype(object) if dtype == 8 else np.dtype(NUMPY_DTYPES[dtype])
-    if row is None or row.shape != (cells,) or row.dtype.newbyteorder("=") != wanted:
-        raise SchemaMismatchError(
-            f"background.msgpack has no row of {cells} cells of {wanted.name} for `{name}`",
-            hint="it and features.json are of two releases; pack again",
-        )
-    return row.astype(wanted, copy=False)
 
 
 class Explainer:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -45,14 +44,11 @@ from retailinfer.errors import (
     SpecError,
     clip,
 )
-from retailinfer.features.arrow import Canonical, Columns
-from retailinfer.features.lineage import lineage
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import compile_program, request_struct, sections, slot_names, slot_types
 from retailinfer.features.spec import FeatureSpec
-from retailinfer.features.streams import request_stream
-from retailinfer.features.transform import fill
+from retailinfer.features.transform import NUMPY_DTYPES, fill
 from retailinfer.life import begin_again_in_children
-from retailinfer.lookups import compile_lookups, compile_observer
 from retailinfer.monitoring.events import Answered
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
@@ -65,9 +61,10 @@ from retailinfer.runtime.session import Backend, ModelSession, onnxruntime_versi
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from retailinfer._native.engine import EntityPlan
     from retailinfer._native.program import Program
     from retailinfer._native.reasons import ForestReasons
-    from retailinfer._native.resolve import Observer
+    from retailinfer._native.resolve import Observer, Resolver
     from retailinfer.contracts import Reason
     from retailinfer.explain import Explainer, Named, Occlusion
     from retailinfer.release.manifest import InputSource, Manifest
@@ -193,11 +190,7 @@ class Pipeline:
             self._prepare_reasons()
         self._parts = self._engine_parts(inputs, store, ranks, max_bytes, max_depth, hold_gil_below_us)
         self.engine = self._new_engine()
-        for name in spec.body.streams:
-            if any(window.on == name for window in spec.body.windows.values()):
-                self._observers[name] = compile_observer(
-                    spec.body, store, name, clock=self.clock, budget_ns=self.budget_ns
-                )
+        self._prepare_observers(store)
         self.engine.calibrate()
         self._follow_items()
 
@@ -329,7 +322,12 @@ class Pipeline:
 
         Raises: ManifestError, AccessError.
         """
-        reads = lineage(self.spec.body)
+        body = self.spec.body
+        if not (body.entities or body.streams or self.manifest.reads):
+            return
+        from retailinfer.features.lineage import lineage  # noqa: PLC0415 - for releases that look something up
+
+        reads = lineage(body)
         listed = {(one.kind, one.name): (one.columns, one.digest) for one in self.manifest.reads}
         found = {(one.kind, one.name): (one.columns, one.digest) for one in reads}
         if listed != found:
@@ -715,9 +713,7 @@ class Pipeline:
             if column.max_age_ns and section == "item"
         ]
         decode, encode = self._codecs(struct, ranks=ranks, text=candidate_text)
-        snapshots, resolver = compile_lookups(
-            body, store, self.program, slot_sections=slot_sections, ranks=ranks, clock=self.clock
-        )
+        snapshots, resolver = self._lookups(store, slot_sections, ranks=ranks)
         score = self.manifest.score
         session = next(iter(self.sessions.values()))
         native = session if isinstance(session, OrtModel) and not self.is_chain else None
@@ -779,6 +775,34 @@ class Pipeline:
             ),
         )
 
+    def _lookups(
+        self, store: Store | None, slot_sections: Mapping[str, str], *, ranks: bool
+    ) -> tuple[tuple[EntityPlan, ...], Resolver | None]:
+        """Plans for tables and windows. Raises: ConfigError, SchemaMismatchError."""
+        assert self.program is not None
+        body = self.spec.body
+        if not body.entities:  # nothing can be looked up
+            return (), None
+        from retailinfer.lookups import compile_lookups  # noqa: PLC0415 - for releases that look something up
+
+        return compile_lookups(
+            body, store, self.program, slot_sections=slot_sections, ranks=ranks, clock=self.clock
+        )
+
+    def _prepare_observers(self, store: Store | None) -> None:
+        """The way of events into the windows that count them. Raises: ConfigError."""
+        body = self.spec.body
+        counted = {window.on for window in body.windows.values()}
+        if not counted:
+            return
+        from retailinfer.lookups import compile_observer  # noqa: PLC0415 - for releases with windows
+
+        for name in body.streams:
+            if name in counted:
+                self._observers[name] = compile_observer(
+                    body, store, name, clock=self.clock, budget_ns=self.budget_ns
+                )
+
     # ---- reasons ---------------------------------------------------------------------------------------------------
 
     @property
@@ -814,8 +838,7 @@ class Pipeline:
         """What decisions need of reasons. Raises: SchemaMismatchError, ModelError."""
         asked = None if self.policy is None else self.policy.body
         if asked is None or not (asked.reasons or asked.n_reasons):
-            if self.manifest.file_of("background") is not None:
-                _ = self.explainer  # so that a file that is no background fails here
+            self._check_background()
             return
         from retailinfer.explain import check_reasons, forest_reasons, named_groups  # noqa: PLC0415 - as above
 
@@ -837,6 +860,17 @@ class Pipeline:
             )
         else:
             self._occlusion = explainer.occlusion.named(named)
+
+    def _check_background(self) -> None:
+        """A file that is no background of these features fails here, and not when somebody first asks why."""
+        if self.manifest.file_of("background") is None:
+            return
+        from retailinfer.release.background import decode_background  # noqa: PLC0415 - for releases with one
+
+        assert self.program is not None
+        background = self.bundle.read("background", decode_background)
+        if background is not None:
+            background.rows(self.program.tensors, NUMPY_DTYPES)
 
     def _engine_occlusion(self) -> EngineOcclusion | None:
         """Occlusion for requests, which the engine does in its own memory."""
@@ -924,6 +958,10 @@ class Pipeline:
     @property
     def request_observer(self) -> Observer | None:
         """The way of requests into windows of this process's own memory; None where nothing there counts them."""
+        if not self._observers:
+            return None
+        from retailinfer.features.streams import request_stream  # noqa: PLC0415 - for releases with windows
+
         found = self._observers.get(request_stream(self.spec.body) or "")
         return None if found is None or found.resolver.shared else found
 
@@ -995,13 +1033,16 @@ def _permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Permit
     for name, value in (("max_in_flight", max_in_flight), ("max_waiting", max_waiting)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"Expected an integer for {name}, got {clip(value)}")
-    from random import random  # noqa: PLC0415 - some ms of every import, for who loads a release
-
     made = Permits(
-        cast("int", max_in_flight), max_waiting=cast("int", max_waiting), clock=clock, random=random
+        cast("int", max_in_flight), max_waiting=cast("int", max_waiting), clock=clock, random=_chance
     )
     begin_again_in_children(made)
     return made
+
+
+def _chance() -> float:
+    """In [0, 1). From the system: a module for it would cost every load a millisecond, and forked workers the same numbers."""
+    return (int.from_bytes(os.urandom(8), "little") >> 11) / (1 << 53)
 
 
 def moment_ns(at: dt.datetime | float | None) -> int:
@@ -1043,17 +1084,17 @@ def texts_of(column: Canonical | None, n: int) -> list[str | None]:
     ]
 
 
-_TERM = re.compile(
-    r"\s*([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*"
-)
+_TERM = r"\s*([A-Za-z_]\w*)\.([A-Za-z_]\w*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*"
 _OPS = {"<": 0, "<=": 1, ">": 2, ">=": 3, "==": 4, "!=": 5}
 
 
 def parse_available(text: str, candidate: str) -> list[tuple[str, int, float]]:
     """(column, operator number, constant) of each term of "item.stock > 0 and item.active == 1". Raises: FeatureTypeError."""
+    import re  # noqa: PLC0415 - for rankers
+
     terms: list[tuple[str, int, float]] = []
     for part in re.split(r"\band\b", text) if isinstance(text, str) and len(text) < 1000 else [""]:
-        match = _TERM.fullmatch(part)
+        match = re.fullmatch(_TERM, part)
         if match is None or match[1] != candidate:
             raise FeatureTypeError(
                 f"Expected comparisons such as `{candidate}.stock > 0`, joined by `and`, got {clip(text)}",

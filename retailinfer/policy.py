@@ -11,7 +11,7 @@ Rules:
 Requests are compared in `_native.engine`, tables in `pipeline`; this file checks and serialises.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import math
 from collections.abc import Mapping, Sequence
@@ -104,13 +104,13 @@ class Policy:
         )
 
     @classmethod
-    def _of(cls, body: PolicyBody) -> Policy:
+    def _of(cls, body: PolicyBody) -> "Policy":
         made = cls.__new__(cls)
         made.body = body
         return made
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Policy:
+    def from_json(cls, data: bytes | str) -> "Policy":
         """The inverse of `to_json`, with the same checks as the constructor."""
         try:
             body = msgspec.json.decode(data, type=PolicyBody)
@@ -146,7 +146,7 @@ class Policy:
         bands = self.body.bands if segment is None else self.body.segments[segment]
         return {band.action: _low(band) for band in reversed(bands)}[action]
 
-    def moved(self, thresholds: Mapping[str, float], segment: str | None = None) -> Policy:
+    def moved(self, thresholds: Mapping[str, float], segment: str | None = None) -> "Policy":
         """The policy with other lowest scores for some actions of the common bands, or of a segment that has its own.
 
         Raises: ConfigError for a threshold outside its envelope, one that has none, and one that meets another one.

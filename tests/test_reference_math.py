@@ -23,7 +23,7 @@ import retailinfer.columns as c
 from retailinfer._native import hashing, reference
 from retailinfer._native.program import hash_int, hash_text
 from retailinfer.columns import TIME_PARTS, Column
-from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import Entity, FeatureSpec, Tensor, Timestamp
 from retailinfer.features.transform import fill

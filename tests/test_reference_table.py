@@ -16,7 +16,7 @@ from strategies import Case, cases, same_bits, same_place
 
 from retailinfer._native import reference
 from retailinfer.errors import FeatureError
-from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import FeatureSpec, check
 from retailinfer.features.transform import fill

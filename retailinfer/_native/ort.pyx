@@ -13,7 +13,6 @@ Signatures and errors: ort.pyi. What native code calls: ort.pxd. The same on onn
 """
 
 import atexit
-import importlib.util
 import os
 import re
 import sys
@@ -101,12 +100,14 @@ NUMPY_DTYPES = {
 FORK_WAIT_S = 2.0
 EXIT_WAIT_S = 0.1
 
-_SEARCHED_NAMES = re.compile(r"(libonnxruntime\.so(\.[\d.]+)?|libonnxruntime(\.[\d.]+)?\.dylib|onnxruntime\.dll)")
+_SEARCHED_NAMES = r"(libonnxruntime\.so(\.[\d.]+)?|libonnxruntime(\.[\d.]+)?\.dylib|onnxruntime\.dll)"
 
 
 # ---------------------------------------------------------------- the library
 
 def library_path():
+    import importlib.util  # not at the top: servers of trees never look
+
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the package `onnxruntime` is not installed", hint="pip install onnxruntime")
@@ -114,7 +115,7 @@ def library_path():
     for folder in spec.submodule_search_locations:
         capi = os.path.join(folder, "capi")
         if os.path.isdir(capi):
-            found += [os.path.join(capi, name) for name in os.listdir(capi) if _SEARCHED_NAMES.fullmatch(name)]
+            found += [os.path.join(capi, name) for name in os.listdir(capi) if re.fullmatch(_SEARCHED_NAMES, name)]
     if not found:
         return None
     newest = max(found, key=lambda path: ([int(part) for part in re.findall(r"\d+", os.path.basename(path))], path))

@@ -14,7 +14,8 @@ from retailinfer.authoring.check_bounds import Bound, Findings
 from retailinfer.authoring.check_measures import histograms, profile, psi, psi_of_scores, worse_than_chance
 from retailinfer.authoring.compare import Answers, flips
 from retailinfer.errors import FeatureError
-from retailinfer.features.arrow import Columns, value_counts
+from retailinfer.features.arrow import value_counts
+from retailinfer.features.canonical import Columns
 from retailinfer.features.fit import raw_values
 from retailinfer.release.report import Chart, Check
 

@@ -19,7 +19,7 @@ from retailinfer.authoring.check_bounds import Bound, Findings
 from retailinfer.authoring.footprint import footprint_mb
 from retailinfer.authoring.timing import QUANTILES, calls_that_fit, measure, quantiles_us
 from retailinfer.errors import ConfigError, ModelError, ServingError
-from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import slot_names
 from retailinfer.features.transform import fill
 from retailinfer.release.golden import cpu_class

@@ -17,7 +17,8 @@ import numpy as np
 
 from retailinfer.authoring.golden import take
 from retailinfer.errors import FeatureError, ScoreError
-from retailinfer.features.arrow import Canonical, Columns, as_table, read_table
+from retailinfer.features.arrow import as_table, read_table
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import slot_types
 from retailinfer.features.transform import fill
 from retailinfer.pipeline import action_of, texts_of

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from retailinfer._native.program import STATE_NAMES
 from retailinfer.errors import ConfigError, FeatureError, SchemaMismatchError, clip
-from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import compile_program, slot_types
 from retailinfer.features.spec import FeatureSpec, column_width, vocabulary_of
 from retailinfer.features.transform import fill
@@ -68,7 +69,7 @@ def redact(columns: Columns, spec: FeatureSpec, names: Sequence[str]) -> Columns
             raise ConfigError("the event time cannot be redacted: features are computed from it")
         if found.get(name) is not None:
             found[name] = _constant(kinds[name], columns.n_rows, found[name])
-    return columns._replace(by_name=found)
+    return msgspec.structs.replace(columns, by_name=found)
 
 
 def choose_rows(columns: Columns, spec: FeatureSpec, program: Program) -> tuple[Columns, list[Columns]]:
@@ -300,7 +301,7 @@ def _edges(spec: FeatureSpec, real: Columns) -> Iterable[Columns]:
     yield _changed(base, dict.fromkeys(optional))
     looked_up = [*spec.body.stored, *spec.body.windows]
     for state in (UNKNOWN, STALE, UNAVAILABLE) if looked_up else ():
-        yield base._replace(states={name: np.full(1, state, np.uint8) for name in looked_up})
+        yield msgspec.structs.replace(base, states={name: np.full(1, state, np.uint8) for name in looked_up})
     for name in sorted(optional):
         yield _changed(base, {name: None})
     for number in (1e-40, 1.0 + 2.0**-24, -0.0, 0.0, -1e-310, 3.0e38):
@@ -322,7 +323,7 @@ def _fields_of(kinds: Mapping[str, str], kind: str, value: NDArray[Any]) -> dict
 
 
 def _changed(base: Columns, changes: Mapping[str, Canonical | None]) -> Columns:
-    return base._replace(by_name={**base.by_name, **changes})
+    return msgspec.structs.replace(base, by_name={**base.by_name, **changes})
 
 
 def _constant(kind: str, n: int, like: Canonical | None) -> Canonical:

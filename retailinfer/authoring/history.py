@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from retailinfer.errors import ConfigError, FeatureMissingError, SpecError, clip
-from retailinfer.features.arrow import Canonical, as_table, canonical
+from retailinfer.features.arrow import as_table, canonical
+from retailinfer.features.canonical import Canonical
 
 if TYPE_CHECKING:
     import pyarrow as pa

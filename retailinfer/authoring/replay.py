@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from retailinfer._native.program import Program
@@ -31,7 +32,8 @@ from retailinfer.authoring.history import alias_fields, as_of, resolve
 from retailinfer.clock import SystemClock
 from retailinfer.columns import parse_duration_ns
 from retailinfer.errors import ConfigError, FeatureMissingError, SpecError, clip
-from retailinfer.features.arrow import Canonical, Columns, as_table, canonical, read_table
+from retailinfer.features.arrow import as_table, canonical, read_table
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import SLOT_KINDS, slot_names, slot_types
 from retailinfer.features.spec import Body
 from retailinfer.features.streams import (
@@ -168,8 +170,11 @@ class Replayed:
     def _compute(self) -> tuple[Any, NDArray[np.uint8], NDArray[np.uint8]]:
         if self._made is None:
             program = self.spec.program
-            columns = read_table(self.table, self.spec.body)._replace(
-                states=dict(self.states), updated_ns=dict(self.updated_ns), now_ns=self.arrived_ns
+            columns = msgspec.structs.replace(
+                read_table(self.table, self.spec.body),
+                states=dict(self.states),
+                updated_ns=dict(self.updated_ns),
+                now_ns=self.arrived_ns,
             )
             flags = np.zeros((len(self), len(program.column_names)), np.uint8)
             reviews = np.zeros(len(self), np.uint8)

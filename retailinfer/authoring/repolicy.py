@@ -22,7 +22,7 @@ from retailinfer.authoring.describe import envelope_of, thresholds_of
 from retailinfer.authoring.golden import actions_of, segments_of
 from retailinfer.authoring.loading import build
 from retailinfer.errors import ConfigError, ManifestError, clip
-from retailinfer.features.arrow import Canonical, Columns
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.program import slot_names
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.policy import Policy

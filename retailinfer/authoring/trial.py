@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from retailinfer._native.program import Program
-    from retailinfer.features.arrow import Columns
+    from retailinfer.features.canonical import Columns
     from retailinfer.features.spec import Body, FeatureSpec
     from retailinfer.runtime.session import ModelSession
 

@@ -4,57 +4,30 @@ Rules:
   * The declared type of a field decides; every source is converted to it first, exactly or with an error that names column
     and row. Decimals go through their text, because Arrow's own conversion to float64 does not round correctly.
   * pyarrow is imported here and nowhere else in `features`; it is the extra `retailinfer[arrow]`.
-What a canonical column is: `Canonical`. Who consumes it: `_native.program.Program.fill_table`.
+What a canonical column is: canonical.py. Who consumes it: `_native.program.Program.fill_table`.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retailinfer.errors import ConfigError, FeatureRangeError, FeatureTypeError, SpecError, clip
+from retailinfer.features.canonical import Canonical, Columns
 from retailinfer.features.spec import Body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Canonical", "Columns", "batches", "canonical", "from_objects", "read_table", "value_counts"]
+__all__ = ["batches", "canonical", "from_objects", "read_table", "value_counts"]
 
 
 MAX_TEXT = 65536  # as in a request: longer text is no identifier or category
-
-
-class Canonical(NamedTuple):
-    """One column in its canonical type.
-
-    float: float64 (n,); int, bool, timestamp (ns): int64 (n,); str, bytes: uint8 data; vector: float32 (n, size);
-    lists: canonical items. `valid`: uint8 (n,), None = all there. `offsets`: int64 (n + 1,) of texts and lists.
-    `children`: int64 offsets of the texts in lists.
-    """
-
-    values: NDArray[Any]
-    valid: NDArray[np.uint8] | None = None
-    offsets: NDArray[np.int64] | None = None
-    children: NDArray[np.int64] | None = None
-
-
-class Columns(NamedTuple):
-    """Canonical columns of a table by field, stored reference or window.
-
-    What a table cannot say, where somebody knows it (all arrays (n_rows,), see `Program.fill_table`): states: uint8 by
-    reference; updated_ns: int64 by reference, when its values were written; now_ns: int64, the moment of each row.
-    """
-
-    n_rows: int
-    by_name: dict[str, Canonical | None]
-    states: Mapping[str, NDArray[np.uint8]] | None = None
-    updated_ns: Mapping[str, NDArray[np.int64]] | None = None
-    now_ns: NDArray[np.int64] | None = None
 
 
 def require_pyarrow() -> Any:

@@ -35,6 +35,7 @@ from retailinfer.features.transform import as_matrices, fill
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from retailinfer.features.canonical import Columns
     from retailinfer.features.transform import FeatureMatrix
 
 __all__ = ["fit", "fit_transform", "raw_values"]
@@ -67,9 +68,7 @@ def fit_transform(
     return fitted, as_matrices(fitted, outs, masks)
 
 
-def _fit(
-    spec: FeatureSpec, data: Any, label: str | NDArray[Any] | None
-) -> tuple[FeatureSpec, arrow.Columns, Any]:
+def _fit(spec: FeatureSpec, data: Any, label: str | NDArray[Any] | None) -> tuple[FeatureSpec, Columns, Any]:
     if spec.arrays:
         raise SpecError("a spec made by from_model has nothing to learn")
     table = arrow.as_table(data)
@@ -175,13 +174,13 @@ def _vocabularies(body: Body, table: Any) -> Body:
 # ---- scalars ---------------------------------------------------------------------------------------------------------
 
 
-def raw_values(body: Body, columns: arrow.Columns) -> dict[str, NDArray[np.float64]]:
+def raw_values(body: Body, columns: Columns) -> dict[str, NDArray[np.float64]]:
     """Column -> its raw values as float64, NaN where there is none, as the baseline counts them. Raises: FeatureError."""
     return _scalars(body, columns, {}, transformed=False)
 
 
 def _scalars(
-    body: Body, columns: arrow.Columns, fitted: dict[str, Fitted], *, transformed: bool
+    body: Body, columns: Columns, fitted: dict[str, Fitted], *, transformed: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Values of all scalar columns as float64, NaN where there is none: raw, or clipped and transformed."""
     probes: list[Column] = []

@@ -9,7 +9,7 @@ Rules:
 Learning from data is fit.py, compiling is program.py, running over tables is transform.py.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import datetime as dt
 import keyword
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from retailinfer._native.program import Program
-    from retailinfer.features.arrow import Columns
+    from retailinfer.features.canonical import Columns
     from retailinfer.features.streams import EntityWindows, StreamProgram
     from retailinfer.features.transform import FeatureMatrix
 
@@ -136,7 +136,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: str | None = None
 
     @classmethod
-    def defined(cls, name: str, definition: str | bytes, *, owner: str | None = None) -> Source:
+    def defined(cls, name: str, definition: str | bytes, *, owner: str | None = None) -> "Source":
         """With the digest of its definition: a query, a schema, whatever changes when the meaning of its values does."""
         import hashlib  # noqa: PLC0415 - brings OpenSSL's library; importing the package need not
 
@@ -333,7 +333,7 @@ class FeatureSpec:
         baseline: dict[str, Any] | None = None,
         request_type: type | None = None,
         copied: Copied | None = None,
-    ) -> FeatureSpec:
+    ) -> "FeatureSpec":
         """A spec out of a body that was checked or learned; used by `fit` and `from_json`."""
         spec = cls.__new__(cls)
         spec._body = body
@@ -351,7 +351,7 @@ class FeatureSpec:
         request: Mapping[str, Any] | type | None = None,
         dtype: Literal["float64", "float32"] = "float64",
         extra: Literal["forbid", "ignore"] = "forbid",
-    ) -> FeatureSpec:
+    ) -> "FeatureSpec":
         """The fitted preprocessing of scikit-learn as a spec: what `pipeline.transform` gives, column by column.
 
         Copied are ColumnTransformer, Pipeline, FeatureUnion, StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler,
@@ -374,7 +374,7 @@ class FeatureSpec:
         return from_sklearn(pipeline, sample=sample, request=request, dtype=dtype, extra=extra)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> FeatureSpec:
+    def from_json(cls, data: bytes | str) -> "FeatureSpec":
         """The inverse of `to_json`. Raises: SpecError for anything that `to_json` does not write."""
         try:
             body = msgspec.json.decode(data, type=Body)
@@ -391,7 +391,7 @@ class FeatureSpec:
         return cls.from_body(body)
 
     @classmethod
-    def from_model(cls, model: bytes | str | os.PathLike[str]) -> FeatureSpec:
+    def from_model(cls, model: "bytes | str | os.PathLike[str]") -> "FeatureSpec":
         """One raw input per input of an ONNX model, for a service that builds its own arrays (`scorer.score_arrays`).
 
         Raises: ModelError when the model cannot be read, or takes what arrays cannot hold.
@@ -409,7 +409,7 @@ class FeatureSpec:
         return cls.from_inputs(OrtModel(data).inputs)
 
     @classmethod
-    def from_inputs(cls, inputs: Sequence[tuple[str, int, tuple[int | None, ...]]]) -> FeatureSpec:
+    def from_inputs(cls, inputs: Sequence[tuple[str, int, tuple[int | None, ...]]]) -> "FeatureSpec":
         """As `from_model`, out of (name, ONNX dtype number, shape) triples; a dimension of None means any size."""
         arrays = tuple(ArrayInput(name, ARRAY_DTYPES[dtype], tuple(shape)) for name, dtype, shape in inputs)
         return cls.from_body(Body(arrays=arrays, is_fitted=True))
@@ -459,25 +459,25 @@ class FeatureSpec:
         )
 
     @cached_property
-    def program(self) -> Program:
+    def program(self) -> "Program":
         """The compiled form. Raises: SpecError before `fit`, where something is to be learned."""
         from retailinfer.features.program import compile_program  # noqa: PLC0415 - a later file of this package
 
         return compile_program(self._body)
 
-    def stream(self, name: str) -> StreamProgram:
+    def stream(self, name: str) -> "StreamProgram":
         """The compiled way from an event of a stream to slots. Raises: SpecError for a stream that the spec has not."""
         from retailinfer.features.streams import compile_stream  # noqa: PLC0415 - a later file of this package
 
         return compile_stream(self._body, name)
 
-    def window_layout(self, stream: str | None = None) -> tuple[EntityWindows, ...]:
+    def window_layout(self, stream: str | None = None) -> "tuple[EntityWindows, ...]":
         """What a request (None) or an event of a stream reads of windows and adds to them; see features/streams.py."""
         from retailinfer.features.streams import window_layout  # noqa: PLC0415 - a later file of this package
 
         return window_layout(self._body, stream)
 
-    def read_events(self, table: Any, stream: str, *, first_row: int = 0) -> Columns:
+    def read_events(self, table: Any, stream: str, *, first_row: int = 0) -> "Columns":
         """A table of a stream's events as canonical columns. Needs `retailinfer[arrow]`. Raises: SpecError, FeatureError."""
         from retailinfer.features.streams import read_events  # noqa: PLC0415 - a later file of this package
 
@@ -511,7 +511,7 @@ class FeatureSpec:
 
     # ---- learning and running over tables -------------------------------------------------------------------------
 
-    def fit(self, table: Any, *, label: str | np.ndarray[Any, Any] | None = None) -> FeatureSpec:
+    def fit(self, table: Any, *, label: "str | np.ndarray[Any, Any] | None" = None) -> "FeatureSpec":
         """A spec with vocabularies, centres, scales, ranges and the drift baseline learned from a table.
 
         Args:
@@ -524,7 +524,7 @@ class FeatureSpec:
 
         return fit(self, table, label=label)
 
-    def transform(self, table: Any) -> FeatureMatrix | dict[str, FeatureMatrix]:
+    def transform(self, table: Any) -> "FeatureMatrix | dict[str, FeatureMatrix]":
         """The tensors of a table: the very cells that serving computes.
 
         Returns: for one tensor without a mask a matrix, shape (rows, cells), with `.names`; else a dict of them by name.
@@ -535,8 +535,8 @@ class FeatureSpec:
         return transform(self, table)
 
     def fit_transform(
-        self, table: Any, *, label: str | np.ndarray[Any, Any]
-    ) -> tuple[FeatureSpec, FeatureMatrix | dict[str, FeatureMatrix]]:
+        self, table: Any, *, label: "str | np.ndarray[Any, Any]"
+    ) -> "tuple[FeatureSpec, FeatureMatrix | dict[str, FeatureMatrix]]":
         """`fit`, and the training tensors with out-of-fold values in target encodings (row i is in fold i mod folds).
 
         The one legal difference between training and serving: a row's own label must not be in its own feature.

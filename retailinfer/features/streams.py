@@ -25,11 +25,11 @@ from retailinfer.columns import (
     json_text,
 )
 from retailinfer.errors import SpecError, clip
-from retailinfer.features.arrow import Columns, read_table
 from retailinfer.features.program import SLOT_KINDS, event_struct, slot_names
 from retailinfer.features.spec import Body, Field
 
 if TYPE_CHECKING:
+    from retailinfer.features.canonical import Columns
     from retailinfer.features.spec import StreamBody
 
 MAX_DISTINCT = 64  # values that one pane tells apart
@@ -273,6 +273,8 @@ def read_events(data: Any, body: Body, stream: str, *, first_row: int = 0) -> Co
     `[columns.by_name.get(n) for n in program.slot_names]` is what native loops over events take.
     Raises: SpecError for a missing column, FeatureError for a value, with its row.
     """
+    from retailinfer.features.arrow import read_table  # noqa: PLC0415 - servers get their events one by one
+
     fields = stream_fields(body, stream)
     return read_table(data, Body(fields=fields), first_row=first_row)
 

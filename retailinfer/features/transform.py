@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from retailinfer._native.program import Program, text_cells
-from retailinfer.features.arrow import Columns, read_table
+from retailinfer.features.canonical import Columns
 from retailinfer.features.program import slot_names
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def fill(
 
 def transform(spec: FeatureSpec, table: Any) -> FeatureMatrix | dict[str, FeatureMatrix]:
     """See `FeatureSpec.transform`."""
+    from retailinfer.features.arrow import read_table  # noqa: PLC0415 - servers fill tensors, and read no tables
+
     program = spec.program
     outs, masks, _ = fill(program, spec.body, read_table(table, spec.body))
     return as_matrices(spec, outs, masks)

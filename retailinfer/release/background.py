@@ -7,19 +7,19 @@ Rules:
 Who makes it: `authoring.background`. Who reads it: `explain`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
-from retailinfer.errors import ManifestError, clip
+from retailinfer.errors import ManifestError, SchemaMismatchError, clip
 from retailinfer.release.golden import GoldenArray, array_of, array_problem, array_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 __all__ = ["Background", "background_of", "decode_background", "encode_background"]
@@ -38,17 +38,47 @@ class Background(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tensors: dict[str, GoldenArray]
     masks: dict[str, GoldenArray] = {}
 
-    def tensor(self, name: str) -> NDArray[Any] | None:
+    def tensor(self, name: str) -> "NDArray[Any] | None":
         """The row of a tensor; None where there is none."""
         return array_values(self.tensors[name]) if name in self.tensors else None
 
-    def mask(self, name: str) -> NDArray[Any] | None:
+    def mask(self, name: str) -> "NDArray[Any] | None":
         """The row of a tensor's mask."""
         return array_values(self.masks[name]) if name in self.masks else None
 
+    def rows(
+        self, tensors: Iterable[tuple[str, int, int, bool, str | None, int]], dtypes: Mapping[int, Any]
+    ) -> "tuple[list[NDArray[Any]], list[NDArray[Any] | None]]":
+        """The rows of all tensors and of their masks, None where a tensor has none.
+
+        Args:
+            tensors: of the feature program. dtypes: by their numbers; those that are not there are texts.
+        Raises: SchemaMismatchError for the background of other features.
+        """
+        found: list[NDArray[Any]] = []
+        masks: list[NDArray[Any] | None] = []
+        for name, dtype, cells, _, mask_name, mask_dtype in tensors:
+            found.append(_checked(name, self.tensor(name), cells, dtypes.get(dtype, object)))
+            masks.append(
+                None
+                if mask_name is None
+                else _checked(mask_name, self.mask(mask_name), cells, dtypes.get(mask_dtype, object))
+            )
+        return found, masks
+
+
+def _checked(name: str, row: "NDArray[Any] | None", cells: int, dtype: Any) -> "NDArray[Any]":
+    wanted = np.dtype(dtype)
+    if row is None or row.shape != (cells,) or row.dtype.newbyteorder("=") != wanted:
+        raise SchemaMismatchError(
+            f"background.msgpack has no row of {cells} cells of {wanted.name} for `{name}`",
+            hint="it and features.json are of two releases; pack again",
+        )
+    return row.astype(wanted, copy=False)
+
 
 def background_of(
-    n_rows: int, tensors: Mapping[str, NDArray[Any]], masks: Mapping[str, NDArray[Any]]
+    n_rows: int, tensors: "Mapping[str, NDArray[Any]]", masks: "Mapping[str, NDArray[Any]]"
 ) -> Background:
     """Out of rows, shape (cells,) each."""
     return Background(

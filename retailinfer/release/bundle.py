@@ -69,7 +69,7 @@ SIGNATURE = "manifest.sig"
 MODEL_SIGNING = "model.sig"  # the OpenSSF's format, which `retailinfer verify` reads
 MAX_APPROVALS = 32
 MAX_SIGNATURE_BYTES = 1 << 16
-_DETACHED = re.compile(r"manifest\.sig|model\.sig|approval-[a-z0-9][a-z0-9_-]{0,47}\.sig")
+_DETACHED = r"manifest\.sig|model\.sig|approval-[a-z0-9][a-z0-9_-]{0,47}\.sig"
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
@@ -224,7 +224,7 @@ def read_files(directory: PathLike) -> dict[str, bytes]:
 
 def is_detached(name: str) -> bool:
     """Whether a file is beside a release, and not of it: a signature, an approval."""
-    return _DETACHED.fullmatch(name) is not None
+    return name.endswith(".sig") and re.fullmatch(_DETACHED, name) is not None
 
 
 def _from_folder(
@@ -329,7 +329,7 @@ def _list(folder: int, origin: str, *, strict_paths: bool) -> set[str]:
 
 def _count(names: Collection[str], origin: str) -> None:
     """Raises: ManifestError for more files, or more signatures beside them, than a release has."""
-    n_detached = sum(_DETACHED.fullmatch(name) is not None for name in names)
+    n_detached = sum(map(is_detached, names))
     if len(names) - n_detached > MAX_FILES + 1:
         raise ManifestError(f"Expected at most {MAX_FILES} files in a release - at {clip(origin, 200)}")
     if n_detached > MAX_APPROVALS + 2:

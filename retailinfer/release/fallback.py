@@ -8,7 +8,7 @@ Rules:
 Who checks it against spec and policy: `rungs.check_ladder`. Who answers with it: the static rung of the ladder.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import math
 import operator
@@ -101,7 +101,7 @@ class Fallback:
         self.body = _checked(made)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Fallback:
+    def from_json(cls, data: bytes | str) -> "Fallback":
         """The inverse of `to_json`, with the same checks as the constructor. Raises: SpecError."""
         try:
             made = msgspec.json.decode(data)

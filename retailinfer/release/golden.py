@@ -10,7 +10,7 @@ Rules:
 Who makes them: `authoring.golden`. Who replays them: `pipeline`, when it loads.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import functools
 import platform
@@ -132,11 +132,11 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     actions: tuple[str, ...] | None = None
     outputs_sha256: str | None = None
 
-    def score_values(self) -> NDArray[np.float32]:
+    def score_values(self) -> "NDArray[np.float32]":
         """The recorded scores; shape (n_rows,), or (0,)."""
         return np.frombuffer(self.scores, dtype="<f4").astype(np.float32, copy=False)
 
-    def canonical(self, slots: Sequence[str]) -> list[Canonical | None]:
+    def canonical(self, slots: Sequence[str]) -> "list[Canonical | None]":
         """What `fill_table` takes, in the order of the program's slots; a slot without a column is None (all null).
 
         The arrays are read-only views of this object's bytes. Raises: GoldenMismatchError for columns of no slot.
@@ -149,7 +149,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         return [_views(self.columns[slot]) if slot in self.columns else None for slot in slots]
 
-    def state_arrays(self, looked_up: Collection[str]) -> dict[str, NDArray[np.uint8]]:
+    def state_arrays(self, looked_up: Collection[str]) -> "dict[str, NDArray[np.uint8]]":
         """The recorded states by stored reference or window, as `fill_table` takes them.
 
         Raises: GoldenMismatchError for one that is not in `looked_up`: fields of a request are there, or they are null.
@@ -162,7 +162,7 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         return {name: np.frombuffer(one, dtype=np.uint8) for name, one in self.states.items()}
 
-    def feeds(self) -> dict[str, NDArray[Any]]:
+    def feeds(self) -> "dict[str, NDArray[Any]]":
         """The recorded arrays by input."""
         return {name: array_values(one) for name, one in self.arrays.items()}
 
@@ -199,7 +199,7 @@ def column_of(kind: str, canonical: Canonical) -> GoldenColumn:
     )
 
 
-def array_of(value: NDArray[Any]) -> GoldenArray:
+def array_of(value: "NDArray[Any]") -> GoldenArray:
     """The inverse of `Golden.feeds` for one array."""
     if value.dtype.kind in "OUT":
         return GoldenArray(
@@ -209,7 +209,7 @@ def array_of(value: NDArray[Any]) -> GoldenArray:
     return GoldenArray(dtype=value.dtype.name, shape=value.shape, values=plain.tobytes())
 
 
-def hash_tensors(tensors: Iterable[NDArray[Any] | Sequence[str]]) -> str:
+def hash_tensors(tensors: "Iterable[NDArray[Any] | Sequence[str]]") -> str:
     """SHA-256 (hex) over tensors in order: their bytes, little-endian; texts as length (8 bytes) and UTF-8.
 
     Every tensor starts with its number of bytes (of texts), so that moving a border changes the hash.
@@ -260,7 +260,7 @@ def check_tensors(golden: Golden, found_sha256: str) -> None:
 
 def check_scores(
     golden: Golden,
-    scores: NDArray[np.float32],
+    scores: "NDArray[np.float32]",
     actions: Sequence[str] | None,
     *,
     same_machine: bool,
@@ -349,7 +349,7 @@ def _views(column: GoldenColumn) -> Canonical:
     )
 
 
-def array_values(one: GoldenArray) -> NDArray[Any]:
+def array_values(one: GoldenArray) -> "NDArray[Any]":
     """The inverse of `array_of`, for one without an `array_problem`."""
     if one.dtype == "string":
         cells = np.empty(len(one.texts), dtype=object)

@@ -10,11 +10,9 @@ Rules:
 Reading and writing the directory is bundle.py; who fills a manifest is `authoring.pack`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -53,7 +51,8 @@ MAX_FILES = 128
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
 MAX_TOTAL_BYTES = 1 << 32
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")  # letter of a name
+_LATER = _FIRST | frozenset("._-")
 _UNSEALED = "0" * 64  # as long as a digest, so that sealing does not move a byte
 
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -410,11 +409,15 @@ def check_file_names(names: Iterable[str]) -> None:
     """Refuse names that are no plain file names of a release, and twins. Raises: ManifestError."""
     seen: dict[str, str] = {}
     for name in names:
-        folded = unicodedata.normalize("NFC", name).casefold()
+        folded = name.casefold()
+        if not name.isascii():
+            import unicodedata  # noqa: PLC0415 - for names that are refused all the same
+
+            folded = unicodedata.normalize("NFC", name).casefold()
         if folded in seen:
             raise ManifestError(f"two files of the release are named {clip(seen[folded])} and {clip(name)}")
         seen[folded] = name
-        if not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise ManifestError(
                 f"Expected file names [a-z0-9][a-z0-9._-]{{0,63}} without folders, got {clip(name)}"
             )
@@ -422,8 +425,12 @@ def check_file_names(names: Iterable[str]) -> None:
 
 def check_name(label: str, value: object) -> None:
     """A release's name, version or role follows the rule for file names. Raises: ManifestError."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not _is_name(value):
         raise ManifestError(f"Expected [a-z0-9][a-z0-9._-]{{0,63}} as {label}, got {clip(value)}")
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= 64 and text[0] in _FIRST and _LATER.issuperset(text)
 
 
 def _check_names(manifest: Manifest) -> None:

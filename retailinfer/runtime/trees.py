@@ -7,7 +7,7 @@ Rules:
 Kernels: `_native/trees.h`. What makes such files: `authoring/trees/`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import os
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
     input: str
     output: str
     n_features: int
-    arrays: dict[str, NDArray[Any]]
+    arrays: "dict[str, NDArray[Any]]"
     n_outputs: int = 1
     n_columns: int = 1
     post: str = "none"
@@ -224,7 +224,7 @@ class TreeSession:
         outputs: Sequence[str] | None = None,
         *,
         gil: Literal["hold", "release"] = "hold",
-    ) -> dict[str, NDArray[Any]]:
+    ) -> "dict[str, NDArray[Any]]":
         """All columns of the one output, shape (rows, n_columns)."""
         del gil  # released; there is nothing to be gained by holding it here
         name, output = self.forest.input, self.forest.output
@@ -249,7 +249,7 @@ class TreeSession:
 
     def scores(
         self, tensors: Sequence[object], *, gil: Literal["hold", "release"] = "hold"
-    ) -> NDArray[np.float32]:
+    ) -> "NDArray[np.float32]":
         """As `OrtModel.scores`."""
         del gil
         if not self.n_heads:
@@ -265,7 +265,7 @@ class TreeSession:
             )
         return scores
 
-    def _rows(self, value: object) -> NDArray[Any]:
+    def _rows(self, value: object) -> "NDArray[Any]":
         if not isinstance(value, np.ndarray):
             raise FeatureTypeError(
                 f"Expected a NumPy array, got `{type(value).__name__}` {clip(value)}",

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from retailinfer._native.table import TableSlot, swap
 from retailinfer.clock import Clock, SystemClock
 from retailinfer.errors import ConfigError, SchemaMismatchError, clip
-from retailinfer.store.aliases import Aliases
-from retailinfer.store.table import Snapshot
 
 if TYPE_CHECKING:
     from retailinfer.store.access import Access, Named, Reads
+    from retailinfer.store.aliases import Aliases
     from retailinfer.store.archive import Restored
     from retailinfer.store.feature_table import FeatureTable
     from retailinfer.store.report import StoreReport
+    from retailinfer.store.table import Snapshot
     from retailinfer.store.windows import Windows
 
 __all__ = ["Store"]
@@ -90,10 +90,14 @@ class Store:
                 f"Expected entities in a list, got {clip(aliases)}", hint=f"aliases=[{aliases!r}]"
             )
         for one in given:
-            made = one if isinstance(one, Aliases) else self._new_aliases(one)
+            made = self._as_aliases(one)
             self._aliases[made.entity] = made
 
-    def _new_aliases(self, given: str | tuple[str, str]) -> Aliases:
+    def _as_aliases(self, given: str | tuple[str, str] | Aliases) -> Aliases:
+        from retailinfer.store.aliases import Aliases  # noqa: PLC0415 - for stores that have some
+
+        if isinstance(given, Aliases):
+            return given
         entity, kind = (given, "str") if isinstance(given, str) else given
         return Aliases(entity, kind, clock=self.clock)
 
@@ -355,6 +359,8 @@ def _is_live(table: Any) -> TypeGuard[FeatureTable]:
 
 
 def _checked(name: str, snapshot: Any) -> Snapshot:
+    from retailinfer.store.table import Snapshot  # noqa: PLC0415 - who has one has loaded it
+
     if not isinstance(snapshot, Snapshot):
         raise ConfigError(
             f"Expected a `Snapshot` or a `FeatureTable` for table `{name}`, got `{type(snapshot).__name__}`",
