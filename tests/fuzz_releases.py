@@ -41,6 +41,8 @@ def _releases() -> dict[str, dict[str, bytes]]:
         review="review",
         n_reasons=2,
         reasons={"amount": "amount unlike before", "rate": "rate", "note": "note"},
+        envelope={"decline": (0.8, 0.97)},
+        segment_envelopes={"web": {"decline": (0.6, 0.9)}},
     )
     payments = releases.packed(
         "payments",

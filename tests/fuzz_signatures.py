@@ -134,6 +134,80 @@ def _list(data: bytes):
     return (str(found.revoked.seq),)
 
 
+def _overrides() -> list[bytes]:
+    from signed_releases import ISSUED, NOW_S, digest_of, moment_text, tiny
+
+    from retailinfer.release.statements import Lift, Override
+
+    one = Override(
+        name="fraud",
+        environment="production",
+        digest=digest_of(tiny()),
+        epoch=1,
+        seq=3,
+        issued=ISSUED,
+        begins=ISSUED,
+        until=moment_text(NOW_S + 3600),
+        thresholds={"decline": 0.95, "review": 0.5},
+        who="night",
+        why="card testing",
+    )
+    other = msgspec.structs.replace(one, seq=4, segment="gb", thresholds={"decline": 0.97})
+    lift = Lift(
+        name="fraud",
+        environment="production",
+        epoch=1,
+        seq=5,
+        issued=ISSUED,
+        lifts=(2, 3),
+        who="night",
+        why="over",
+    )
+    return _payloads(one, other, lift)
+
+
+def _override(data: bytes):
+    """Thresholds ascend and stay inside their envelopes, whatever was signed; and what a schedule says comes true."""
+    from signed_releases import NOW_S, digest_of, tiny, trust_file
+
+    from retailinfer.policy import Policy
+    from retailinfer.release.overrides import apply, schedule
+    from retailinfer.release.statements import Lift, Override
+    from retailinfer.release.trust import Mark, Role, Rules
+
+    policy = Policy(
+        [("approve", 0.0), ("review", 0.6), ("decline", 0.92)],
+        segment_by="country",
+        segments={"gb": [("approve", 0.0), ("decline", 0.95)]},
+        envelope={"review": (0.4, 0.91), "decline": (0.85, 0.97)},
+        segment_envelopes={"gb": {"decline": (0.9, 1.0)}},
+    )
+    kind = Lift if b'"lifts":' in data else Override
+    rules = Rules(trust_file(override=Role(keys=("security",))))
+    envelope = _signed(kind, data, "security")
+    entry = rules.override(envelope, "fraud", now_s=NOW_S)
+    log = rules.overrides([*_first(), envelope], "fraud", now_s=NOW_S, mark=Mark(epoch=1, seq=1)).log
+    for step in schedule(policy, log, digest=digest_of(tiny()), now_s=NOW_S):
+        for segment in (None, "gb"):
+            lows = step.policy.thresholds(segment)[1]
+            assert (lows[1:] > lows[:-1]).all(), "bands that do not ascend"
+        assert 0.4 <= step.policy.threshold("review") <= 0.91
+        assert 0.85 <= step.policy.threshold("decline") <= 0.97
+        then = apply(policy, log, digest=digest_of(tiny()), now_s=max(step.from_s, NOW_S))
+        assert then.moved == step.moved
+    return (entry.name,)
+
+
+@functools.cache
+def _first() -> tuple[bytes, ...]:
+    from signed_releases import key
+
+    from retailinfer.release.signature import sign_payload
+    from retailinfer.release.statements import Override
+
+    return (sign_payload(Override.payload_type, _overrides()[0], [key("security")]),)
+
+
 # ---- envelopes and what stands beside --------------------------------------------------------------------------------------
 
 
@@ -249,6 +323,7 @@ TARGETS = {
         _target("statement", _releases, _release),
         _target("pointer", _pointers, _pointer),
         _target("revocations", _lists, _list),
+        _target("override", _overrides, _override),
         _target("envelope", _envelopes, _envelope),
         _target("trust-file", _trust_files, _trust_file),
         _target("accepted-state", _states, _state),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from registries import digest, release, report_of
+from test_registry_overrides import release as release_with_policy
 
 import retailinfer as ri
 from retailinfer.cli.main import main
@@ -98,6 +100,63 @@ def test_history_answers_who_decided(run):
         "nothing of `fraud` was promoted in staging"
         in run("history", "registry", "fraud", "--environment", "staging")[1]
     )
+
+
+def publish_with_envelope(run, tmp_path):
+    """fraud:2.0 becomes champion; an operator may move `decline`."""
+    (tmp_path / "2.0").mkdir()
+    for name, data in release_with_policy("2.0").items():
+        (tmp_path / "2.0" / name).write_bytes(data)
+    run("publish", "registry", "2.0")
+    run("promote", "registry", "fraud:2.0", "--why", "first", "--by", "anna")
+
+
+def test_a_threshold_is_moved_and_put_back(run, tmp_path):
+    """Who, what, until when; and the history of it."""
+    publish_with_envelope(run, tmp_path)
+    until = (dt.datetime.now(dt.UTC) + dt.timedelta(hours=6)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    move = (
+        "override",
+        "registry",
+        "fraud",
+        "decline=0.95",
+        "--until",
+        until,
+        "--why",
+        "card testing",
+        "--by",
+        "ben",
+    )
+    code, out, _ = run(*move)
+    assert code == 0
+    assert out.splitlines()[0].startswith("override 1 of fraud in production, from ")
+    assert out.splitlines()[0].endswith(f"until {until}")
+    assert out.splitlines()[1] == "  decline  from 0.95"
+    code, _, err = run("override", "registry", "fraud", "decline=0.5", "--until", until, "--why", "x")
+    assert (code, "from 0.85 to 0.97, its envelope" in err) == (1, True)
+    for wrong in ("decline", "=0.9", "decline=high"):
+        code, _, err = run("override", "registry", "fraud", wrong, "--until", until, "--why", "x")
+        assert (code, "Expected ACTION=SCORE" in err) == (1, True)
+    assert run("lift", "registry", "fraud", "--why", "over", "--by", "ben")[:2] == (
+        0,
+        "lifted in production: 1\n",
+    )
+    assert run("lift", "registry", "fraud", "--why", "over")[:2] == (0, "nothing to lift\n")
+    code, out, _ = run("overrides", "registry", "fraud")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows] == ["seq", "1", "2"]
+    assert "decline from 0.95 until" in out
+    assert "lifts 1" in out
+    code, out, _ = run(*move, "--json")
+    assert json.loads(out)["override"]["thresholds"] == {"decline": 0.95}
+    assert json.loads(run("overrides", "registry", "fraud", "--json")[1])["overrides"][1]["kind"] == "lift"
+    assert (
+        json.loads(run("lift", "registry", "fraud", "--seq", "3", "--why", "over", "--json")[1])["lift"][
+            "seq"
+        ]
+        == 4
+    )
+    assert "no threshold of `shop` was moved" in run("overrides", "registry", "shop")[1]
 
 
 def test_collect_says_what_goes(run):
