@@ -113,14 +113,15 @@ def golden_of(folder: Path) -> Any:
 
 def test_the_manifest_says_what_an_auditor_asks(tmp_path):
     """Names, hashes, lineage, thresholds, versions and what people said stand in one file."""
-    policy = ri.Policy([("approve", 0.0), ("review", 0.6), ("decline", 0.9)])
+    policy = ri.Policy(
+        [("approve", 0.0), ("review", 0.6), ("decline", 0.9)], envelope={"decline": (0.85, 0.97)}
+    )
     features = spec()
     info = {
         "version": "2026.11",
         "owner": "risk",
         "dataset": {"rows": N, "start": "2023-11-14"},
         "metrics": {"ap": np.float64(0.4), "n": np.int64(3)},
-        "envelope": {"decline": [0.85, 0.97]},
         "owners": {"card": "cards team"},
         "expires": "2027-01-01T00:00:00Z",
     }
@@ -132,7 +133,7 @@ def test_the_manifest_says_what_an_auditor_asks(tmp_path):
     assert manifest.thresholds == {"approve": 0.0, "review": 0.6, "decline": 0.9}
     assert manifest.tolerance == Tolerance(golden=1e-5)
     assert manifest.info.metrics == {"ap": 0.4, "n": 3.0}
-    assert manifest.info.envelope == {"decline": (0.85, 0.97)}
+    assert manifest.envelope == {"decline": (0.85, 0.97)}
     assert [(r.name, r.columns, r.owner) for r in manifest.reads] == [("card", ("mean",), "cards team")]
     assert manifest.machine.onnxruntime
     assert (manifest.score.low, manifest.score.high) == (0.0, 1.0)
