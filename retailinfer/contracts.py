@@ -19,6 +19,7 @@ __all__ = [
     "Contract",
     "Decision",
     "Explanation",
+    "Following",
     "Freshness",
     "Health",
     "Ranking",
@@ -248,6 +249,42 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     local_p99_ms: float | None
 
 
+class Following(msgspec.Struct, frozen=True, kw_only=True):
+    """How a scorer or a ranker follows a registry, in this process: `Scorer.following`.
+
+    Attributes:
+        name, environment: what is followed.
+        epoch, seq: of the newest pointer that was seen and may be followed; 0 before the first.
+        champion: digest of the release that it lets answer. roles: role -> digest. share: of the canary. held: why the pointer
+            is held; None = it is not.
+        running: digest of the release that answers here. skew: it is not the one that should.
+        state: "ok"; "unreachable" = the registry; "refused" = its pointer must not be followed; "failed" = the release that
+            should answer could not be loaded. why: of that, or what else is wrong, such as a disk that is full.
+        polled_s, ok_s: seconds since the last look, and since the last one that found a pointer; None before it.
+        rolled_back: why an operator went back here; until the pointer's number moves on, what they chose answers.
+        revoked: what answers was revoked.
+        failures: digest -> how often it could not be loaded.
+    """
+
+    name: str
+    environment: str
+    epoch: int
+    seq: int
+    champion: str | None
+    roles: dict[str, str]
+    share: float | None
+    held: str | None
+    running: str
+    skew: bool
+    state: str
+    why: str
+    polled_s: float | None
+    ok_s: float | None
+    rolled_back: str | None
+    revoked: bool
+    failures: dict[str, int]
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How a scorer or a ranker is, in this process: for a readiness probe and for people.
 
@@ -263,6 +300,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
             it has waited for sources or shared windows.
         breakers: of the remote: endpoint -> state.
         hook_failures: what hooks raised. dropped_drills: drills that found no place in the queue.
+        expired_s: seconds since the release expired; 0 = it has not, or never does. It answers on.
+        following: of a door that follows a registry; None for others.
     """
 
     ready: bool
@@ -279,3 +318,5 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     breakers: dict[str, str] = {}
     hook_failures: int = 0
     dropped_drills: int = 0
+    expired_s: int = 0
+    following: Following | None = None

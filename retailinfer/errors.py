@@ -29,6 +29,7 @@ RetailInferError
     ├── DeadlineExceededError   no time left
     ├── OverloadedError         more calls at once than this process takes
     ├── RemoteError             the remote model did not answer, or not as agreed
+    ├── RevokedError            the release was revoked while it ran, and is told not to answer
     └── Unavailable             no rung of the ladder could answer
 
 Rules:
@@ -60,6 +61,7 @@ __all__ = [
     "RemoteError",
     "RequestError",
     "RetailInferError",
+    "RevokedError",
     "RollbackError",
     "SchemaMismatchError",
     "ScoreError",
@@ -290,6 +292,10 @@ class RemoteError(ServingError):
         super().__init__(message, hint=hint)
         self.kind = kind
         self.retry_after_s = retry_after_s
+
+
+class RevokedError(ServingError):
+    """The release was revoked while it ran, and `on_revoked="degrade"` keeps it from answering."""
 
 
 class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome

@@ -117,6 +117,7 @@ class Pipeline:
         max_in_flight: int | None = None,
         max_waiting: int = MAX_WAITING,
         contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        permits: Permits | None = None,
     ) -> None:
         _check_settings(store, max_bytes, max_depth, hold_gil_below_us)
         self.bundle = bundle
@@ -165,7 +166,7 @@ class Pipeline:
         self._steps: tuple[Applied, ...] = ()  # thresholds that operators have moved: now, and when that ends
         self.overrides: tuple[Override, ...] = ()
         self.clock: Clock = SystemClock() if store is None else store.clock
-        self.permits = _permits(max_in_flight, max_waiting, self.clock)
+        self.permits = _permits(max_in_flight, max_waiting, self.clock) if permits is None else permits
         self.budget_ns = budget_ns(self.contract.deadline_ms)
         self._observers: dict[str, Observer] = {}
         if spec.arrays:
@@ -203,6 +204,9 @@ class Pipeline:
         strict_paths: bool = False,
         instead_of: Manifest | None = None,
         beside: Pipeline | None = None,
+        expected: str | None = None,
+        chosen: bool = True,
+        remember: bool = True,
         **options: Any,
     ) -> Pipeline:
         """Read, verify and build; what was accepted is remembered last.
@@ -211,6 +215,8 @@ class Pipeline:
             instead_of: of the release in whose place this one may answer; where signatures count, it must name this one.
             beside: a pipeline with these very options; its models and features are shared by a release that differs in its
                 policy alone.
+            expected, chosen: as `read_bundle` takes them.
+            remember: False = the caller does so, once the release answers.
         Raises: BundleError, ConfigError.
         """
         believed = resolve_trust(trust)
@@ -218,7 +224,9 @@ class Pipeline:
             raise ConfigError(
                 f"Expected a release's directory, or its files by name, got `{type(source).__name__}`"
             )
-        bundle = read_bundle(source, strict_paths=strict_paths, trust=believed)
+        bundle = read_bundle(
+            source, strict_paths=strict_paths, trust=believed, expected=expected, chosen=chosen
+        )
         if believed is not None and instead_of is not None:
             check_fallback(bundle.manifest, instead_of)
         if believed is not None:
@@ -227,7 +235,7 @@ class Pipeline:
             pipeline = beside.with_policy(bundle)
         else:
             pipeline = cls(bundle, **options)
-        if believed is not None and instead_of is None:
+        if believed is not None and instead_of is None and remember:
             try:
                 said = None if bundle.verdict is None else bundle.verdict.statement
                 believed.remember(bundle.manifest.name, bundle.manifest.digest, statement=said)

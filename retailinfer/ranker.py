@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retailinfer._native.resolve import WouldWait
@@ -31,13 +32,16 @@ from retailinfer.serving.live import Live
 
 if TYPE_CHECKING:
     import os
+    from typing import Unpack
 
     from cachetools import FIFOCache
 
     from retailinfer.contracts import Ranking
     from retailinfer.monitoring.events import Hook
+    from retailinfer.release.registry import Registry
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.door import EventId
+    from retailinfer.serving.follower import Settings
     from retailinfer.store.store import Store
 
 __all__ = ["Ranker"]
@@ -90,6 +94,37 @@ class Ranker(Door):
             max_waiting=max_waiting,
         )
         return cls(now, previous=before, hooks=hooks)
+
+    @classmethod
+    def follow(
+        cls,
+        registry: Registry | str | os.PathLike[str],
+        name: str,
+        *,
+        trust: str | os.PathLike[str] | Trust | None = None,
+        environment: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        last_good: str | os.PathLike[str] | None = None,
+        poll_s: float = 30.0,
+        on_revoked: Literal["serve", "degrade"] = "serve",
+        hooks: Iterable[Hook] = (),
+        **settings: Unpack[Settings],
+    ) -> Ranker:
+        """As `Scorer.follow`, for rankers: the items of every release are encoded before it answers."""
+        from retailinfer.serving.follower import follow  # noqa: PLC0415 - for those who follow
+
+        return follow(
+            partial(cls, hooks=hooks),
+            registry,
+            name,
+            trust=trust,
+            environment=environment,
+            storage_options=storage_options,
+            last_good=last_good,
+            poll_s=poll_s,
+            on_revoked=on_revoked,
+            options={"ranks": True, **settings},
+        )
 
     def __init__(
         self, pipeline: Pipeline, *, previous: Pipeline | None = None, hooks: Iterable[Hook] = ()

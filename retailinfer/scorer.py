@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Hashable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -44,15 +45,19 @@ from retailinfer.serving.answers import remote_schema
 from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from numpy.typing import NDArray
 
     from retailinfer.contracts import Agreement, Decision, Explanation, Reason
     from retailinfer.features.spec import Field
     from retailinfer.monitoring.events import Hook
     from retailinfer.policy import Policy
+    from retailinfer.release.registry import Registry
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.batching import MicroBatcher
     from retailinfer.serving.door import EventId
+    from retailinfer.serving.follower import Settings
     from retailinfer.serving.lasting import RemoteModel
     from retailinfer.store.store import Store
 
@@ -124,6 +129,53 @@ class Scorer(Door):
             max_waiting=max_waiting,
         )
         return cls(now, previous=before, remote=remote, primary=primary, hooks=hooks)
+
+    @classmethod
+    def follow(
+        cls,
+        registry: Registry | str | os.PathLike[str],
+        name: str,
+        *,
+        trust: str | os.PathLike[str] | Trust | None = None,
+        environment: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        last_good: str | os.PathLike[str] | None = None,
+        poll_s: float = 30.0,
+        on_revoked: Literal["serve", "degrade"] = "serve",
+        remote: RemoteModel | None = None,
+        primary: Literal["release", "remote"] = "release",
+        hooks: Iterable[Hook] = (),
+        **settings: Unpack[Settings],
+    ) -> Scorer:
+        """Load the champion of a name, and whatever becomes champion later: loaded beside what answers, in a thread of its
+        own, verified and replayed, then published by moving one pointer. What fails on the way changes nothing.
+
+        Args:
+            registry: a `ri.Registry`, or its place: a folder, a URL that fsspec knows. name: of the release there.
+            trust, environment, storage_options: of a registry that is given by its place, as `ri.Registry` takes them.
+            last_good: a folder of this host, for its processes to share: they keep the last two releases there, start from
+                them while the registry is out of reach, and load one after the other. None: a start needs the registry.
+            poll_s: between two looks at the registry, a quarter more or less; `refresh()` looks at once.
+            on_revoked: what answers and is revoked goes on ("serve") and says so, or leaves it to the rungs below ("degrade").
+            remote, primary, hooks: as `load` takes them.
+            settings: store, backend, contract and the other settings of `load`; they hold for every release that comes.
+        Raises: RegistryError when the registry cannot be reached, or has no champion, and nothing was kept; BundleError when
+            its champion cannot be loaded, and nothing was kept; ConfigError.
+        """
+        from retailinfer.serving.follower import follow  # noqa: PLC0415 - for those who follow
+
+        return follow(
+            partial(cls, remote=remote, primary=primary, hooks=hooks),
+            registry,
+            name,
+            trust=trust,
+            environment=environment,
+            storage_options=storage_options,
+            last_good=last_good,
+            poll_s=poll_s,
+            on_revoked=on_revoked,
+            options=dict(settings),
+        )
 
     def __init__(
         self,

@@ -144,6 +144,19 @@ def test_rank_items_ranks_and_swaps(tmp_path):
     assert "after the swap: ['sku-" in said
 
 
+def test_follow_registry_takes_over_and_goes_back(tmp_path):
+    """Promoted, rolled back on the spot and in the registry, started anew without it: who answers is who should."""
+    assert run("follow_registry.py", cwd=tmp_path).splitlines() == [
+        "answers: fraud:1.0 approve",
+        "  fraud:1.0 -> fraud:1.1: pointer 2: 'catches more'",
+        "answers: fraud:1.1 review",
+        "  fraud:1.1 -> fraud:1.0: 3 a.m., queue of reviews too long",
+        "answers: fraud:1.0 because 3 a.m., queue of reviews too long",
+        "answers: fraud:1.0 by pointer 3 held: as decided in the morning",
+        "answers: fraud:1.0 registry: unreachable",
+    ]
+
+
 @pytest.mark.requires("sklearn", "skl2onnx", "sqlalchemy")
 def test_read_through_asks_once_and_outlives_its_source(tmp_path):
     """Three requests are one key of the database; unknown is remembered; too old and away are listed, and nothing fails."""

@@ -168,6 +168,7 @@ def read_bundle(
     strict_paths: bool = False,
     trust: Trust | None = None,
     expected: str | None = None,
+    chosen: bool = True,
 ) -> Bundle:
     """Read and verify a release.
 
@@ -176,11 +177,12 @@ def read_bundle(
         strict_paths: also refuse links, files with a second name, files that others own or may write.
         trust: whom to believe; None reads the release as unsigned, whatever is beside it.
         expected: the digest that a pointer named, for a release that must be that one.
+        chosen: files by name were chosen by the caller, and do not come from a place where others may have put an older one.
     Raises: SignatureError, TrustError, RollbackError, ManifestError, IntegrityError, BundleError when there is no such
         directory. Only the signed statement and the manifest are parsed, after the signature held.
     """
     if isinstance(source, Mapping):
-        return _from_memory(source, trust, expected)
+        return _from_memory(source, trust, expected, chosen=chosen)
     origin = os.fspath(source)
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0) | (_NO_LINK if strict_paths else 0)
     try:
@@ -242,7 +244,9 @@ def _from_folder(
     return assemble(names, read, origin, trust, expected)
 
 
-def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str | None) -> Bundle:
+def _from_memory(
+    source: Mapping[str, bytes], trust: Trust | None, expected: str | None, *, chosen: bool
+) -> Bundle:
     if not all(isinstance(name, str) for name in source):
         raise ManifestError("Expected names of type str in a release in memory")
     _count(source, "memory")
@@ -259,7 +263,7 @@ def _from_memory(source: Mapping[str, bytes], trust: Trust | None, expected: str
             raise _wrong_size(name, size, str(len(data)))
         return data
 
-    return assemble(set(held), read, "memory", trust, expected, chosen=True)
+    return assemble(set(held), read, "memory", trust, expected, chosen=chosen)
 
 
 def assemble(

@@ -117,10 +117,11 @@ class LastGood:
                 IntegrityError
             ):  # a record that cannot be read is worth nothing: write a new one
                 before = self.kept()
-            if before and (before[0].digest, before[0].pointer) == (digest, pointer):
-                return False
             there = next((one for one in before if one.digest == digest), None)
-            if there is None or not self._is_whole(there, files):
+            whole = there is not None and self._is_whole(there, files)
+            if whole and there is before[0] and there.pointer == pointer:
+                return False
+            if there is None or not whole:
                 made = f"{version}-{digest[:16]}-{os.urandom(6).hex()}"
                 self._told("write", self.folder / made, lambda: _write_folder(self.folder / made, files))
             else:

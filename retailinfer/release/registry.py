@@ -149,6 +149,11 @@ class Registry:
         files = open_files(place, single_writer=single_writer, storage_options=storage_options)
         self._records = Records(files, self.trust, tuple(keys), self._clock)
 
+    @property
+    def clock(self) -> Clock:
+        """Whose time counts here."""
+        return self._clock
+
     def __repr__(self) -> str:
         return f"<Registry {self._records.files.origin} ({self.environment})>"
 

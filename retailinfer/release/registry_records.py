@@ -199,11 +199,19 @@ class Records:
         return trust.check_pointer(signed[-1][1], name) if signed else None
 
     def document_in_force(self, environment: str, name: str) -> bytes | None:
-        """The pointer that counts as it was written; None where nothing is in force. Nobody has looked at its dates."""
+        """The pointer that counts as it was written; None where nothing is in force. Nobody has looked at its dates.
+
+        Raises: RegistryError where what was read once is not there any more: a place that is not mounted looks empty.
+        """
+        last = self._n_documents(environment, name)
+        if last and self.files.read(_path("pointers", environment, name, last), MAX_ENVELOPE_BYTES) is None:
+            raise RegistryError(
+                f"the registry had pointer {last} of `{name}`, and it is not there now",
+                hint="is its place mounted?",
+            )
         if self.trust is not None:
             signed = self._signed_pointers(self.trust, environment, name)
             return signed[-1][1] if signed else None
-        last = self._n_documents(environment, name)
         return self._document("pointers", environment, name, last) if last else None
 
     def opened(self, environment: str, name: str, document: bytes) -> Pointer:

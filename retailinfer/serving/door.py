@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
-from retailinfer.errors import DeadlineExceededError, OverloadedError, ServingError
+from retailinfer.errors import ConfigError, DeadlineExceededError, OverloadedError, ServingError
 from retailinfer.pipeline import Pipeline, moment_ns
 from retailinfer.resilience.ladder import CONCURRENCY, Call
 from retailinfer.serving.answers import check_declared
@@ -31,13 +34,12 @@ from retailinfer.serving.looplag import LoopLag
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    import msgspec
-
     from retailinfer._native.admission import Permits
-    from retailinfer.contracts import Contract, Freshness, Health
+    from retailinfer.contracts import Contract, Following, Freshness, Health
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
+    from retailinfer.serving.follower import Follower, Source
 
 __all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "load_pipelines"]
 
@@ -85,6 +87,10 @@ class Door:
             set()
         )  # calls of coroutines, until they end; loops of several threads share it
         self._closed = False
+        self._options: dict[str, Any] = {}  # that every release of a door that follows is loaded with
+        self._follower: Follower | None = None
+        self._told_expired: str | None = None  # digest
+        self._moving = threading.Lock()  # the pointer
         self._publish(self._live_of(pipeline, previous=previous))
 
     def _live_of(
@@ -97,6 +103,116 @@ class Door:
         """From now on calls are answered by this; those under way go on with what they found."""
         self._live = live
         self._lasting.drill(live.ladder, live.engine if live.ladder.present else None)
+
+    def roll_back(self, *, why: str) -> None:
+        """Let the release before this one answer again, which is in memory still: one pointer moves, nothing is read.
+
+        A door that follows a registry stays back until the pointer there moves on. Raises: ConfigError where there is none.
+        """
+        with self._moving:
+            live = self._live
+            back = self._resident_of(live)
+            if back is None:
+                raise ConfigError(
+                    f"{live.release} is the only release that this {type(self).__name__} has in memory",
+                    hint="a release that replaces another keeps it; this one replaced none",
+                )
+            self._publish(back)
+        self._tell_change("release", live.release, back.release, why)
+        if self._follower is not None:
+            self._follower.decided_here(live.digest, back.digest, why)
+
+    def _resident_of(self, live: Live) -> Live | None:
+        """The release that a rollback leads to, with what is left as its own resident."""
+        if live.resident is None:
+            return None
+        return msgspec.structs.replace(live.resident, resident=msgspec.structs.replace(live, resident=None))
+
+    def _tell_change(self, part: str, before: str, after: str, why: str) -> None:
+        if self._lasting.changes is not None:
+            self._lasting.changes.changed(part, before, after, why)
+
+    # ---- following a registry --------------------------------------------------------------------------------------------
+
+    @property
+    def following(self) -> Following | None:
+        """How this door follows its registry; None when it follows none."""
+        if self._follower is None:
+            return None
+        live = self._live
+        return self._follower.report(running=live.digest)
+
+    def refresh(self) -> Following:
+        """Look at the registry now, in this thread, and take over what it says. What goes wrong is in what is returned.
+
+        Raises: ConfigError for a door that follows no registry, or is closed.
+        """
+        if self._follower is None or self._closed:
+            what = (
+                f"this {type(self).__name__} is closed"
+                if self._closed
+                else f"this {type(self).__name__} follows no registry"
+            )
+            raise ConfigError(what, hint=f"make it with {type(self).__name__}.follow(registry, name)")
+        self._follower.refresh()
+        found = self.following
+        assert found is not None
+        return found
+
+    def _look_at_expiry(self) -> int:
+        """Seconds since what answers has expired; hooks are told once."""
+        live = self._live
+        late_s = live.expired_s(self._lasting.clock.wall_ns())
+        if late_s and self._told_expired != live.digest:
+            self._told_expired = live.digest
+            self._tell_change("release", live.release, "expired", f"on {live.expires}; it answers on")
+        return late_s
+
+    def _prepare(self, source: Source) -> Live:
+        """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`."""
+        pipeline = Pipeline.load(
+            source.files,
+            trust=source.trust,
+            expected=source.expected,
+            chosen=False,
+            remember=False,
+            permits=self._lasting.permits,
+            **self._options,
+        )
+        try:
+            return self._live_of(pipeline)
+        except BaseException:
+            pipeline.close()
+            raise
+
+    def _replace(self, since: Live, live: Live, *, why: str) -> bool:
+        """Let another release answer, unless somebody has decided otherwise since; what answered until now stays resident."""
+        with self._moving:
+            if self._live is not since or self._closed:
+                return False
+            self._publish(
+                msgspec.structs.replace(live, resident=msgspec.structs.replace(since, resident=None))
+            )
+        if since.resident is not None:
+            since.resident.pipeline.close()
+        self._tell_change("release", since.release, live.release, why)
+        return True
+
+    def _recall(self, since: Live, *, why: str) -> bool:
+        """The same with what is resident."""
+        with self._moving:
+            back = self._resident_of(since)
+            if self._live is not since or self._closed or back is None:
+                return False
+            self._publish(back)
+        self._tell_change("release", since.release, back.release, why)
+        return True
+
+    def _withdraw(self, live: Live, why: str | None) -> None:
+        """Let only the rungs below what answers answer, or end that."""
+        with self._moving:
+            if self._live is live and not self._closed and live.is_withdrawn == (why is None):
+                self._publish(live.restored() if why is None else live.withdrawn(why))
 
     @property
     def closed(self) -> bool:
@@ -156,7 +272,8 @@ class Door:
 
         Asking also tells hooks of rungs that have grown cold.
         """
-        return self._live.health(self._lasting, ready=not self._closed)
+        health = self._live.health(self._lasting, ready=not self._closed)
+        return msgspec.structs.replace(health, expired_s=self._look_at_expiry(), following=self.following)
 
     def observe(
         self,
@@ -187,6 +304,8 @@ class Door:
 
     def close(self) -> None:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
+        if self._follower is not None:
+            self._follower.close()
         live = self._live
         self._closed = True
         self._live = live.closed(type(self).__name__)
@@ -194,6 +313,8 @@ class Door:
         live.pipeline.close()
         if live.previous is not None:
             live.previous.close()
+        if live.resident is not None:
+            live.resident.pipeline.close()
         if self._executor is not None and self._executor_pid == os.getpid():
             self._executor.shutdown(wait=True)
             self._executor = None

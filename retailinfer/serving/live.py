@@ -17,6 +17,7 @@ import msgspec
 from retailinfer.contracts import Freshness, Health
 from retailinfer.errors import ConfigError
 from retailinfer.serving.answers import Rungs
+from retailinfer.serving.withdrawn import Withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +111,45 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
             rules=rules,
             since_ns=pipeline.clock.wall_ns(),
         )
+
+    @property
+    def digest(self) -> str:
+        """Of the release."""
+        return self.pipeline.manifest.digest
+
+    @property
+    def expires(self) -> str | None:
+        """When the release ends, as it was signed, or as it says of itself; None = never."""
+        verdict = self.pipeline.bundle.verdict
+        if verdict is not None:
+            return verdict.statement.expires
+        if self.pipeline.manifest.info.expires is None:
+            return None
+        from retailinfer.release.trust import expiry_of  # noqa: PLC0415 - for releases that end
+
+        return expiry_of(self.pipeline.manifest)
+
+    def expired_s(self, wall_ns: int) -> int:
+        """Seconds since then; 0 before it."""
+        expires = self.expires
+        if expires is None:
+            return 0
+        from retailinfer.release.statements import seconds_of  # noqa: PLC0415 - as above
+
+        return max(0, wall_ns // 10**9 - seconds_of(expires))
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Only the rungs below the release answer."""
+        return isinstance(self.engine, Withdrawn)
+
+    def withdrawn(self, why: str) -> Live:
+        """The same, except for that."""
+        return msgspec.structs.replace(self, engine=Withdrawn(self.engine, why))
+
+    def restored(self) -> Live:
+        """The same, without it."""
+        return msgspec.structs.replace(self, engine=self.engine.instead_of)
 
     def closed(self, door: str) -> Live:
         """The same, except that every call is refused."""
