@@ -86,6 +86,21 @@ def answer(scorer: Any) -> str:
     return str(decision.release)
 
 
+class Hidden:
+    """A registry that is out of reach for a while: its folder has another name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.away = folder, folder.with_name("away")
+
+    def __enter__(self) -> None:
+        self.folder.rename(self.away)
+        self.folder.write_bytes(b"")  # a file where the folder was: every read of it fails
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.unlink()
+        self.away.rename(self.folder)
+
+
 class Heard:
     """A hook that keeps what changed."""
 
@@ -132,6 +147,7 @@ __all__ = [
     "REQUEST",
     "SCORES",
     "Heard",
+    "Hidden",
     "answer",
     "bad",
     "digest_of",

@@ -157,6 +157,14 @@ def _registry_kills(seconds: float, seed: int) -> tuple[bool, str]:
     return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
+def _follow_kills(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 kills of processes that follow a registry; fewer in a run of minutes."""
+    kills = 10_000 if seconds >= 60 else 100
+    command = [sys.executable, ROOT / "tests/follow_kills.py", "--kills", kills, "--seed", seed]
+    report = ["--report", FOLDER / "follow-kills.json"]
+    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
+
+
 def _last_good_kills(seconds: float, seed: int) -> tuple[bool, str]:
     """10,000 kills of processes that keep the release that they loaded; fewer in a run of minutes."""
     kills = 10_000 if seconds >= 60 else 400
@@ -224,6 +232,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
     "registry-kills": _registry_kills,
+    "follow-kills": _follow_kills,
     "last-good-kills": _last_good_kills,
     "decision-kills": _decision_kills,
     "overload": _overload,

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from following import Heard, answer, bad, digest_of, follow, release, signed_release, write_trust
+from following import Heard, Hidden, answer, bad, digest_of, follow, release, signed_release, write_trust
 from signed_releases import DAY_S, EXPIRES, NOW_S, key, revoked
-from test_follow import Hidden
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
