@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -617,3 +618,51 @@ def test_a_closed_scorer_does_not_follow(tmp_path):
         scorer.refresh()
     with pytest.raises(ConfigError, match="closed"):
         scorer.score(REQUEST)
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_a_process_would_answer_with(tmp_path, last_good, capsys, monkeypatch):
+    """The same as a process that starts: from the registry, from disk, after a rollback, or nothing at all."""
+    from retailinfer.cli.main import main
+
+    monkeypatch.delenv("RETAILINFER_TRUST", raising=False)
+    place = registry(tmp_path / "registry", "1.0", "1.1")
+    arguments = ["follow", str(tmp_path / "registry"), "fraud", "--last-good", str(last_good)]
+
+    def said() -> tuple[int, list[str]]:
+        code = main(arguments)
+        return code, capsys.readouterr().out.splitlines()
+
+    code, lines = said()
+    assert (code, lines[-1]) == (0, "a process that starts now answers with fraud:1.0, from the registry")
+    assert not last_good.exists()
+    with follow(tmp_path / "registry", last_good=last_good) as scorer:
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        scorer.roll_back(why="3 a.m.")
+        scorer.refresh()
+    code, lines = said()
+    assert code == 0
+    assert lines[0].startswith("pointer 2 in production, of ")
+    assert lines[0].endswith("by anna: better")
+    assert [line.split(",")[0] for line in lines[1:3]] == [
+        "kept here: version 1.1",
+        "kept here: version 1.0",
+    ]
+    assert lines[3].endswith("3 a.m.")
+    assert lines[-1] == "a process that starts now answers with fraud:1.0, from what is kept here"
+    with Hidden(tmp_path / "registry"):
+        code, lines = said()
+        assert (code, lines[-1]) == (
+            0,
+            "a process that starts now answers with fraud:1.0, from what is kept here",
+        )
+        shutil.rmtree(last_good)
+        code, lines = said()
+        assert (code, lines[-1]) == (1, "a process that starts now has nothing to answer with")
+    code = main([*arguments, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert (told["ok"], told["answers"]["release"], told["pointer"]["seq"]) == (True, "fraud:1.1", 2)

@@ -38,6 +38,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
   retailinfer rotate ...         lead hosts to the next trust file
+  retailinfer follow REGISTRY NAME  what would a process on this host answer with?
   retailinfer decisions FOLDER   what was decided, from a decision log; erase a customer from it
 
 A registry keeps releases, and which of them answers: publish, approve, promote, rollback, override, history.
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sign", _sign),
         ("revoke", _revoke),
         ("rotate", _rotate),
+        ("follow", _follow),
         ("decisions", _decisions),
     ):
         add(_command(commands, name, json=name != "demo"))
@@ -212,6 +214,14 @@ _ABOUT = {
         (
             "Signs a trust file of the next epoch with keys of the role `trust`, and writes it beside the one of the hosts, "
             "as trust-2.sig, trust-3.sig and so on: they follow from one to the next. Needs `pip install 'retailinfer[sign]'`."
+        ),
+    ),
+    "follow": (
+        "show what a host that follows a registry would answer with",
+        (
+            "Looks at a registry and at what this host has kept, as a process does that starts: which pointer is in force, "
+            "what is kept, whether somebody went back here, and which release would answer. Nothing is loaded or written. "
+            "Exit code 1 when nothing would answer."
         ),
     ),
     "decisions": (
@@ -460,6 +470,18 @@ def _revoke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expires", metavar="MOMENT", help="after which hosts want a newer list")
     parser.add_argument("--out", metavar="FILE", help="default: revocations.sig beside the trust file")
     _password(parser)
+
+
+def _follow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("registry", metavar="REGISTRY", help="folder, or URL such as s3://bucket/registry")
+    parser.add_argument("name", metavar="NAME", help="of the release")
+    parser.add_argument(
+        "--last-good", metavar="DIR", help="what the host keeps, as `last_good=` of Scorer.follow"
+    )
+    parser.add_argument(
+        "--environment", metavar="NAME", help="default: that of the trust file, else production"
+    )
+    add_trust(parser)
 
 
 def _rotate(parser: argparse.ArgumentParser) -> None:
