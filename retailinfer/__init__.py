@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         ShapeError,
         SignatureError,
         SpecError,
+        SwapError,
         TrustError,
         Unavailable,
     )
@@ -143,6 +144,7 @@ __all__ = [
     "SpecError",
     "Store",
     "Stream",
+    "SwapError",
     "Tensor",
     "Timestamp",
     "Trust",

@@ -302,6 +302,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
         hook_failures: what hooks raised. dropped_drills: drills that found no place in the queue.
         expired_s: seconds since the release expired; 0 = it has not, or never does. It answers on.
         following: of a door that follows a registry; None for others.
+        since_ns: since when this release answers here, ns since 1970. resident: the release that `roll_back` would go to.
+        refused: why the last swap was refused; "" where it was not.
+    Counts of rungs and stages are of this release and begin with it; permits, hooks and drills are counted for the door.
     """
 
     ready: bool
@@ -320,3 +323,6 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     dropped_drills: int = 0
     expired_s: int = 0
     following: Following | None = None
+    since_ns: int = 0
+    resident: str | None = None
+    refused: str = ""

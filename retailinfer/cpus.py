@@ -5,7 +5,7 @@ Rules:
     container that may use half a CPU of it.
   * Read anew at each call, because affinity and quota can change while a process runs; nothing is kept.
   * What cannot be read limits nothing.
-Used by serving/door.py for threads and for the permits that calls in flight take.
+Used by serving/door.py for threads and for the permits that calls in flight take; memory.py walks the same groups.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["cpu_quota", "usable_cpus"]
+__all__ = ["GROUPS", "MOUNT", "cpu_quota", "read_text", "upwards", "usable_cpus"]
 
-_GROUPS = "/proc/self/cgroup"
-_MOUNT = "/sys/fs/cgroup"
+GROUPS = "/proc/self/cgroup"
+MOUNT = "/sys/fs/cgroup"
 
 
 def usable_cpus() -> int:
@@ -31,7 +31,7 @@ def usable_cpus() -> int:
     return max(1, n_cpus if quota is None else min(n_cpus, math.ceil(quota)))
 
 
-def cpu_quota(*, groups: str = _GROUPS, mount: str = _MOUNT) -> float | None:
+def cpu_quota(*, groups: str = GROUPS, mount: str = MOUNT) -> float | None:
     """CPUs that the control groups of this process may use, the least of them and of all above; None without a limit.
 
     Args:
@@ -41,18 +41,18 @@ def cpu_quota(*, groups: str = _GROUPS, mount: str = _MOUNT) -> float | None:
     limits = []
     from pathlib import Path  # noqa: PLC0415 - several ms of every import, for what is asked once
 
-    for line in _read(Path(groups)).splitlines():
+    for line in read_text(Path(groups)).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
-            limits += [_limit_v2(folder) for folder in _upwards(Path(mount), path)]
+            limits += [_limit_v2(folder) for folder in upwards(Path(mount), path)]
         elif "cpu" in (names := controllers.split(",")):
             for mounted in {controllers, "cpu", ",".join(sorted(names))}:
-                limits += [_limit_v1(folder) for folder in _upwards(Path(mount, mounted), path)]
+                limits += [_limit_v1(folder) for folder in upwards(Path(mount, mounted), path)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _upwards(mount: Path, path: str) -> Iterator[Path]:
+def upwards(mount: Path, path: str) -> Iterator[Path]:
     """A group's folder and all above it, as far as they can be seen from here."""
     from pathlib import PurePosixPath  # noqa: PLC0415 - as above
 
@@ -63,12 +63,13 @@ def _upwards(mount: Path, path: str) -> Iterator[Path]:
 
 def _limit_v2(folder: Path) -> float | None:
     """`cpu.max` is "quota period" in microseconds, or "max period"."""
-    return _ratio(*_read(folder / "cpu.max").split()[:2])
+    return _ratio(*read_text(folder / "cpu.max").split()[:2])
 
 
 def _limit_v1(folder: Path) -> float | None:
     return _ratio(
-        *_read(folder / "cpu.cfs_quota_us").split()[:1], *_read(folder / "cpu.cfs_period_us").split()[:1]
+        *read_text(folder / "cpu.cfs_quota_us").split()[:1],
+        *read_text(folder / "cpu.cfs_period_us").split()[:1],
     )
 
 
@@ -80,7 +81,8 @@ def _ratio(*texts: str) -> float | None:
     return quota / period if quota and period else None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A small file of the kernel's; empty where there is none."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:

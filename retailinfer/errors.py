@@ -30,6 +30,7 @@ RetailInferError
     ├── OverloadedError         more calls at once than this process takes
     ├── RemoteError             the remote model did not answer, or not as agreed
     ├── RevokedError            the release was revoked while it ran, and is told not to answer
+    ├── SwapError               another release was not put in place: the one before serves on
     └── Unavailable             no rung of the ladder could answer
 
 Rules:
@@ -70,6 +71,7 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "SpecError",
+    "SwapError",
     "TrustError",
     "Unavailable",
     "clip",
@@ -296,6 +298,10 @@ class RemoteError(ServingError):
 
 class RevokedError(ServingError):
     """The release was revoked while it ran, and `on_revoked="degrade"` keeps it from answering."""
+
+
+class SwapError(ServingError):
+    """Another release was not put in place, through no fault of its own: the one before serves on."""
 
 
 class Unavailable(ServingError):  # noqa: N818 - the field's own word for this outcome

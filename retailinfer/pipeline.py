@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
 
-__all__ = ["Pipeline", "action_of", "moment_ns"]
+__all__ = ["Pipeline", "action_of", "moment_ns", "new_permits"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -96,6 +96,7 @@ class Pipeline:
     """A loaded release.
 
     Attributes:
+        is_twin: made by `twin`; what it shares is another one's.
         manifest, spec, policy, fallback: of the release. contract: too, with what configuration lays over it.
         sessions: model role -> session, in running order.
         engine: None for a release that takes arrays only.
@@ -103,6 +104,8 @@ class Pipeline:
         row_independent: as measured here; False makes every row run alone.
         overrides: of thresholds, that hold now or will; `policy_in_force` has them, `policy` is the release's own.
     """
+
+    is_twin = False
 
     def __init__(
         self,
@@ -166,7 +169,8 @@ class Pipeline:
         self._steps: tuple[Applied, ...] = ()  # thresholds that operators have moved: now, and when that ends
         self.overrides: tuple[Override, ...] = ()
         self.clock: Clock = SystemClock() if store is None else store.clock
-        self.permits = _permits(max_in_flight, max_waiting, self.clock) if permits is None else permits
+        self.permits = new_permits(max_in_flight, max_waiting, self.clock) if permits is None else permits
+        self._accept: Callable[[], None] | None = None
         self.budget_ns = budget_ns(self.contract.deadline_ms)
         self._observers: dict[str, Observer] = {}
         if spec.arrays:
@@ -216,7 +220,7 @@ class Pipeline:
             beside: a pipeline with these very options; its models and features are shared by a release that differs in its
                 policy alone.
             expected, chosen: as `read_bundle` takes them.
-            remember: False = the caller does so, once the release answers.
+            remember: False = the caller does so, once it knows that the release will answer.
         Raises: BundleError, ConfigError.
         """
         believed = resolve_trust(trust)
@@ -235,14 +239,23 @@ class Pipeline:
             pipeline = beside.with_policy(bundle)
         else:
             pipeline = cls(bundle, **options)
-        if believed is not None and instead_of is None and remember:
+        if believed is not None and instead_of is None:
+            said = None if bundle.verdict is None else bundle.verdict.statement
+            pipeline._accept = partial(
+                believed.remember, bundle.manifest.name, bundle.manifest.digest, statement=said
+            )
+        if remember:
             try:
-                said = None if bundle.verdict is None else bundle.verdict.statement
-                believed.remember(bundle.manifest.name, bundle.manifest.digest, statement=said)
+                pipeline.remember()
             except BundleError:
                 pipeline.close()
                 raise
         return pipeline
+
+    def remember(self) -> None:
+        """Keep on this host that the release was accepted, so that nothing older is. Raises: BundleError."""
+        if self._accept is not None:
+            self._accept()
 
     # ---- another policy, the same models -----------------------------------------------------------------------------
 
@@ -305,10 +318,22 @@ class Pipeline:
         now_s = self.clock.wall_ns() // 10**9
         return next((step for step in reversed(self._steps) if step.from_s <= now_s), self._steps[0])
 
+    def twin(self, permits: Permits) -> Pipeline:
+        """Another way into this release: with permits, a hook and counts of its own. It is not told of new tables: the release
+        itself is, for as long as that is kept too.
+        """
+        assert self.engine is not None
+        made = self._copy()
+        made.is_twin, made.permits, made._parts = True, permits, {**self._parts, "permits": permits}
+        made.engine = made._new_engine()
+        made.engine.calibrate_as(self.engine)
+        return made
+
     def _copy(self) -> Pipeline:
         made = Pipeline.__new__(Pipeline)
         made.__dict__.update(self.__dict__)
         made._keep = []
+        made._accept = None
         made._explainer = None  # it refers to its pipeline, weakly
         return made
 
@@ -682,7 +707,13 @@ class Pipeline:
         slot = self._store.slot(candidate)
         if slot is not None:
             self.engine.encode_items(slot.table)
-            self._keep.append(self._store.subscribe(candidate, self._encode_items))
+            blocks = (self._block_name, f"{self._block_name}.flags")
+            self._keep.append(self._store.subscribe(candidate, self._encode_items, attaches=blocks))
+
+    @property
+    def _block_name(self) -> str:
+        """Under which encoded items stand in their table, for all rankers of one spec."""
+        return f"{self.spec.fingerprint}:{int(self.manifest.nan_inputs)}"
 
     def _engine_parts(
         self,
@@ -739,7 +770,7 @@ class Pipeline:
             "sections": {"columns": column_sections},
             "candidate_slot": candidate_slot,
             "candidate_is_text": candidate_text,
-            "block_name": f"{self.spec.fingerprint}:{int(self.manifest.nan_inputs)}",
+            "block_name": self._block_name,
             "decision_type": Decision,
             "ranking_type": Ranking,
             "decode": decode,
@@ -763,11 +794,13 @@ class Pipeline:
     def _new_engine(self) -> Engine:
         policy = self.policy if not self._steps else self._steps[0].policy
         bands, segments = _bands(policy)
+        owner = weakref.proxy(
+            self
+        )  # whose engine this is: a strong reference would be a cycle, which is freed late
         said = () if self.bundle.signed_by else (UNSIGNED,)
         return Engine(
             **self._parts,
-            # only where it is needed: it refers back to us, and a cycle is freed late
-            session=(lambda arrays: self.chain_scores(self.inputs, arrays)) if self.is_chain else None,
+            session=(lambda arrays: owner.chain_scores(owner.inputs, arrays)) if self.is_chain else None,
             release=self.manifest.release,
             bands=tuple(bands),
             n_common_bands=0 if policy is None else len(policy.body.bands),
@@ -1034,7 +1067,7 @@ def _check_settings(store: object, max_bytes: object, max_depth: object, hold_gi
         raise ConfigError(f"Expected a number for hold_gil_below_us, got {clip(hold_gil_below_us)}")
 
 
-def _permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Permits:
+def new_permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Permits:
     """Permits of one door; twice as many calls as there are processors, unless it was said otherwise. Raises: ConfigError."""
     if max_in_flight is None:
         max_in_flight = 2 * usable_cpus()

@@ -78,22 +78,21 @@ class Ranker(Door):
 
         Its ladder has the rungs previous and static.
         """
-        now, before = load_pipelines(
-            release,
-            previous,
-            contract=contract,
-            trust=trust,
-            strict_paths=strict_paths,
-            store=store,
-            ranks=True,
-            backend=backend,
-            max_bytes=max_bytes,
-            max_depth=max_depth,
-            hold_gil_below_us=hold_gil_below_us,
-            max_in_flight=max_in_flight,
-            max_waiting=max_waiting,
-        )
-        return cls(now, previous=before, hooks=hooks)
+        settings: dict[str, Any] = {
+            "contract": contract,
+            "trust": trust,
+            "strict_paths": strict_paths,
+            "store": store,
+            "ranks": True,
+            "backend": backend,
+            "max_bytes": max_bytes,
+            "max_depth": max_depth,
+            "hold_gil_below_us": hold_gil_below_us,
+            "max_in_flight": max_in_flight,
+            "max_waiting": max_waiting,
+        }
+        now, before = load_pipelines(release, previous, **settings)
+        return cls(now, previous=before, hooks=hooks, settings=settings)
 
     @classmethod
     def follow(
@@ -127,9 +126,14 @@ class Ranker(Door):
         )
 
     def __init__(
-        self, pipeline: Pipeline, *, previous: Pipeline | None = None, hooks: Iterable[Hook] = ()
+        self,
+        pipeline: Pipeline,
+        *,
+        previous: Pipeline | None = None,
+        hooks: Iterable[Hook] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(pipeline, previous=previous, hooks=hooks)
+        super().__init__(pipeline, previous=previous, hooks=hooks, settings=settings)
 
     def _live_of(
         self, pipeline: Pipeline, *, previous: Pipeline | None = None, resident: Live | None = None

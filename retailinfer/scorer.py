@@ -114,21 +114,20 @@ class Scorer(Door):
             hooks: who hears of answers, failures and changes: objects with `on_event`, see retailinfer.monitoring.events.
         Raises: BundleError (nothing is loaded then), ConfigError, SpecError for a `contract` that contradicts the release.
         """
-        now, before = load_pipelines(
-            release,
-            previous,
-            contract=contract,
-            trust=trust,
-            strict_paths=strict_paths,
-            store=store,
-            backend=backend,
-            max_bytes=max_bytes,
-            max_depth=max_depth,
-            hold_gil_below_us=hold_gil_below_us,
-            max_in_flight=max_in_flight,
-            max_waiting=max_waiting,
-        )
-        return cls(now, previous=before, remote=remote, primary=primary, hooks=hooks)
+        settings: dict[str, Any] = {
+            "contract": contract,
+            "trust": trust,
+            "strict_paths": strict_paths,
+            "store": store,
+            "backend": backend,
+            "max_bytes": max_bytes,
+            "max_depth": max_depth,
+            "hold_gil_below_us": hold_gil_below_us,
+            "max_in_flight": max_in_flight,
+            "max_waiting": max_waiting,
+        }
+        now, before = load_pipelines(release, previous, **settings)
+        return cls(now, previous=before, remote=remote, primary=primary, hooks=hooks, settings=settings)
 
     @classmethod
     def follow(
@@ -185,6 +184,7 @@ class Scorer(Door):
         remote: RemoteModel | None = None,
         primary: Literal["release", "remote"] = "release",
         hooks: Iterable[Hook] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if primary not in ("release", "remote") or (primary == "remote" and remote is None):
             raise ConfigError(
@@ -192,7 +192,9 @@ class Scorer(Door):
                 + (" without one" if remote is None else "")
             )
         first = primary == "remote"
-        super().__init__(pipeline, previous=previous, remote=remote, remote_first=first, hooks=hooks)
+        super().__init__(
+            pipeline, previous=previous, remote=remote, remote_first=first, hooks=hooks, settings=settings
+        )
 
     def score(
         self,

@@ -73,7 +73,7 @@ def test_every_answer_of_an_unsigned_release_says_so():
             tuple(msgspec.msgpack.decode(scorer.score_msgpack(packed))["trace"]),
             *(answer.trace for answer in scorer.score_batch([request, request])),
             rescored(scorer, request).trace,
-            scorer._engine.finish_static(request, None, 0.5, release="static", rung=4).trace,
+            scorer._live.engine.finish_static(request, None, 0.5, release="static", rung=4).trace,
         ]
         assert set(traces) == {want}
     store = ri.Store(tables={"item": releases.items()})
@@ -82,7 +82,7 @@ def test_every_answer_of_an_unsigned_release_says_so():
         ranker = ri.Ranker.load(files, trust=trusted, store=store)
         ranking = ranker.rank(releases.CONTEXT, ["sku-001", "sku-002"], k=2)
         asked = msgspec.json.encode({"context": releases.CONTEXT, "candidates": ["sku-001"], "k": 1})
-        static = ranker._engine.rank_static(["sku-001"], 1, order={}, release="static", rung=4)
+        static = ranker._live.engine.rank_static(["sku-001"], 1, order={}, release="static", rung=4)
         assert {
             ranking.trace,
             tuple(msgspec.json.decode(ranker.rank_json(asked))["trace"]),

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "retailinfer"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "hostnames", "life", "whole_file"), 0),
+    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "hostnames", "life", "memory", "whole_file"), 0),
     **dict.fromkeys(("contracts", "columns", "policy"), 1),
     "_native": 2,
     **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring"), 3),

@@ -72,6 +72,7 @@ PUBLIC = [
     "SpecError",
     "Store",
     "Stream",
+    "SwapError",
     "Tensor",
     "Timestamp",
     "Trust",

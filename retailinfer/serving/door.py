@@ -5,6 +5,8 @@ Rules:
   * A call reads `_live` once and takes all parts of the release from there. What lasts beside releases is `_lasting`.
   * A closed door, and one without an engine, answer with the same ConfigError whatever is asked: `Refusal` stands where the
     engine would, so that open doors pay for no check.
+  * What answers is changed under `_turns` alone: by `swap`, by `roll_back`, by a follower, by `close`. The release that
+    answered before stays ready (`Live.resident`), so that going back is one pointer.
   * Threads are made at the first call that needs one, in the process that makes it.
   * A call that the release answers touches nothing of the ladder. One that it does not goes through `_fall`, with what its
     door was given; the ladder does the rest.
@@ -15,21 +17,31 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns
-from retailinfer.errors import ConfigError, DeadlineExceededError, OverloadedError, ServingError
-from retailinfer.pipeline import Pipeline, moment_ns
+from retailinfer.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    OverloadedError,
+    ServingError,
+    SwapError,
+    TrustError,
+)
+from retailinfer.memory import available_bytes
+from retailinfer.pipeline import MAX_WAITING, Pipeline, moment_ns, new_permits
+from retailinfer.release.bundle import check_fallback
 from retailinfer.resilience.ladder import CONCURRENCY, Call
 from retailinfer.serving.answers import check_declared
 from retailinfer.serving.lasting import Lasting, RemoteModel
 from retailinfer.serving.live import Live
 from retailinfer.serving.looplag import LoopLag
+from retailinfer.serving.turns import Drain, Turns
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +60,7 @@ EventId: TypeAlias = str | bytes | int
 MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer than they run without it
 LINE_PERCENT = {"critical": 100, "sheddable": 80}  # of `max_waiting`, as of the permits; others 60
 WAITING = 16  # calls of coroutines that may wait for sources at the same time
+ROOM = 2.5  # times the bytes of a release: what loading it takes for a while
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 
 
@@ -74,6 +87,7 @@ class Door:
         remote: RemoteModel | None = None,
         remote_first: bool = False,
         hooks: Iterable[Any] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         check_declared(pipeline.contract, previous=previous, remote=None if remote_first else remote)
         self._lasting = Lasting(
@@ -87,10 +101,11 @@ class Door:
             set()
         )  # calls of coroutines, until they end; loops of several threads share it
         self._closed = False
-        self._options: dict[str, Any] = {}  # that every release of a door that follows is loaded with
+        self._settings = settings  # that every further release is loaded with; None: none can be
+        self._turns, self._drain = Turns(), Drain()
+        self._refused = ""
         self._follower: Follower | None = None
         self._told_expired: str | None = None  # digest
-        self._moving = threading.Lock()  # the pointer
         self._publish(self._live_of(pipeline, previous=previous))
 
     def _live_of(
@@ -104,29 +119,119 @@ class Door:
         self._live = live
         self._lasting.drill(live.ladder, live.engine if live.ladder.present else None)
 
-    def roll_back(self, *, why: str) -> None:
-        """Let the release before this one answer again, which is in memory still: one pointer moves, nothing is read.
+    # ---- another release -------------------------------------------------------------------------------------------------
 
-        A door that follows a registry stays back until the pointer there moves on. Raises: ConfigError where there is none.
+    def swap(
+        self,
+        release: str | os.PathLike[str] | Mapping[str, bytes],
+        *,
+        previous: str | os.PathLike[str] | Mapping[str, bytes] | None = None,
+        why: str = "",
+    ) -> None:
+        """Answer with another release from now on. It is loaded as `load` would, with the same settings, while the one before
+        answers; then one pointer moves. Calls under way end with the release that they began with.
+
+        Call it in a thread that answers nobody. Swaps come one after the other, in the order in which they were asked for.
+        The release before stays ready for `roll_back`, and is the ladder's rung `previous` where the new one declares that.
+
+        Args:
+            release: its directory, or its files by name.
+            previous: another release for the ladder's rung of that name.
+            why: for the event `Changed("release", before, after, why)`.
+        Raises: as `load`; SwapError where there is no room for two releases, or where a rollback or `close` came later than
+            this was asked for. Nothing has changed then, the one before answers, and an event says so.
         """
-        with self._moving:
+        with self._turns.turn() as asked:
+            try:
+                self._swap(release, previous, why, asked)
+            except Exception as exc:
+                self._refused = f"{type(exc).__name__}: {exc}"
+                self._tell_change("swap", self._live.release, "refused", self._refused)
+                raise
+            finally:
+                self._drain.sweep()
+                self._drain.start()
+
+    def roll_back(self, *, why: str) -> None:
+        """Answer with the release before again: one pointer, without disk or network. Swaps that are still loading end.
+
+        What answered until now is let go of; there is nothing to go back to after that, until the next swap. A door that
+        follows a registry stays back until the pointer there moves on.
+
+        Args:
+            why: for the event.
+        Raises: ConfigError where there is no release before, and no swap to end either.
+        """
+        with self._turns.overrule() as ended_swaps:
             live = self._live
-            back = self._resident_of(live)
-            if back is None:
+            back = live.resident
+            if back is not None:
+                self._publish(msgspec.structs.replace(back, since_ns=self._lasting.clock.wall_ns()))
+                self._drain.put(live.pipeline, live.previous)
+                self._tell_change("release", live.release, back.release, why)
+            elif self._closed:
+                raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
+            elif not ended_swaps:
                 raise ConfigError(
                     f"{live.release} is the only release that this {type(self).__name__} has in memory",
                     hint="a release that replaces another keeps it; this one replaced none",
                 )
-            self._publish(back)
-        self._tell_change("release", live.release, back.release, why)
-        if self._follower is not None:
+        if back is not None and self._follower is not None:
             self._follower.decided_here(live.digest, back.digest, why)
+        del live
+        self._drain.start()
 
-    def _resident_of(self, live: Live) -> Live | None:
-        """The release that a rollback leads to, with what is left as its own resident."""
-        if live.resident is None:
-            return None
-        return msgspec.structs.replace(live.resident, resident=msgspec.structs.replace(live, resident=None))
+    def _swap(self, release: Any, previous: Any, why: str, asked: int) -> None:
+        if self._closed:
+            raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
+        if self._settings is None:
+            raise ConfigError(
+                f"this {type(self).__name__} was made of what was loaded elsewhere: it knows no settings to load with"
+            )
+        _need_room(release, previous)
+        now, given = load_pipelines(
+            release,
+            previous,
+            permits=self._lasting.permits,
+            beside=self._live.pipeline,
+            remember=False,
+            **self._settings,
+        )
+        try:
+            check_declared(now.contract, previous=given)
+            before = self._live
+            live = self._beside(before, now, given)
+            now.remember()
+            with self._turns.moving(asked):
+                if self._live is not before:  # a follower was faster: it is what is left now
+                    before = self._live
+                    live = self._beside(before, now, given)
+                self._go_on_with(live, before, why)
+        except BaseException:
+            for one in (now, given):
+                if one is not None:
+                    one.close()
+            raise
+        if self._follower is not None:
+            self._follower.decided_here(before.digest, live.digest, why)
+
+    def _beside(self, before: Live, now: Pipeline, given: Pipeline | None = None) -> Live:
+        """A release that was loaded while another one answers, which stays resident. given: for the rung `previous`."""
+        return self._live_of(
+            now,
+            previous=given or before_of(now, before.pipeline),
+            resident=before.alone(self._lasting, ranks=self._ranks),
+        )
+
+    def _go_on_with(self, live: Live, before: Live, why: str) -> None:
+        self._publish(live)
+        self._refused = ""
+        gone = before.resident
+        if gone is not None:
+            self._drain.put(gone.pipeline, gone.previous)
+        if before.previous is not None and before.previous.is_twin:
+            self._drain.put(before.previous)
+        self._tell_change("release", before.release, live.release, why)
 
     def _tell_change(self, part: str, before: str, after: str, why: str) -> None:
         if self._lasting.changes is not None:
@@ -170,47 +275,53 @@ class Door:
 
     def _prepare(self, source: Source) -> Live:
         """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`."""
-        pipeline = Pipeline.load(
+        assert self._settings is not None
+        now = Pipeline.load(
             source.files,
-            trust=source.trust,
             expected=source.expected,
             chosen=False,
             remember=False,
             permits=self._lasting.permits,
-            **self._options,
+            beside=self._live.pipeline,
+            **{**self._settings, "trust": source.trust},
         )
         try:
-            return self._live_of(pipeline)
+            return self._beside(self._live, now)
         except BaseException:
-            pipeline.close()
+            now.close()
             raise
 
     def _replace(self, since: Live, live: Live, *, why: str) -> bool:
         """Let another release answer, unless somebody has decided otherwise since; what answered until now stays resident."""
-        with self._moving:
+        with self._turns.moving():
             if self._live is not since or self._closed:
                 return False
-            self._publish(
-                msgspec.structs.replace(live, resident=msgspec.structs.replace(since, resident=None))
-            )
-        if since.resident is not None:
-            since.resident.pipeline.close()
-        self._tell_change("release", since.release, live.release, why)
+            self._go_on_with(live, since, why)
+        del since, live
+        self._drain.start()
         return True
 
     def _recall(self, since: Live, *, why: str) -> bool:
         """The same with what is resident."""
-        with self._moving:
-            back = self._resident_of(since)
-            if self._live is not since or self._closed or back is None:
+        if since.resident is None:
+            return False
+        back = msgspec.structs.replace(
+            since.resident,
+            resident=since.alone(self._lasting, ranks=self._ranks),
+            since_ns=self._lasting.clock.wall_ns(),
+        )
+        with self._turns.moving():
+            if self._live is not since or self._closed:
                 return False
             self._publish(back)
-        self._tell_change("release", since.release, back.release, why)
+            self._tell_change("release", since.release, back.release, why)
+        if since.previous is not None and since.previous.is_twin:
+            self._drain.put(since.previous)
         return True
 
     def _withdraw(self, live: Live, why: str | None) -> None:
         """Let only the rungs below what answers answer, or end that."""
-        with self._moving:
+        with self._turns.moving():
             if self._live is live and not self._closed and live.is_withdrawn == (why is None):
                 self._publish(live.restored() if why is None else live.withdrawn(why))
 
@@ -272,7 +383,7 @@ class Door:
 
         Asking also tells hooks of rungs that have grown cold.
         """
-        health = self._live.health(self._lasting, ready=not self._closed)
+        health = self._live.health(self._lasting, ready=not self._closed, refused=self._refused)
         return msgspec.structs.replace(health, expired_s=self._look_at_expiry(), following=self.following)
 
     def observe(
@@ -306,15 +417,16 @@ class Door:
         """Let go of tables and threads. Calls under way finish; later ones raise ConfigError."""
         if self._follower is not None:
             self._follower.close()
-        live = self._live
-        self._closed = True
-        self._live = live.closed(type(self).__name__)
+        with self._turns.overrule():
+            live = self._live
+            self._closed = True
+            self._live = live.closed(type(self).__name__)
         self._lasting.close()
-        live.pipeline.close()
-        if live.previous is not None:
-            live.previous.close()
-        if live.resident is not None:
-            live.resident.pipeline.close()
+        for one in (live, live.resident):
+            if one is not None:
+                one.pipeline.close()
+                if one.previous is not None:
+                    one.previous.close()
         if self._executor is not None and self._executor_pid == os.getpid():
             self._executor.shutdown(wait=True)
             self._executor = None
@@ -406,8 +518,6 @@ class Door:
 
     async def _afall(self, live: Live, *args: Any, **options: Any) -> Any:
         """`_fall` for coroutines: rungs that wait for others do so in a thread, unless the line there is twice too long."""
-        from functools import partial  # noqa: PLC0415 - services without coroutines load scorers too
-
         if live.ladder.waits:
             most = 2 * (self._workers + self._lasting.permits.max_waiting)
             if self._executor_pid == os.getpid() and len(self._line) >= most:
@@ -466,25 +576,79 @@ def load_pipelines(
     release: Any,
     previous: Any,
     *,
-    contract: Mapping[str, Any] | str | os.PathLike[str] | None,
-    max_in_flight: int | None,
+    contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    max_in_flight: int | None = None,
+    permits: Permits | None = None,
+    beside: Pipeline | None = None,
+    remember: bool = True,
     **options: Any,
 ) -> tuple[Pipeline, Pipeline | None]:
     """A release and the one before it, with the same settings; the rung's own limit bounds the latter's calls.
 
     Raises: BundleError, ConfigError, SpecError for a `contract` that contradicts the release.
     """
-    now = Pipeline.load(release, contract=contract, max_in_flight=max_in_flight, **options)
+    now = Pipeline.load(
+        release,
+        contract=contract,
+        max_in_flight=max_in_flight,
+        permits=permits,
+        beside=beside,
+        remember=remember,
+        **options,
+    )
     if previous is None:
         return now, None
-    rung = next((rung for rung in now.contract.ladder if rung.kind == "previous"), None)
-    most = None if rung is None else rung.max_concurrency
-    # one more than the rung lets in: a drill
     try:
-        before = Pipeline.load(
-            previous, max_in_flight=(most or CONCURRENCY) + 1, instead_of=now.manifest, **options
-        )
+        before = Pipeline.load(previous, max_in_flight=_most_of_rung(now), instead_of=now.manifest, **options)
     except BaseException:
         now.close()
         raise
     return now, before
+
+
+def before_of(now: Pipeline, before: Pipeline) -> Pipeline | None:
+    """The release that answered until now, for the rung `previous` of the one that comes; None where it has no such rung, or
+    its signed manifest does not name this one.
+    """
+    if (
+        before.engine is None
+        or now.engine is None
+        or all(rung.kind != "previous" for rung in now.contract.ladder)
+    ):
+        return None
+    if now.bundle.verdict is not None:
+        try:
+            check_fallback(before.manifest, now.manifest)
+        except TrustError:
+            return None
+    # Its own engine has a hook that tells of answers of the release, and the door's permits; a rung has its own.
+    return before.twin(new_permits(_most_of_rung(now), MAX_WAITING, now.clock))
+
+
+def _most_of_rung(now: Pipeline) -> int:
+    """Calls that may be in the release before at once: one more than its rung lets in, for a drill."""
+    rung = next((rung for rung in now.contract.ladder if rung.kind == "previous"), None)
+    return ((None if rung is None else rung.max_concurrency) or CONCURRENCY) + 1
+
+
+def _need_room(*releases: Any) -> None:
+    """Raises: SwapError where there is not as much memory as loading them beside what is there takes."""
+    needed = int(ROOM * sum(_size_of(release) for release in releases if release is not None))
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise SwapError(
+            f"loading this release takes some {needed / 1e6:.0f} MB beside the one that answers, and there are "
+            f"{free / 1e6:.0f} MB",
+            hint="give the process more memory, or start new workers with the new release",
+        )
+
+
+def _size_of(release: Any) -> int:
+    """Bytes of a release's files; 0 where loading will say what is wrong."""
+    if isinstance(release, Mapping):
+        return sum(len(data) for data in release.values() if isinstance(data, bytes))
+    try:
+        with os.scandir(release) as entries:
+            return sum(entry.stat().st_size for entry in entries)
+    except (OSError, TypeError, ValueError):
+        return 0

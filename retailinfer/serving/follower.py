@@ -283,7 +283,6 @@ class Follower:
         self._anew()
         door = self._door()
         if not self._ended and door is not None:
-            door._moving = threading.Lock()
             self._start()
 
     def before_fork(self) -> None:
@@ -619,7 +618,7 @@ def follow(
     except BaseException:
         pipeline.close()
         raise
-    door._options = options
+    door._settings = {"trust": "unsigned" if registry.trust is None else registry.trust, **options}
     door._follower = follower
     for change in problems:
         door._tell_change(*change)

@@ -151,6 +151,13 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
         """The same, without it."""
         return msgspec.structs.replace(self, engine=self.engine.instead_of)
 
+    def alone(self, lasting: Lasting, *, ranks: bool) -> Live:
+        """The same as the place where a rollback goes: without a release before it, unless that was given for its rung."""
+        if self.previous is None or not self.previous.is_twin:
+            return msgspec.structs.replace(self, resident=None)
+        rungs = Rungs(self.pipeline, lasting, ranks=ranks)
+        return msgspec.structs.replace(self, resident=None, previous=None, rungs=rungs, ladder=rungs.ladder)
+
     def closed(self, door: str) -> Live:
         """The same, except that every call is refused."""
         refusal = Refusal(f"this {door} is closed", "load the release again")
@@ -203,7 +210,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
             answers, fresh = answers + self.first.n_answers, fresh + self.first.n_fresh
         return Freshness(answers=answers, fresh=fresh)
 
-    def health(self, lasting: Lasting, *, ready: bool) -> Health:
+    def health(self, lasting: Lasting, *, ready: bool, refused: str) -> Health:
         """Everything that is known of how the door is doing."""
         report = self.ladder.report()
         permits, engine, drills = lasting.permits, self.pipeline.engine, lasting.drills
@@ -225,4 +232,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
             breakers=dict(states()) if callable(states) else {},
             hook_failures=lasting.hooks.failures + (0 if engine is None else engine.n_hook_failures),
             dropped_drills=0 if drills is None else drills.dropped,
+            since_ns=self.since_ns,
+            resident=None if self.resident is None else self.resident.release,
+            refused=refused,
         )

@@ -63,7 +63,10 @@ class Store:
         self._slots: dict[str, TableSlot] = {}
         self._live: dict[str, FeatureTable] = {}
         self._names: list[str] = []
-        self._prepare: dict[str, list[Callable[[], Callable[[Snapshot], object] | None]]] = {}
+        # who wants each new snapshot, held weakly, and the blocks that it attaches
+        self._prepare: dict[
+            str, list[tuple[Callable[[], Callable[[Snapshot], object] | None], tuple[str, ...]]]
+        ] = {}
         self._windows = windows
         if windows is not None and not hasattr(windows, "bind"):
             raise ConfigError(f"Expected windows such as ri.Windows.memory(), got `{type(windows).__name__}`")
@@ -295,30 +298,39 @@ class Store:
         swap(slots, [snapshots[slot.name] for slot in slots])
         return old
 
-    def subscribe(self, name: str, prepare: Callable[[Snapshot], object]) -> Callable[[], None]:
+    def subscribe(
+        self, name: str, prepare: Callable[[Snapshot], object], *, attaches: tuple[str, ...] = ()
+    ) -> Callable[[], None]:
         """Call `prepare` with each new snapshot of `name` before anyone can read it; return the way to stop that.
 
+        Args:
+            attaches: blocks that `prepare` attaches to the table. Who stops takes them off, unless another subscriber shares
+                them: releases come and go, and the table of today stays.
         What it raises stops the swap. A bound method is held weakly: a dropped scorer is not kept alive by its store.
         """
         self.slot(name)
         held: Callable[[], Callable[[Snapshot], object] | None]
         held = weakref.WeakMethod(prepare) if hasattr(prepare, "__self__") else lambda: prepare
         subscribers = self._prepare.setdefault(name, [])
-        subscribers.append(held)
+        one = (held, attaches)
+        subscribers.append(one)
 
         def unsubscribe() -> None:
-            if held in subscribers:
-                subscribers.remove(held)
+            if one in subscribers:
+                subscribers.remove(one)
+                shared = {block for other, blocks in subscribers if other() is not None for block in blocks}
+                for block in set(attaches) - shared:
+                    self.slot(name).table.detach_block(block)
 
         return unsubscribe
 
     def _run_prepare(self, name: str, snapshot: Snapshot) -> None:
         subscribers = self._prepare.get(name, [])
-        for held in tuple(subscribers):
-            prepare = held()
+        for one in tuple(subscribers):
+            prepare = one[0]()
             if prepare is None:
                 with contextlib.suppress(ValueError):  # another swap, inside or beside this one, was faster
-                    subscribers.remove(held)
+                    subscribers.remove(one)
             else:
                 prepare(snapshot)
 
