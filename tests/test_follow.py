@@ -248,12 +248,17 @@ def test_a_bad_release_is_told_and_not_hammered(tmp_path, monkeypatch):
         n = len(reads)
         scorer.refresh()
         assert len(reads) > n
+        place.publish(bad("1.3"))
+        place.promote("fraud:1.3", why="another one")
+        scorer._follower.round()
+        scorer._follower.round()
         place.publish(release("1.2"))
         place.promote("fraud:1.2", why="mended")
         scorer._follower.round()
         assert answer(scorer) == "fraud:1.2"
-        assert scorer.following.state == "ok"
-        assert heard.of("follow fraud") == [("ok", "failed"), ("failed", "ok")]
+        assert (scorer.following.state, scorer.following.failures) == ("ok", {})
+        # Each bad release is told once; asking for another try begins anew.
+        assert heard.of("follow fraud") == [("ok", "failed"), *[("failed", "failed")] * 2, ("failed", "ok")]
 
 
 def test_an_older_pointer_is_refused_without_signatures_too(tmp_path):

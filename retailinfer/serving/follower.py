@@ -18,6 +18,7 @@ import os
 import random
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from retailinfer.contracts import Following
@@ -124,7 +125,8 @@ class Follower:
         self._shown: Pointer | None = None  # the newest pointer that may be followed
         self._rollback: LocalRollback | None = None
         self._unwritten = False  # the rollback, to disk
-        self._note: tuple[str, str, str] | None = None  # of the door: left, to, why
+        # Of the door: left, to, why. The last one counts, and threads may meet here.
+        self._notes: deque[tuple[str, str, str]] = deque(maxlen=1)
         self._failures: dict[str, Failure] = {}
         self._known: dict[str, _Known] = {}  # of what answers, and of what it may go back to
         self._unsettled: str | None = None  # digest of what was accepted, and is not remembered yet
@@ -367,8 +369,8 @@ class Follower:
             if not moved:  # somebody decided here meanwhile: their word is the last one, until the next round
                 return
         if step.kind != "stay" and found is not None:
-            self._failures.pop(step.digest or "", None)
             self._accept(door, found)
+        self._failures.clear()
         self._move("ok", step.why)
 
     def _replace(self, door: Door, digest: str, found: InForce | None, why: str, since: Live) -> bool:
@@ -417,20 +419,19 @@ class Follower:
 
     def decided_here(self, left: str, to: str, why: str) -> None:
         """The door went back, or was given another release, whatever the pointer says. Takes no lock and touches no disk."""
-        self._note = left, to, why
+        self._notes.append((left, to, why))
         self._wake.set()
 
     def _take_note(self) -> None:
         """Make what an operator decided a rollback that wins over the pointer, here and in the processes beside us."""
         disk = self._last_good
-        if disk is not None and self._note is None and not self._unwritten:
+        if disk is not None and not self._notes and not self._unwritten:
             try:
                 self._rollback = disk.rollback()
             except (RegistryError, BundleError) as exc:
                 self._disk_says(exc)
-        note, self._note = self._note, None
-        if note is not None:
-            left, to, why = note
+        if self._notes:
+            left, to, why = self._notes.pop()
             pointer = None if self._followed is None else self._followed.pointer
             if pointer is not None and pointer.champion == to:
                 self._rollback = None  # back at what the pointer wants
@@ -528,17 +529,18 @@ class Follower:
 
     def _fail(self, digest: str, exc: Exception) -> None:
         """A release could not be loaded: not again before a pause is over."""
+        first = digest not in self._failures
         self._failures[digest] = failed_again(
             self._failures.get(digest),
             now_ns=self._clock.monotonic_ns(),
             jitter=self._random.random(),
             pause_s=self._poll_s,
         )
-        self._move("failed", f"{digest[:12]}: {type(exc).__name__}: {exc}")
+        self._move("failed", f"{digest[:12]}: {type(exc).__name__}: {exc}", news=first)
 
-    def _move(self, state: State, why: str) -> None:
+    def _move(self, state: State, why: str, *, news: bool = False) -> None:
         before, self._state, self._why = self._state, state, "" if state == "ok" else why
-        if state != before:
+        if state != before or news:
             self._tell(f"follow {self._name}", before, state, why)
 
     def _tell(self, part: str, before: str, after: str, why: str) -> None:
