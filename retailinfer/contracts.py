@@ -262,6 +262,7 @@ class Following(msgspec.Struct, frozen=True, kw_only=True):
             should answer could not be loaded. why: of that, or what else is wrong, such as a disk that is full.
         polled_s, ok_s: seconds since the last look, and since the last one that found a pointer; None before it.
         rolled_back: why an operator went back here; until the pointer's number moves on, what they chose answers.
+        moved: thresholds that operators have moved for a while, one text each, as decisions have them in their trace.
         revoked: what answers was revoked.
         failures: digest -> how often it could not be loaded.
     """
@@ -281,6 +282,7 @@ class Following(msgspec.Struct, frozen=True, kw_only=True):
     polled_s: float | None
     ok_s: float | None
     rolled_back: str | None
+    moved: tuple[str, ...]
     revoked: bool
     failures: dict[str, int]
 

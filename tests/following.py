@@ -36,7 +36,9 @@ def release(version: str, ladder: bool = False, **info: Any) -> dict[str, bytes]
         "fraud",
         weighted(WEIGHTS[version]),
         spec.fit(pa.table(golden)),
-        policy=ri.Policy([("approve", 0.0), ("review", 0.3), ("decline", 0.6)]),
+        policy=ri.Policy(
+            [("approve", 0.0), ("review", 0.3), ("decline", 0.6)], envelope={"decline": (0.5, 0.9)}
+        ),
         golden=pa.table(golden),
         info={"version": version, **info},
         **(RUNGS if ladder else {}),

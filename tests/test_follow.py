@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shutil
@@ -461,6 +462,107 @@ def test_c45_a_rollback_while_the_next_release_loads_is_the_last_word(tmp_path, 
         place.promote("fraud:1.2", why="even better")
         scorer.refresh()
         assert answer(scorer) == "fraud:1.0"
+
+
+def test_a_swap_by_hand_is_the_last_word_too(tmp_path, last_good):
+    """Until the number moves on. Processes beside it cannot have what nobody published, so it is this one's alone."""
+    place = registry(tmp_path / "registry", "1.0", "1.2")
+    with (
+        follow(tmp_path / "registry", last_good=last_good) as a,
+        follow(tmp_path / "registry", last_good=last_good) as b,
+    ):
+        a.swap(release("1.1"), why="try it")
+        for _ in range(3):
+            a.refresh()
+            b.refresh()
+            assert (answer(a), answer(b)) == ("fraud:1.1", "fraud:1.0")
+        assert a.following.rolled_back == "try it"
+        assert b.following.rolled_back is None
+        place.promote("fraud:1.2", why="mended")
+        a.refresh()
+        assert answer(a) == "fraud:1.2"
+        assert a.following.rolled_back is None
+
+
+def test_c46_no_room_for_two_releases(tmp_path, monkeypatch):
+    """The old one answers on, and says what is missing."""
+    from retailinfer.serving import door
+
+    place = registry(tmp_path, "1.0", "1.1")
+    with follow(tmp_path) as scorer:
+        monkeypatch.setattr(door, "available_bytes", lambda: 100)
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        assert answer(scorer) == "fraud:1.0"
+        assert scorer.following.state == "failed"
+        assert "SwapError" in scorer.following.why
+        monkeypatch.undo()
+        scorer.refresh()
+        assert answer(scorer) == "fraud:1.1"
+
+
+def test_old_releases_are_let_go_of(tmp_path):
+    """The one that answers and the one before it are in memory, and no third."""
+    place = registry(tmp_path, "1.0", "1.1", "1.2")
+    with follow(tmp_path) as scorer:
+        first = weakref.ref(scorer._live.pipeline)
+        for version in ("1.1", "1.2", "1.0"):
+            place.promote(f"fraud:{version}", why="next")
+            scorer.refresh()
+        until(lambda: first() is None, what="the end of the first release")
+        assert set(scorer._follower._known) == {V10, V12}
+
+
+# ---- thresholds that operators move ------------------------------------------------------------------------------------
+
+
+def test_a_threshold_that_is_moved_holds_after_the_next_look(tmp_path):
+    """Until it is lifted, or ends by itself; the trace of each decision says so, and nothing else changes."""
+    clock = ManualClock(wall_ns=1_795_953_600 * 10**9)
+    place = ri.Registry(tmp_path, trust="unsigned", who="anna", clock=clock)
+    place.publish(release("1.0"))
+    place.publish(release("1.1"))
+    place.promote("fraud:1.0", why="first")
+    heard, request = Heard(), {"amount": 0.55}
+    with follow(place, hooks=[heard], store=ri.Store(clock=clock)) as scorer:
+        assert scorer.score(request).action == "review"
+        resident = scorer._live.resident
+        until_ = dt.datetime.fromtimestamp(1_795_953_600 + 3600, dt.UTC)
+        place.override("fraud", {"decline": 0.5}, until=until_, why="card testing")
+        scorer.refresh()
+        decision = scorer.score(request)
+        assert (decision.action, decision.score, decision.release) == (
+            "decline",
+            scorer.score(request).score,
+            "fraud:1.0",
+        )
+        assert any("decline from 0.5" in text for text in decision.trace)
+        assert "decline from 0.5" in scorer.following.moved[0]
+        assert scorer._live.resident is resident
+        assert heard.of("thresholds") == [("packed", "moved")]
+        with follow(place, store=ri.Store(clock=clock)) as another:  # one that starts meanwhile
+            assert another.score(request).action == "decline"
+        engine = scorer._live.engine
+        scorer.refresh()
+        assert scorer._live.engine is engine  # nothing is made anew where nothing changed
+        with Hidden(tmp_path):
+            clock.advance_ns(3600 * 10**9)
+            assert scorer.score(request).action == "review"  # it ends although nobody can be asked
+        scorer.refresh()
+        assert heard.of("thresholds") == [("packed", "moved"), ("moved", "packed")]
+        later = dt.datetime.fromtimestamp(1_795_953_600 + 9000, dt.UTC)
+        place.override("fraud", {"decline": 0.52}, until=later, why="again")
+        scorer.refresh()
+        assert scorer.score(request).action == "decline"
+        place.promote("fraud:1.1", why="better")  # a release of its own thresholds
+        scorer.refresh()
+        assert scorer.following.moved == ()
+        place.roll_back("fraud", why="worse")
+        scorer.refresh()
+        assert scorer.score(request).action == "decline"
+        place.lift("fraud", why="over")
+        scorer.refresh()
+        assert scorer.score(request).action == "review"
 
 
 # ---- threads, forks, ends ----------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
+    from retailinfer.release.trust import LogEntry
     from retailinfer.serving.follower import Follower, Source
 
 __all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "load_pipelines"]
@@ -274,8 +275,9 @@ class Door:
         return late_s
 
     def _prepare(self, source: Source) -> Live:
-        """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`."""
+        """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`, SwapError."""
         assert self._settings is not None
+        _need_room(source.files)
         now = Pipeline.load(
             source.files,
             expected=source.expected,
@@ -318,6 +320,23 @@ class Door:
         if since.previous is not None and since.previous.is_twin:
             self._drain.put(since.previous)
         return True
+
+    def _adjust(self, log: Iterable[LogEntry]) -> tuple[str, ...]:
+        """Let the thresholds that operators have moved hold in what answers, and nothing else change; says which those are."""
+        live = self._live
+        pipeline = live.pipeline.with_overrides(log)
+        if pipeline is not live.pipeline:
+            made = self._live_of(pipeline, previous=live.previous, resident=live.resident)
+            engine = live.engine.with_engine(made.engine) if live.is_withdrawn else made.engine
+            made = msgspec.structs.replace(made, engine=engine, since_ns=live.since_ns)
+            with self._turns.moving():
+                if self._live is live and not self._closed:
+                    self._publish(made)
+                    pipeline = live.pipeline
+            self._drain.put(pipeline)  # the one of the two that nobody asks
+            del pipeline, live, made, engine
+            self._drain.start()
+        return tuple(map(str, self._live.pipeline.moved))
 
     def _withdraw(self, live: Live, why: str | None) -> None:
         """Let only the rungs below what answers answer, or end that."""

@@ -22,9 +22,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from retailinfer.contracts import Following
-from retailinfer.errors import BundleError, ConfigError, RegistryError, RetailInferError, clip
+from retailinfer.errors import BundleError, ConfigError, RegistryError, RetailInferError, SpecError, clip
 from retailinfer.life import begin_again_in_children, end_with_process, pause_for_forks
-from retailinfer.release.following import Failure, LocalRollback, decide, failed_again, rollback_holds
+from retailinfer.release.following import Failure, LocalRollback, Step, decide, failed_again, rollback_holds
 from retailinfer.release.last_good import STATE, LastGood, host_turn
 from retailinfer.release.registry import InForce, Registry
 from retailinfer.release.registry_rules import roles_of
@@ -125,6 +125,7 @@ class Follower:
         self._shown: Pointer | None = None  # the newest pointer that may be followed
         self._rollback: LocalRollback | None = None
         self._unwritten = False  # the rollback, to disk
+        self._only_here = False  # it is about a release that other processes cannot find
         # Of the door: left, to, why. The last one counts, and threads may meet here.
         self._notes: deque[tuple[str, str, str]] = deque(maxlen=1)
         self._failures: dict[str, Failure] = {}
@@ -132,7 +133,10 @@ class Follower:
         self._unsettled: str | None = None  # digest of what was accepted, and is not remembered yet
         self._state: State = "ok"
         self._why = ""
-        self._disk = self._unlisted = ""  # what is wrong with the folder, and with the list of revocations
+        self._disk = self._unlisted = self._unmoved = (
+            ""  # what is wrong with: last_good, revocations, overrides
+        )
+        self._moved: tuple[str, ...] = ()  # thresholds that operators have moved
         self._revoked: str | None = None  # what answers and is revoked
         self._tried_ns: int | None = None
         self._ok_ns: int | None = None
@@ -239,6 +243,8 @@ class Follower:
         """Follow from now on."""
         self._door = weakref.ref(door)
         self._settle()
+        if self._state != "unreachable":
+            self._look_at_overrides(door)
         begin_again_in_children(self)
         end_with_process(self)
         pause_for_forks(self)
@@ -354,6 +360,11 @@ class Follower:
         self._shown = None if found is None else found.pointer
         if self._rollback is not None and not step.rolled_back:
             self._end_rollback()
+        self._do(door, step, found, before)
+        self._look_at_overrides(door)
+
+    def _do(self, door: Door, step: Step, found: InForce | None, before: Live) -> None:
+        """What was decided, about what answered then."""
         if step.kind == "wait":
             self._move("failed", self._why if self._state == "failed" else step.why)
             return
@@ -425,7 +436,7 @@ class Follower:
     def _take_note(self) -> None:
         """Make what an operator decided a rollback that wins over the pointer, here and in the processes beside us."""
         disk = self._last_good
-        if disk is not None and not self._notes and not self._unwritten:
+        if disk is not None and not self._notes and not self._unwritten and not self._only_here:
             try:
                 self._rollback = disk.rollback()
             except (RegistryError, BundleError) as exc:
@@ -439,11 +450,12 @@ class Follower:
                 epoch, seq = (0, 0) if pointer is None else (pointer.epoch, pointer.seq)
                 at = moment_text(self._clock.wall_ns() / 1e9)
                 self._rollback = LocalRollback(left=left, to=to, epoch=epoch, seq=seq, why=why, at=at)
-            self._unwritten, self._unsettled = True, to
+            self._only_here = self._rollback is not None and to not in self._known  # `swap` brought it
+            self._unwritten, self._unsettled = not self._only_here, to
         self._write_rollback()
 
     def _end_rollback(self) -> None:
-        self._rollback, self._unwritten = None, True
+        self._rollback, self._unwritten, self._only_here = None, not self._only_here, False
         self._write_rollback()
 
     def _write_rollback(self) -> None:
@@ -525,6 +537,35 @@ class Follower:
         if live.is_withdrawn or (why is not None and self._on_revoked == "degrade"):
             door._withdraw(live, None if why is None else f"{live.release} was revoked: {clip(why, 120)}")
 
+    def _look_at_overrides(self, door: Door) -> None:
+        """Thresholds that operators have moved, or put back; they end in time whether anybody looks or not."""
+        trust, registry = self._registry.trust, self._registry
+        try:
+            if trust is None:
+                moved = door._adjust(registry.overrides(self._name))
+            elif trust.file.override is None:
+                return
+            else:
+                verdict = registry.override_verdict(self._name)
+                moved = door._adjust(verdict.log)
+                trust.remember_overrides(self._name, verdict)
+        except (RegistryError, BundleError, SpecError) as exc:
+            if not self._unmoved:
+                self._tell(f"thresholds {self._name}", "followed", "not followed", str(exc))
+            self._unmoved = str(exc)
+            return
+        if self._unmoved:
+            self._tell(f"thresholds {self._name}", "not followed", "followed", "")
+            self._unmoved = ""
+        if moved != self._moved:
+            before, self._moved = self._moved, moved
+            self._tell(
+                "thresholds",
+                "moved" if before else "packed",
+                "moved" if moved else "packed",
+                "; ".join(moved),
+            )
+
     # ---- telling -------------------------------------------------------------------------------------------------------
 
     def _fail(self, digest: str, exc: Exception) -> None:
@@ -566,7 +607,8 @@ class Follower:
             running=running,
             skew=step.digest is not None and step.digest != running,
             state=self._state,
-            why=self._why or self._disk or self._unlisted,
+            why=self._why or self._disk or self._unlisted or self._unmoved,
+            moved=self._moved,
             polled_s=None if self._tried_ns is None else (now_ns - self._tried_ns) / 1e9,
             ok_s=None if self._ok_ns is None else (now_ns - self._ok_ns) / 1e9,
             rolled_back=None if self._rollback is None else self._rollback.why,

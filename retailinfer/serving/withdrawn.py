@@ -26,6 +26,10 @@ class Withdrawn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.instead_of, name)
 
+    def with_engine(self, engine: Any) -> Withdrawn:
+        """The same in the place of another engine."""
+        return Withdrawn(engine, self._why)
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise RevokedError(self._why)
 
