@@ -122,7 +122,10 @@ def test_an_override_is_kept_and_read_back(where):
     other = ri.Registry(**where, trust="unsigned", clock=ManualClock(wall_ns=NOW_S * 10**9))
     assert other.overrides("fraud") == (made, later, lifted) == registry.overrides("fraud")
     assert (lifted.seq, lifted.lifts, later.who) == (3, (1,), "ben")
-    held = apply(POLICY, other.overrides("fraud"), digest=made.digest, now_s=NOW_S + HOUR)
+    found = other.overrides_in_force("fraud")
+    assert registry.overrides_in_force("fraud", documents=found.documents) == found
+    assert registry.overrides_in_force("fraud", documents=found.documents[:1]).log == (made,)
+    held = apply(POLICY, found.log, digest=made.digest, now_s=NOW_S + HOUR)
     assert [str(one) for one in held.moved] == [
         f"threshold: review from 0.5 instead of 0.6 until {later.until}, override 2"
     ]
@@ -346,7 +349,7 @@ def test_one_key_moves_a_threshold_and_hosts_believe_it(tmp_path):
     made = move(registry)
     host = ri.Registry(tmp_path, trust=believing(), clock=ManualClock(wall_ns=NOW_S * 10**9))
     assert host.overrides("fraud") == (made,)
-    assert host.override_verdict("fraud").mark.seq == 1
+    assert host.overrides_in_force("fraud").verdict.mark.seq == 1
     lifted = registry.lift("fraud", why="over")
     assert host.overrides("fraud") == (made, lifted)
     with pytest.raises(SignatureError):
@@ -472,10 +475,10 @@ def test_an_override_that_was_taken_away_is_missed(tmp_path):
         )
 
     seen = host()
-    seen.trust.remember_overrides("fraud", seen.override_verdict("fraud"))
+    seen.trust.remember_overrides("fraud", seen.overrides_in_force("fraud").verdict)
     assert read_state(str(state)).overrides["fraud"].seq == 2
     before = state.read_bytes()
-    seen.trust.remember_overrides("fraud", seen.override_verdict("fraud"))
+    seen.trust.remember_overrides("fraud", seen.overrides_in_force("fraud").verdict)
     assert state.read_bytes() == before
     last = tmp_path / "registry/overrides/production/fraud/00000002.json"
     data = last.read_bytes()
@@ -491,7 +494,7 @@ def test_an_override_that_was_taken_away_is_missed(tmp_path):
     assert len(host().overrides("fraud")) == 2
     third = move(registry, {"review": 0.5})
     assert third.seq == 3
-    assert host().override_verdict("fraud").mark.seq == 3
+    assert host().overrides_in_force("fraud").verdict.mark.seq == 3
 
 
 @pytest.mark.requires("cryptography")

@@ -29,7 +29,7 @@ import contextlib
 import datetime as dt
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retailinfer.clock import Clock, SystemClock
@@ -101,6 +101,14 @@ class InForce(NamedTuple):
     pointer: Pointer
     document: bytes
     verdict: PointerVerdict | None
+
+
+class Overridden(NamedTuple):
+    """Overrides and lifts that count, the documents of a name, and what to remember (None where nobody is asked)."""
+
+    log: tuple[LogEntry, ...]
+    documents: tuple[bytes, ...]
+    verdict: OverrideVerdict | None
 
 
 class Registry:
@@ -546,18 +554,27 @@ class Registry:
 
         Raises: RegistryError; with a trust file also RollbackError when one that this host has seen is missing, TrustError.
         """
-        if self.trust is None:
-            return self._records.overrides(self.environment, _name("name", name))[1]
-        return self.override_verdict(name).log
+        return self.overrides_in_force(name).log
 
-    def override_verdict(self, name: str) -> OverrideVerdict:
-        """The overrides that count, and what `Trust.remember_overrides` takes once they are in force.
+    def overrides_in_force(self, name: str, *, documents: Sequence[bytes] | None = None) -> Overridden:
+        """The same with the documents that they came in, and what `Trust.remember_overrides` takes once they hold.
 
-        Raises: as `overrides`; ConfigError without a trust file.
+        Args:
+            documents: that somebody has kept, instead of those that the registry has now.
+        Raises: as `overrides`.
         """
+        name = _name("name", name)
+        if documents is None:
+            nobody = (
+                self.trust is not None and self.trust.file.override is None
+            )  # may move one: nothing to look for
+            documents = () if nobody else self._records.override_documents(self.environment, name)
         if self.trust is None:
-            raise ConfigError("Expected a trust file, for verdicts are about signatures")
-        return self._records.override_verdict(self.trust, self.environment, _name("name", name))
+            return Overridden(
+                self._records.overrides(self.environment, name, documents), tuple(documents), None
+            )
+        verdict = self.trust.check_overrides(documents, name)
+        return Overridden(verdict.log, tuple(documents), verdict)
 
     def collect_garbage(
         self,
@@ -658,7 +675,8 @@ class Registry:
             raise ConfigError(
                 "Expected keys= that sign overrides", hint="the trust file names who may, as `override`"
             )
-        return self._records.overrides(self.environment, _name("name", name))
+        documents = self._records.override_documents(self.environment, _name("name", name))
+        return len(documents), self._records.overrides(self.environment, name, documents)
 
     def _write_override(self, entry: LogEntry, position: int) -> None:
         try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -46,7 +47,7 @@ from retailinfer.release.statements import (
 )
 
 if TYPE_CHECKING:
-    from retailinfer.release.trust import LogEntry, OverrideVerdict, PointerVerdict, Rules
+    from retailinfer.release.trust import LogEntry, PointerVerdict, Rules
     from retailinfer.release.trust_files import Trust
 
 __all__ = ["NAME", "Records", "is_before", "told"]
@@ -285,15 +286,18 @@ class Records:
 
     # ---- overrides -----------------------------------------------------------------------------------------------------
 
-    def overrides(self, environment: str, name: str) -> tuple[int, tuple[LogEntry, ...]]:
-        """(position of the last document, overrides and lifts that count, by number)."""
+    def override_documents(self, environment: str, name: str) -> tuple[bytes, ...]:
+        """Everything that lies in the place for them, in order; nobody has looked at it."""
         last = self._n_documents(environment, name, "overrides")
+        found = [self._document("overrides", environment, name, position) for position in range(1, last + 1)]
+        return tuple(data or b"" for data in found)
+
+    def overrides(self, environment: str, name: str, documents: Sequence[bytes]) -> tuple[LogEntry, ...]:
+        """The overrides and lifts of documents that count, by number, whatever a host has seen before."""
         if self.trust is not None:
-            return last, self.trust.rules.overrides(
-                self._override_documents(environment, name, last), name, now_s=self.trust.now_s()
-            ).log
+            return self.trust.rules.overrides(documents, name, now_s=self.trust.now_s()).log
         found: dict[int, LogEntry] = {}
-        for position, data in enumerate(self._override_documents(environment, name, last), 1):
+        for position, data in enumerate(documents, 1):
             path = _path("overrides", environment, name, position)
             entry: LogEntry
             try:
@@ -306,12 +310,7 @@ class Records:
                     f"- at {path} of the registry"
                 )
             found.setdefault(entry.seq, entry)
-        return last, tuple(found[seq] for seq in sorted(found))
-
-    def override_verdict(self, trust: Trust, environment: str, name: str) -> OverrideVerdict:
-        """Those that count here, after those that this host has seen. Raises: as `Trust.check_overrides`."""
-        last = self._n_documents(environment, name, "overrides")
-        return trust.check_overrides(self._override_documents(environment, name, last), name)
+        return tuple(found[seq] for seq in sorted(found))
 
     def write_override(self, entry: LogEntry, position: int) -> None:
         """Put the next override, or lift, in force. Raises: ConflictError when somebody else's is there, SignatureError."""
@@ -323,10 +322,6 @@ class Records:
                 f"somebody else moved a threshold of `{entry.name}` first",
                 hint="look at the overrides, then decide again",
             )
-
-    def _override_documents(self, environment: str, name: str, last: int) -> list[bytes]:
-        found = [self._document("overrides", environment, name, position) for position in range(1, last + 1)]
-        return [data or b"" for data in found]
 
     # ---- series of documents: each is written once, under the next number ------------------------------------------------
 
