@@ -286,7 +286,7 @@ class Pipeline:
         Args:
             log: overrides and lifts that count, as `Registry.overrides` tells them; of other releases too.
         """
-        if self.policy is None or self.engine is None:
+        if self.policy is None or self.engine is None or self._ranks:  # rankings are decided by no threshold
             return self
         from retailinfer.release.overrides import open_overrides, schedule  # noqa: PLC0415 - for those who move thresholds
         from retailinfer.release.statements import seconds_of  # noqa: PLC0415 - likewise

@@ -539,7 +539,8 @@ def test_a_threshold_that_is_moved_holds_after_the_next_look(tmp_path):
         assert any("decline from 0.5" in text for text in decision.trace)
         assert "decline from 0.5" in scorer.following.moved[0]
         assert scorer._live.resident is resident
-        assert heard.of("thresholds") == [("packed", "moved")]
+        moved = "decline from 0.5 until 2026-11-29T13:00:00Z"
+        assert heard.of("thresholds") == [("as released", moved)]
         with follow(place, store=ri.Store(clock=clock)) as another:  # one that starts meanwhile
             assert another.score(request).action == "decline"
         engine = scorer._live.engine
@@ -549,7 +550,7 @@ def test_a_threshold_that_is_moved_holds_after_the_next_look(tmp_path):
             clock.advance_ns(3600 * 10**9)
             assert scorer.score(request).action == "review"  # it ends although nobody can be asked
         scorer.refresh()
-        assert heard.of("thresholds") == [("packed", "moved"), ("moved", "packed")]
+        assert heard.of("thresholds") == [("as released", moved), (moved, "as released")]
         later = dt.datetime.fromtimestamp(1_795_953_600 + 9000, dt.UTC)
         place.override("fraud", {"decline": 0.52}, until=later, why="again")
         scorer.refresh()

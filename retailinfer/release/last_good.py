@@ -4,6 +4,7 @@
     <folder>/loading.lock                                     one process at a time loads
     <folder>/production/fraud/last-good.json                  which releases are kept, newest first
     <folder>/production/fraud/rollback.json                   an operator went back here
+    <folder>/production/fraud/overrides.json                  thresholds that operators have moved
     <folder>/production/fraud/1.2-<digest>-<random>/...       the files of a release, with its signatures
 
 Rules:
@@ -23,7 +24,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -39,6 +40,8 @@ from retailinfer.whole_file import replaced, sync_folder
 __all__ = ["STATE", "Kept", "LastGood", "host_turn"]
 
 RECORD, ROLLBACK, LOCK, STATE = "last-good.json", "rollback.json", "lock", "state.json"
+OVERRIDES = "overrides.json"
+MAX_OVERRIDES_BYTES = 1 << 19  # of documents; in the file they are a third larger
 LOADING = "loading.lock"
 MAX_RECORD_BYTES = 1 << 20  # two envelopes of pointers and a few lines
 KEEP = 2
@@ -69,6 +72,13 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     format: Literal[1] = 1
     kept: Annotated[tuple[Kept, ...], Meta(max_length=16)] = ()
+
+
+class _Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """overrides.json."""
+
+    format: Literal[1] = 1
+    documents: Annotated[tuple[bytes, ...], Meta(max_length=1 << 16)] = ()
 
 
 class LastGood:
@@ -150,6 +160,31 @@ class LastGood:
             self._told("delete", path, lambda: path.unlink(missing_ok=True))
             self._told("delete", path, lambda: sync_folder(self.folder))
 
+    def overrides(self) -> tuple[bytes, ...]:
+        """The documents of overrides that the registry had, the latest of them; nobody has looked at them.
+
+        Raises: IntegrityError, RegistryError.
+        """
+        data = _read(self.folder / OVERRIDES)
+        return () if data is None else _decoded(self.folder / OVERRIDES, data, _Overrides).documents
+
+    def keep_overrides(self, documents: Sequence[bytes]) -> None:
+        """Keep them, the latest that find room; nothing is written where nothing is new. Raises: RegistryError."""
+        kept: list[bytes] = []
+        room = MAX_OVERRIDES_BYTES
+        for document in reversed(documents):
+            room -= len(document) + 8
+            if room < 0:
+                break
+            kept.append(document)
+        made = _Overrides(documents=tuple(reversed(kept)))
+        self._told("make", self.folder, lambda: _make(self.folder))
+        with self._locked():
+            with contextlib.suppress(IntegrityError):  # what cannot be read is worth nothing
+                if self.overrides() == made.documents:
+                    return
+            self._replace(OVERRIDES, made)
+
     # ---- behind them -------------------------------------------------------------------------------------------------
 
     def _is_whole(self, one: Kept, files: Mapping[str, bytes]) -> bool:
@@ -168,7 +203,7 @@ class LastGood:
         """Take away what no record names: nobody reads or writes now but us. What cannot go now goes next time."""
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
-                if path.name in wanted or path.name in (RECORD, ROLLBACK, LOCK):
+                if path.name in wanted or path.name in (RECORD, ROLLBACK, OVERRIDES, LOCK):
                     continue
                 with contextlib.suppress(OSError):
                     _delete(path)

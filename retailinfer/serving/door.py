@@ -107,6 +107,7 @@ class Door:
         self._refused = ""
         self._follower: Follower | None = None
         self._told_expired: str | None = None  # digest
+        self._overrides: tuple[LogEntry, ...] = ()  # of thresholds, that a follower has seen
         self._publish(self._live_of(pipeline, previous=previous))
 
     def _live_of(
@@ -246,7 +247,7 @@ class Door:
         if self._follower is None:
             return None
         live = self._live
-        return self._follower.report(running=live.digest)
+        return self._follower.report(running=live.digest, moved=live.pipeline.moved)
 
     def refresh(self) -> Following:
         """Look at the registry now, in this thread, and take over what it says. What goes wrong is in what is returned.
@@ -288,7 +289,7 @@ class Door:
             **{**self._settings, "trust": source.trust},
         )
         try:
-            return self._beside(self._live, now)
+            return self._beside(self._live, now.with_overrides(self._overrides))
         except BaseException:
             now.close()
             raise
@@ -321,9 +322,9 @@ class Door:
             self._drain.put(since.previous)
         return True
 
-    def _adjust(self, log: Iterable[LogEntry]) -> tuple[str, ...]:
-        """Let the thresholds that operators have moved hold in what answers, and nothing else change; says which those are."""
-        live = self._live
+    def _adjust(self, log: tuple[LogEntry, ...]) -> None:
+        """Let the thresholds that operators have moved hold in what answers, and in what comes; nothing else changes."""
+        self._overrides, live = log, self._live
         pipeline = live.pipeline.with_overrides(log)
         if pipeline is not live.pipeline:
             made = self._live_of(pipeline, previous=live.previous, resident=live.resident)
@@ -336,7 +337,6 @@ class Door:
             self._drain.put(pipeline)  # the one of the two that nobody asks
             del pipeline, live, made, engine
             self._drain.start()
-        return tuple(map(str, self._live.pipeline.moved))
 
     def _withdraw(self, live: Live, why: str | None) -> None:
         """Let only the rungs below what answers answer, or end that."""

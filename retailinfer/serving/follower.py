@@ -22,19 +22,21 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from retailinfer.contracts import Following
-from retailinfer.errors import BundleError, ConfigError, RegistryError, RetailInferError, SpecError, clip
+from retailinfer.errors import BundleError, ConfigError, RegistryError, RetailInferError, clip
 from retailinfer.life import begin_again_in_children, end_with_process, pause_for_forks
 from retailinfer.release.following import Failure, LocalRollback, Step, decide, failed_again, rollback_holds
 from retailinfer.release.last_good import STATE, LastGood, host_turn
 from retailinfer.release.registry import InForce, Registry
 from retailinfer.release.registry_rules import roles_of
 from retailinfer.release.statements import moment_text
+from retailinfer.serving.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from retailinfer.clock import Clock
     from retailinfer.pipeline import Pipeline
+    from retailinfer.release.overrides import Moved
     from retailinfer.release.statements import Pointer, ReleaseStatement
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.door import Door
@@ -120,6 +122,7 @@ class Follower:
         )
         if self._last_good is not None and registry.trust is not None:
             registry.trust.remember_in(self._last_good.root / STATE)
+        self._thresholds = Thresholds(registry, name, self._last_good)
         self._door: Callable[[], Door | None] = lambda: None
         self._followed: InForce | None = None
         self._shown: Pointer | None = None  # the newest pointer that may be followed
@@ -133,10 +136,7 @@ class Follower:
         self._unsettled: str | None = None  # digest of what was accepted, and is not remembered yet
         self._state: State = "ok"
         self._why = ""
-        self._disk = self._unlisted = self._unmoved = (
-            ""  # what is wrong with: last_good, revocations, overrides
-        )
-        self._moved: tuple[str, ...] = ()  # thresholds that operators have moved
+        self._disk = self._unlisted = ""  # what is wrong with the folder, and with the list of revocations
         self._revoked: str | None = None  # what answers and is revoked
         self._tried_ns: int | None = None
         self._ok_ns: int | None = None
@@ -175,6 +175,7 @@ class Follower:
             self._ok_ns = self._clock.monotonic_ns()
         self._tried_ns = self._clock.monotonic_ns()
         self._shown = None if found is None else found.pointer
+        self._thresholds.look(there=found is not None or isinstance(problem, BundleError))
         if self._last_good is not None:
             try:
                 self._rollback = self._last_good.rollback()
@@ -192,7 +193,7 @@ class Follower:
                     self._fail(step.digest, exc)
                 else:
                     self._opened(pipeline, files, found)
-                    return pipeline, self._problems()
+                    return pipeline.with_overrides(self._thresholds.log), self._problems()
             elif problem is None:
                 problem = RegistryError(
                     f"`{self._name}` has no champion in {self._registry.environment}, says {self._registry!r}",
@@ -206,7 +207,7 @@ class Follower:
                     problem = _as_ours(exc, problem)
                     continue
                 self._opened(pipeline, source.files, found)
-                return pipeline, self._problems()
+                return pipeline.with_overrides(self._thresholds.log), self._problems()
         raise problem
 
     def _kept(self) -> Iterator[tuple[Source, InForce]]:
@@ -243,8 +244,7 @@ class Follower:
         """Follow from now on."""
         self._door = weakref.ref(door)
         self._settle()
-        if self._state != "unreachable":
-            self._look_at_overrides(door)
+        self._move_thresholds(door)
         begin_again_in_children(self)
         end_with_process(self)
         pause_for_forks(self)
@@ -339,8 +339,13 @@ class Follower:
         try:
             found = self._registry.in_force(self._name)
         except (RegistryError, BundleError) as exc:
+            # a pointer that must not be followed says nothing of thresholds
+            self._thresholds.look(there=isinstance(exc, BundleError))
+            self._move_thresholds(door)
             self._move(_state_of(exc), str(exc))
             return
+        self._thresholds.look(there=found is not None)
+        self._move_thresholds(door)
         followed = None if self._followed is None else self._followed.pointer
         before = door._live
         resident = before.resident
@@ -361,7 +366,7 @@ class Follower:
         if self._rollback is not None and not step.rolled_back:
             self._end_rollback()
         self._do(door, step, found, before)
-        self._look_at_overrides(door)
+        self._move_thresholds(door)  # what was resident knows those of then
 
     def _do(self, door: Door, step: Step, found: InForce | None, before: Live) -> None:
         """What was decided, about what answered then."""
@@ -507,6 +512,15 @@ class Follower:
             self._unsettled = None
             self._disk_says(None)
 
+    def _move_thresholds(self, door: Door) -> None:
+        """What operators have moved holds from now on; then it is remembered."""
+        door._adjust(self._thresholds.log)
+        self._thresholds.tell(door._live.pipeline.moved, self._tell)
+        try:
+            self._thresholds.settle()
+        except (RegistryError, BundleError) as exc:
+            self._disk_says(exc)
+
     def _disk_says(self, exc: RetailInferError | None) -> None:
         before, self._disk = self._disk, "" if exc is None else str(exc)
         if bool(before) != bool(self._disk):
@@ -537,35 +551,6 @@ class Follower:
         if live.is_withdrawn or (why is not None and self._on_revoked == "degrade"):
             door._withdraw(live, None if why is None else f"{live.release} was revoked: {clip(why, 120)}")
 
-    def _look_at_overrides(self, door: Door) -> None:
-        """Thresholds that operators have moved, or put back; they end in time whether anybody looks or not."""
-        trust, registry = self._registry.trust, self._registry
-        try:
-            if trust is None:
-                moved = door._adjust(registry.overrides(self._name))
-            elif trust.file.override is None:
-                return
-            else:
-                verdict = registry.override_verdict(self._name)
-                moved = door._adjust(verdict.log)
-                trust.remember_overrides(self._name, verdict)
-        except (RegistryError, BundleError, SpecError) as exc:
-            if not self._unmoved:
-                self._tell(f"thresholds {self._name}", "followed", "not followed", str(exc))
-            self._unmoved = str(exc)
-            return
-        if self._unmoved:
-            self._tell(f"thresholds {self._name}", "not followed", "followed", "")
-            self._unmoved = ""
-        if moved != self._moved:
-            before, self._moved = self._moved, moved
-            self._tell(
-                "thresholds",
-                "moved" if before else "packed",
-                "moved" if moved else "packed",
-                "; ".join(moved),
-            )
-
     # ---- telling -------------------------------------------------------------------------------------------------------
 
     def _fail(self, digest: str, exc: Exception) -> None:
@@ -589,7 +574,7 @@ class Follower:
         if door is not None:
             door._tell_change(part, before, after, clip(why, 400)[1:-1])
 
-    def report(self, *, running: str) -> Following:
+    def report(self, *, running: str, moved: Sequence[Moved]) -> Following:
         """What is known, for people and probes."""
         now_ns = self._clock.monotonic_ns()
         pointer = self._shown
@@ -607,12 +592,12 @@ class Follower:
             running=running,
             skew=step.digest is not None and step.digest != running,
             state=self._state,
-            why=self._why or self._disk or self._unlisted or self._unmoved,
-            moved=self._moved,
+            why=self._why or self._disk or self._unlisted or self._thresholds.problem,
             polled_s=None if self._tried_ns is None else (now_ns - self._tried_ns) / 1e9,
             ok_s=None if self._ok_ns is None else (now_ns - self._ok_ns) / 1e9,
             rolled_back=None if self._rollback is None else self._rollback.why,
             revoked=self._revoked == running,
+            moved=tuple(map(str, moved)),
             failures={digest: failure.n for digest, failure in list(self._failures.items())},
         )
 
