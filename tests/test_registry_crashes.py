@@ -3,6 +3,7 @@
 Rules:
   * After every accident another process looks, repeats what was interrupted without any step by hand, and collects the litter.
   * Kills hit each call to the operating system in turn, and random instants. Failures hit each call once, with each errno.
+  * What forks hundreds of times does so in a small process: to copy one that runs tests takes longer than what is tested.
 `RETAILINFER_CRASHES` says how many random kills (make soak: thousands).
 """
 
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_script
 from registries import all_files, check, digest, release
-from registry_kills import ACTIONS, OLD, kill_writers, late, open_registry, prepare
+from registry_kills import ACTIONS, OLD, late, open_registry, prepare
 from services import until
 
 from retailinfer.errors import ConflictError, RegistryError
@@ -128,9 +130,9 @@ def in_child(folder: Path, action: str, watched: WatchedOs | None = None) -> int
         os._exit(code)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_killed_at_each_call_to_the_system(tmp_path, template, action):
-    """Before the n-th call, for every n: the state is old or new, and both happen."""
+def kill_at_each_call(tmp_path: Path, action: str) -> tuple[int, list[bool]]:
+    """Returns how many calls there are, and whether a kill came before the deed, after it, or once either."""
+    template = prepare(tmp_path / "template")
     seen: set[bool] = set()
     for n in range(1, 1000):
         folder = tmp_path / str(n)
@@ -138,16 +140,33 @@ def test_killed_at_each_call_to_the_system(tmp_path, template, action):
         pid = in_child(folder, action, WatchedOs(n, lambda _: os.kill(os.getpid(), signal.SIGKILL)))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code == 0:
-            break
+            return n, sorted(seen)
         assert code == -signal.SIGKILL
         seen.add(look_and_repeat(folder, action))
-    assert n > 10
-    assert seen == {False, True}
+    raise AssertionError("more calls than anybody makes")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_killed_at_each_call_to_the_system(tmp_path, action):
+    """Before the n-th call, for every n: the state is old or new, and both happen."""
+    said = run_script(f"""
+        from pathlib import Path
+        from test_registry_crashes import kill_at_each_call
+        print(*kill_at_each_call(Path({str(tmp_path)!r}), {action!r}))
+    """)
+    n, _, seen = said.partition(" ")
+    assert int(n) > 10
+    assert seen == "[False, True]"
 
 
 def test_killed_at_random_instants(tmp_path):
     """Hundreds of kills of deployments; one registry takes many of them, and never needs a hand."""
-    assert kill_writers(tmp_path, N_KILLS, seed=6) > N_KILLS // 4
+    killed = run_script(f"""
+        from pathlib import Path
+        from registry_kills import kill_writers
+        print(kill_writers(Path({str(tmp_path)!r}), {N_KILLS}, seed=6))
+    """)
+    assert int(killed) > N_KILLS // 4
 
 
 def test_a_pointer_that_may_not_last_is_written_again(template, monkeypatch):
