@@ -19,7 +19,10 @@ PYTHON ?= python3
 CONSTRAINTS ?= requirements/ci.txt
 FEAST_CONSTRAINTS ?= $(if $(CONSTRAINTS),requirements/feast.txt)
 MLSERVER_CONSTRAINTS ?= $(if $(CONSTRAINTS),requirements/mlserver.txt)
-WORKERS ?= 2
+# More than two processors: workers wait for servers, disks and clocks a good part of their time.
+WORKERS ?= 3
+# Each worker begins with files of its own, and so makes what a file shares once; who is done takes over from the others.
+SPREAD := --dist worksteal
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
@@ -42,6 +45,7 @@ PIP := -m pip -qq --no-input --require-virtualenv
 DIST := build/dist
 BUILT := build/dist.stamp
 BUILD_VENV := .venv-build
+INSTALLER := requirements/install.py
 TEST_VENV := .venv-test
 DEMO_VENV := .venv-demo
 FEAST_VENV := .venv-feast
@@ -54,8 +58,8 @@ RUN_DEBUG := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(DEBUG_SITE)):$(abspath $(BE
 
 # Tests of what is plain Python, or of other programs: a build with every check in native code would show them nothing new.
 PLAIN := acceptance_overload acceptance_release_files acceptance_signed_releases bench breaker check cli cpus decision_log degrade_remote demo docs \
-	events examples follow fuzz ladder last_good layers life lineage log_hook mlflow native outbox pack packaging preload public_names readthrough_backoff redis_link redis_registry \
-	redis_script registry release remote servers services sources start trees_documents
+	environments events examples follow fuzz ladder last_good layers life lineage log_hook mlflow native outbox pack packaging preload public_names \
+	readthrough_backoff redis_link redis_registry redis_script registry release remote servers services sources start trees_documents
 
 EXTENSIONS := $(patsubst retailinfer/_native/%.pyx,retailinfer._native.%,$(wildcard retailinfer/_native/*.pyx))
 CC ?= cc
@@ -66,7 +70,7 @@ say = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 SOURCES := $(shell find retailinfer -type f \
 	\( -name '*.py' -o -name '*.py[ix]' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.html' -o -name '*.css' -o -name '*.json' \))
 
-.PHONY: help demo test environments bench soak build check unit feast debug clean FORCE
+.PHONY: help demo test environments bench soak build check lint types stubs unit feast debug clean FORCE
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
@@ -81,6 +85,7 @@ $(BUILD_VENV)/stamp: $(CONSTRAINTS)
 	$(call say,making $(BUILD_VENV))
 	@rm -rf $(BUILD_VENV) && $(PYTHON) -m venv $(BUILD_VENV)
 	@$(BUILD_VENV)/bin/python $(PIP) install build
+	@$(BUILD_VENV)/bin/python $(PIP) install --only-binary=:all: uv || echo "   no uv: pip makes the environments, which takes longer"
 	@touch $@
 
 $(BUILT): $(SOURCES) build/sources.txt pyproject.toml setup.py MANIFEST.in LICENSE $(wildcard README.md) $(BUILD_VENV)/stamp
@@ -93,17 +98,19 @@ build: $(BUILT)
 
 # --- environments -----------------------------------------------------------------------------------------------------
 
+# What is needed comes from pyproject.toml, so that the wheel can be built meanwhile; `pip check` asks the wheel itself.
 # $(1) environment, $(2) extra, $(3) constraints
 define environment
-$(1)/dependencies.stamp: pyproject.toml $(3) | $(BUILT)
+$(1)/dependencies.stamp: pyproject.toml $(INSTALLER) $(3) | $(BUILD_VENV)/stamp
 	$$(call say,making $(1) for retailinfer[$(2)]: the first time this downloads its packages)
 	@rm -rf $(1) && $(PYTHON) -m venv $(1)
-	@PIP_CONSTRAINT=$(abspath $(3)) $(1)/bin/python $(PIP) install "$$$$(ls $(DIST)/*.whl)[$(2)]"
+	@$(BUILD_VENV)/bin/python $(INSTALLER) $(1) $(if $(3),--constraints $(3)) --extra $(2)
 	@touch $$@
 
 $(1)/stamp: $(1)/dependencies.stamp $(BUILT)
 	$$(call say,installing the wheel in $(1))
 	@$(1)/bin/python $(PIP) install --force-reinstall --no-deps $(DIST)/*.whl
+	@$(1)/bin/python -m pip check > $(1)/check.txt || { cat $(1)/check.txt; exit 1; }
 	@touch $$@
 endef
 $(eval $(call environment,$(TEST_VENV),dev,$(CONSTRAINTS)))
@@ -111,12 +118,12 @@ $(eval $(call environment,$(DEMO_VENV),demo,$(CONSTRAINTS)))
 $(eval $(call environment,$(FEAST_VENV),feast-test,$(FEAST_CONSTRAINTS)))
 
 # Tests start it as a program of its own (tests/mlservers.py). MLServer has no release for newer Pythons: they are skipped there.
-$(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS)
+$(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS) $(INSTALLER) | $(BUILD_VENV)/stamp
 	$(call say,making $(MLSERVER_VENV): the first time this downloads its packages)
 	@rm -rf $(MLSERVER_VENV) && mkdir $(MLSERVER_VENV)
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
 		$(PYTHON) -m venv $(MLSERVER_VENV) && \
-		PIP_CONSTRAINT=$(abspath $(MLSERVER_CONSTRAINTS)) $(MLSERVER_VENV)/bin/python $(PIP) install "mlserver>=1.6"; \
+		$(BUILD_VENV)/bin/python $(INSTALLER) $(MLSERVER_VENV) $(if $(MLSERVER_CONSTRAINTS),--constraints $(MLSERVER_CONSTRAINTS)) "mlserver>=1.6"; \
 	fi
 	@touch $@
 
@@ -131,11 +138,11 @@ $(BESIDE)/stamp: Makefile
 	@for folder in benchmarks examples; do ln -s "$(abspath .)/$$folder" $(BESIDE)/$$folder; done
 	@touch $@
 
-build/debug.stamp: $(BUILT) $(TEST_VENV)/dependencies.stamp
+build/debug.stamp: $(BUILT) $(BUILD_VENV)/stamp
 	$(call say,building the wheel with every check on)
 	@rm -rf $(DEBUG_SITE) build/dist-debug
-	@RETAILINFER_DEBUG=1 $(TEST_VENV)/bin/python $(PIP) wheel --no-deps --no-cache-dir -w build/dist-debug $(DIST)/*.tar.gz
-	@$(TEST_VENV)/bin/python $(PIP) install --no-deps --target $(DEBUG_SITE) build/dist-debug/*.whl
+	@RETAILINFER_DEBUG=1 $(BUILD_VENV)/bin/python $(PIP) wheel --no-deps --no-cache-dir -w build/dist-debug $(DIST)/*.tar.gz
+	@$(BUILD_VENV)/bin/python $(PIP) install --no-deps --target $(DEBUG_SITE) build/dist-debug/*.whl
 	@touch $@
 
 # --- what people run --------------------------------------------------------------------------------------------------
@@ -144,29 +151,37 @@ demo: $(DEMO_VENV)/stamp
 	$(call say,demo)
 	@PYTHONSAFEPATH=1 $(DEMO_VENV)/bin/python -m retailinfer demo $(DEMO_ARGS)
 
-# Environments are made side by side: most of that is downloading and unpacking. What runs in them runs one after the other.
-environments: $(TEST_VENV)/stamp $(TEST_VENV)/uwsgi.stamp $(MLSERVER_VENV)/stamp $(FEAST_VENV)/stamp build/debug.stamp $(BESIDE)/stamp
+# Environments are made beside the two builds, the longest first: they are downloading and unpacking, where those are compiling.
+# What runs in them runs one after the other.
+environments: $(BUILT) $(TEST_VENV)/dependencies.stamp build/debug.stamp $(TEST_VENV)/uwsgi.stamp $(MLSERVER_VENV)/stamp $(FEAST_VENV)/stamp \
+	$(TEST_VENV)/stamp $(BESIDE)/stamp
 
 test:
 	@$(MAKE) --no-print-directory -j2 environments
-	@$(MAKE) --no-print-directory check unit feast debug
+	@$(MAKE) --no-print-directory -j2 check feast
+	@$(MAKE) --no-print-directory unit debug
 	$(call say,all tests passed)
 
-check: $(TEST_VENV)/stamp $(BESIDE)/stamp
-	$(call say,ruff)
+check: lint types stubs
+
+lint: $(TEST_VENV)/stamp
+	$(call say,ruff; warnings of the C compiler)
 	@$(TEST_VENV)/bin/ruff check --quiet .
 	@$(TEST_VENV)/bin/ruff format --quiet --check .
+	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)
+
+types: $(TEST_VENV)/stamp
 	$(call say,mypy --strict)
 	@$(TEST_VENV)/bin/mypy
+
+stubs: $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,stubs against the compiled modules)
 	@$(RUN) $(TEST_VENV)/bin/python -m mypy.stubtest --mypy-config-file pyproject.toml --concise --ignore-disjoint-bases --ignore-positional-only \
 		--allowlist tests/stubtest.txt --ignore-unused-allowlist $(EXTENSIONS)
-	$(call say,warnings of the C compiler)
-	@$(CC) $(C_WARNINGS) $(wildcard retailinfer/_native/*.c)
 
 unit: $(TEST_VENV)/stamp $(TEST_VENV)/uwsgi.stamp $(MLSERVER_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests against the installed wheel)
-	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(RUN) RETAILINFER_DIST=$(abspath $(DIST)) $(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(SPREAD) $(PYTEST_ARGS)
 
 # pandas, pydantic and others warn in there of what is not ours: no warning is an error.
 feast: $(FEAST_VENV)/stamp $(BESIDE)/stamp
@@ -176,7 +191,7 @@ feast: $(FEAST_VENV)/stamp $(BESIDE)/stamp
 debug: build/debug.stamp $(TEST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,tests of native code again with every check on: bounds; null; division; C assertions)
 	@$(RUN_DEBUG) RETAILINFER_DIST=$(abspath $(DIST)) RETAILINFER_DEBUG=1 HYPOTHESIS_PROFILE=debug \
-		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) -m 'not slow' $(foreach name,$(PLAIN),--ignore-glob='*/test_$(name)*.py') $(PYTEST_ARGS)
+		$(TEST_VENV)/bin/python -m pytest -n $(WORKERS) $(SPREAD) -m 'not slow' $(foreach name,$(PLAIN),--ignore-glob='*/test_$(name)*.py') $(PYTEST_ARGS)
 
 bench: $(TEST_VENV)/stamp $(FEAST_VENV)/stamp $(BESIDE)/stamp
 	$(call say,benchmarks)
