@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ __all__ = [
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Folders of tests lie in memory where there is room: what is asked of a disk most is fsync, and in a test it proves nothing.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 DEV = os.environ.get("RETAILINFER_DEV", "") not in ("", "0")
 

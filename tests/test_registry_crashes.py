@@ -13,8 +13,7 @@ import errno
 import os
 import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +68,6 @@ class WatchedOs:
             if answer == "short":
                 return real(args[0], args[1][:1]) if name == "write" else real(*args, **kwargs)
         return real(*args, **kwargs)
-
-
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where there is such a place: what is asked of the disk most is fsync, and kills and failures are the same."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
