@@ -277,6 +277,44 @@ def _state(data: bytes):
         return tuple(read_state(str(path)).names)
 
 
+def _kept() -> list[bytes]:
+    from retailinfer.release.last_good import Kept, _Record
+
+    def one(digit: str) -> Kept:
+        return Kept(
+            digest=digit * 64,
+            version="1.0",
+            folder=f"1.0-{digit * 16}-0123456789ab",
+            pointer=b'{"payload":"e30="}',
+            verified="2026-11-29T12:00:00Z",
+        )
+
+    return [msgspec.json.encode(_Record(kept=(one("a"), one("b")))), msgspec.json.encode(_Record())]
+
+
+def _last_good(data: bytes):
+    import tempfile
+
+    from retailinfer.errors import BundleError, RegistryError
+    from retailinfer.release.last_good import LastGood
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = LastGood(folder, environment="production", name="fraud")
+        place.folder.mkdir(parents=True)
+        (place.folder / "last-good.json").write_bytes(data)
+        kept = place.kept()
+        for one in kept:  # whatever it names, nothing outside is read
+            assert "/" not in one.folder
+            assert not one.folder.startswith(".")
+            try:
+                place.files(one.digest)
+            except (BundleError, RegistryError):
+                pass
+            else:
+                raise AssertionError("there are no such files")
+        return tuple(one.digest for one in kept)
+
+
 @functools.cache
 def _ec_key():
     from retailinfer.release.signature import EcPrivateKey
@@ -327,6 +365,7 @@ TARGETS = {
         _target("envelope", _envelopes, _envelope),
         _target("trust-file", _trust_files, _trust_file),
         _target("accepted-state", _states, _state),
+        _target("last-good", _kept, _last_good),
         _target("model-signing", _bundles, _bundle),
     )
 }

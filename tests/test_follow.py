@@ -695,7 +695,7 @@ def test_workers_of_a_host_load_one_after_the_other(tmp_path, last_good):
 
 def test_c41_killed_while_it_follows(tmp_path):
     """At random instants: the next process starts, also without the registry. `RETAILINFER_CRASHES` says how often."""
-    kills = int(os.environ.get("RETAILINFER_CRASHES", "240")) // 6
+    kills = int(os.environ.get("RETAILINFER_CRASHES", "240")) // 8
     assert kill_followers(tmp_path, kills, seed=11) > kills // 8
 
 
