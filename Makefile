@@ -12,7 +12,7 @@
 #     the source tree off the import path, and tests/conftest.py checks it.
 #   * Versions come from requirements/ci.txt. `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
 #   * Feast needs older packages than the rest: it has an environment of its own, with requirements/feast.txt.
-#   * MLServer, which the remote rung is tested with, has one too, without retailinfer: requirements/mlserver.txt.
+#   * MLServer and MLflow, which we are tested with, have one too, without retailinfer: requirements/mlserver.txt.
 #   * Stamps in the environments say what is done; an environment is made again when its inputs change.
 
 PYTHON ?= python3
@@ -117,13 +117,17 @@ $(eval $(call environment,$(TEST_VENV),dev,$(CONSTRAINTS)))
 $(eval $(call environment,$(DEMO_VENV),demo,$(CONSTRAINTS)))
 $(eval $(call environment,$(FEAST_VENV),feast-test,$(FEAST_CONSTRAINTS)))
 
-# Tests start it as a program of its own (tests/mlservers.py). MLServer has no release for newer Pythons: they are skipped there.
+# The server of MLflow out of its small package, and what its clients need to log a model in ONNX and one of LightGBM.
+MLFLOW := "mlflow-skinny>=3" alembic flask flask-cors graphene huey lightgbm onnx onnxruntime sqlalchemy
+
+# Tests start both as programs of their own (tests/mlservers.py, tests/mlflows.py). MLServer has no release for newer Pythons: they
+# are skipped there.
 $(MLSERVER_VENV)/stamp: $(MLSERVER_CONSTRAINTS) $(INSTALLER) | $(BUILD_VENV)/stamp
 	$(call say,making $(MLSERVER_VENV): the first time this downloads its packages)
 	@rm -rf $(MLSERVER_VENV) && mkdir $(MLSERVER_VENV)
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
 		$(PYTHON) -m venv $(MLSERVER_VENV) && \
-		$(BUILD_VENV)/bin/python $(INSTALLER) $(MLSERVER_VENV) $(if $(MLSERVER_CONSTRAINTS),--constraints $(MLSERVER_CONSTRAINTS)) "mlserver>=1.6"; \
+		$(BUILD_VENV)/bin/python $(INSTALLER) $(MLSERVER_VENV) $(if $(MLSERVER_CONSTRAINTS),--constraints $(MLSERVER_CONSTRAINTS)) "mlserver>=1.6" $(MLFLOW); \
 	fi
 	@touch $@
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retailinfer import columns
     from retailinfer.authoring.check import check
+    from retailinfer.authoring.mlflow import from_mlflow
     from retailinfer.authoring.pack import pack
     from retailinfer.authoring.replay import replay
     from retailinfer.authoring.repolicy import repolicy
@@ -154,6 +155,7 @@ __all__ = [
     "Windows",
     "check",
     "columns",
+    "from_mlflow",
     "pack",
     "preload",
     "replay",
@@ -163,6 +165,7 @@ __all__ = [
 
 _HOMES = {
     "retailinfer.authoring.check": ("check",),
+    "retailinfer.authoring.mlflow": ("from_mlflow",),
     "retailinfer.authoring.pack": ("pack",),
     "retailinfer.authoring.replay": ("replay",),
     "retailinfer.authoring.repolicy": ("repolicy",),

@@ -69,6 +69,7 @@ class Server:
     """One process with a folder and a port, which can be killed, paused and started again."""
 
     name = "server"
+    start_s = START_S  # until it must answer
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,7 +89,7 @@ class Server:
         for attempt in range(10):
             self.port = fixed or free_port()
             self.process = self._spawn()
-            end_s = time.monotonic() + START_S
+            end_s = time.monotonic() + self.start_s
             while self.process.poll() is None and time.monotonic() < end_s:
                 if self._answers():
                     return self

@@ -50,6 +50,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "xgboost": ("authoring/convert/", "demo/"),
     "catboost": ("authoring/convert/",),
     "sklearn": ("authoring/convert/", "demo/"),
+    "yaml": ("authoring/mlflow.py",),
     "cryptography": ("release/signature.py",),
     "fsspec": ("release/registry_files.py",),
     "urllib3": ("resilience/remote/http.py",),

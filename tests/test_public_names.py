@@ -82,6 +82,7 @@ PUBLIC = [
     "Windows",
     "check",
     "columns",
+    "from_mlflow",
     "pack",
     "preload",
     "replay",

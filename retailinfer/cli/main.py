@@ -285,8 +285,8 @@ def _pack(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[ROLE=]FILE",
-        help="a model file; several models run in the order given, each with a role: --model tower=a.onnx "
-        "--model ranker=b.onnx",
+        help="a model file, or models:/NAME@ALIAS of the MLflow at MLFLOW_TRACKING_URI; several models run in the order "
+        "given, each with a role: --model tower=a.onnx --model ranker=b.onnx",
     )
     parser.add_argument(
         "--features",

@@ -8,7 +8,7 @@ from typing import Any
 
 from retailinfer.cli.console import Console, bytes_text
 from retailinfer.cli.extras import need
-from retailinfer.cli.settings import read_fallback, read_policy, read_struct
+from retailinfer.cli.settings import read_fallback, read_info, read_policy, read_struct
 from retailinfer.cli.tables import read_rows
 from retailinfer.errors import ConfigError, clip
 
@@ -21,7 +21,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from retailinfer.authoring.pack import pack
     from retailinfer.contracts import Contract
     from retailinfer.features.spec import FeatureSpec
-    from retailinfer.release.manifest import Info
 
     if options.features is None and (options.golden or options.calibration):
         raise ConfigError(
@@ -29,9 +28,17 @@ def run(options: argparse.Namespace, console: Console) -> int:
             hint="a release of arrays gets golden arrays of its own; from Python, pack(golden={input: array})",
         )
     spec = None if options.features is None else FeatureSpec.from_json(_bytes(options.features))
+    info = {} if options.info is None else read_info(options.info)
+    models = _models(options.model)
+    if isinstance(models, str) and models.startswith("models:/"):
+        from retailinfer.authoring.mlflow import from_mlflow
+
+        console.step(f"fetching {models}")
+        found = from_mlflow(models)
+        models, info = found.model, found.info | info  # what people say goes before what MLflow says
     manifest = pack(
         options.name,
-        model=_models(options.model),
+        model=models,
         out=options.out,
         features=spec,
         score=options.score,
@@ -46,7 +53,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         names=options.names,
         quantize=options.quantize,
         engine=options.engine,
-        info=None if options.info is None else read_struct(options.info, Info),
+        info=info,
         progress=console.step,
     )
     size = sum(entry.size for entry in manifest.files)

@@ -15,6 +15,7 @@ import msgspec
 from retailinfer.errors import ConfigError, SpecError, clip
 from retailinfer.policy import Policy
 from retailinfer.release.fallback import Fallback
+from retailinfer.release.manifest import Info
 
 __all__ = ["read_fallback", "read_policy", "read_struct"]
 
@@ -55,6 +56,12 @@ def read_struct(path: str, kind: type[T]) -> T:
         return msgspec.convert(_read(path), kind)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"{path} is not a {kind.__name__.lower()}: {exc}") from exc
+
+
+def read_info(path: str) -> dict[str, Any]:
+    """The fields of `Info` that a file has. Raises: ConfigError."""
+    read_struct(path, Info)
+    return _read(path)
 
 
 def _read(path: str) -> dict[str, Any]:

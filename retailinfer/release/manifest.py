@@ -30,6 +30,7 @@ __all__ = [
     "Machine",
     "Manifest",
     "ModelEntry",
+    "OriginInfo",
     "Output",
     "PolicyOf",
     "QuantizationReport",
@@ -216,12 +217,31 @@ class CodeInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     image: Short | None = None
 
 
+class OriginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The registry that the model was taken from, in its own words; `sha256` of the file was computed here.
+
+    Attributes:
+        registry: "mlflow". uri: of its server. name, version: of the model there. run: id of the run that made it.
+        datasets: name -> digest of what the run said it was trained on, as that registry counts digests.
+    """
+
+    registry: Short
+    uri: Text
+    name: Short
+    version: Short
+    run: Short | None = None
+    flavor: Short | None = None
+    sha256: Digest | None = None
+    datasets: dict[Short, Short] = {}
+
+
 class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What only people and their pipelines know; the argument `info` of `ri.pack`.
 
     Args:
         version: made of the time and the content where it is not given.
         expires: moment (UTC) after which a cold start refuses the release.
+        origin: the registry that the model came from, as `ri.from_mlflow` tells it.
         fallbacks: digests of older releases that this one may fall back to.
         owners: table, stream or source -> who is responsible for it, where the spec does not say so itself.
     """
@@ -235,6 +255,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     expires: Moment | None = None
     dataset: DatasetInfo | None = None
     code: CodeInfo | None = None
+    origin: OriginInfo | None = None
     metrics: dict[Short, float] = {}
     fallbacks: Annotated[tuple[Digest, ...], Meta(max_length=64)] = ()
     owners: dict[Short, Short] = {}

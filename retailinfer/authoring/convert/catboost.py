@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from retailinfer.authoring.convert import Converted, Predict
 from retailinfer.authoring.trees import Parsed, given_names, labels_of
 from retailinfer.authoring.trees.catboost_json import parse
-from retailinfer.errors import ConfigError, ModelError
+from retailinfer.errors import ConfigError, ModelError, clip
 
-__all__ = ["convert", "load", "predictor", "trees"]
+__all__ = ["convert", "load", "predictor", "read_cbm", "trees"]
 
 EXPONENTS = ("Poisson", "Tweedie")
 CLASSES = ("CrossEntropy", "Focal", "Logloss", "Multi")
@@ -71,6 +71,20 @@ def load(data: bytes) -> Any:
         path = Path(folder) / "model.json"
         path.write_bytes(data)
         return CatBoost().load_model(str(path), format="json")
+
+
+def read_cbm(data: bytes) -> Any:
+    """The model of a file in CatBoost's binary format, which only CatBoost reads. Raises: ConfigError, ModelError."""
+    try:
+        from catboost import CatBoost, CatBoostError  # noqa: PLC0415 - optional extra
+    except ImportError as exc:
+        raise ConfigError(
+            "CatBoost's binary format needs CatBoost", hint="pip install 'retailinfer[catboost]'"
+        ) from exc
+    try:
+        return CatBoost().load_model(blob=data)
+    except CatBoostError as exc:
+        raise ModelError(f"CatBoost cannot read its file: {clip(str(exc), 200)}") from exc
 
 
 def trees(model: Any, *, dtype: str) -> tuple[Parsed, Predict]:
