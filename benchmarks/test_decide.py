@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from benchmarks.conftest import Rotate, over
 from benchmarks.harness import check_answers
 from benchmarks.measures import Lab
 from benchmarks.peers.handwritten import action
+from retailinfer.pipeline import action_of
 
 
 def test_decide(lab: Lab, rotate: Rotate) -> None:
     """The policy's action for a score, as tables are decided; single requests compare in the engine, see the stages."""
-    decide = lab.scorer._live.pipeline.action_of
+    decide = partial(action_of, lab.scorer.policy)
     scores = [float(score) for score in np.linspace(0, 1, 1_001, dtype=np.float32)]
     check_answers("actions", (decide(score, None) for score in scores), map(action, scores))
     rotate(lambda score: decide(score, None), over(scores))

@@ -5,6 +5,7 @@ Rules:
     container that may use half a CPU of it.
   * Read anew at each call, because affinity and quota can change while a process runs; nothing is kept.
   * What cannot be read limits nothing.
+  * Paths are text: pathlib costs several ms of a load that needs it for nothing else.
 Used by serving/door.py for threads and for the permits that calls in flight take; memory.py walks the same groups.
 """
 
@@ -13,10 +14,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["GROUPS", "MOUNT", "cpu_quota", "read_text", "upwards", "usable_cpus"]
 
@@ -39,37 +36,33 @@ def cpu_quota(*, groups: str = GROUPS, mount: str = MOUNT) -> float | None:
         mount: where they are mounted; inside a container its own group may be the root.
     """
     limits = []
-    from pathlib import Path  # noqa: PLC0415 - several ms of every import, for what is asked once
-
-    for line in read_text(Path(groups)).splitlines():
+    for line in read_text(groups).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
-            limits += [_limit_v2(folder) for folder in upwards(Path(mount), path)]
+            limits += [_limit_v2(folder) for folder in upwards(mount, path)]
         elif "cpu" in (names := controllers.split(",")):
             for mounted in {controllers, "cpu", ",".join(sorted(names))}:
-                limits += [_limit_v1(folder) for folder in upwards(Path(mount, mounted), path)]
+                limits += [_limit_v1(folder) for folder in upwards(f"{mount}/{mounted}", path)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def upwards(mount: Path, path: str) -> Iterator[Path]:
+def upwards(mount: str, path: str) -> Iterator[str]:
     """A group's folder and all above it, as far as they can be seen from here."""
-    from pathlib import PurePosixPath  # noqa: PLC0415 - as above
-
-    group = PurePosixPath("/") / path
-    for at in (group, *group.parents):
-        yield mount / at.relative_to("/")
+    parts = [part for part in path.split("/") if part]
+    for n in range(len(parts), -1, -1):
+        yield "/".join((mount, *parts[:n]))
 
 
-def _limit_v2(folder: Path) -> float | None:
+def _limit_v2(folder: str) -> float | None:
     """`cpu.max` is "quota period" in microseconds, or "max period"."""
-    return _ratio(*read_text(folder / "cpu.max").split()[:2])
+    return _ratio(*read_text(f"{folder}/cpu.max").split()[:2])
 
 
-def _limit_v1(folder: Path) -> float | None:
+def _limit_v1(folder: str) -> float | None:
     return _ratio(
-        *read_text(folder / "cpu.cfs_quota_us").split()[:1],
-        *read_text(folder / "cpu.cfs_period_us").split()[:1],
+        *read_text(f"{folder}/cpu.cfs_quota_us").split()[:1],
+        *read_text(f"{folder}/cpu.cfs_period_us").split()[:1],
     )
 
 
@@ -81,9 +74,10 @@ def _ratio(*texts: str) -> float | None:
     return quota / period if quota and period else None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str) -> str:
     """A small file of the kernel's; empty where there is none."""
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - see above
+            return file.read()
     except OSError:
         return ""

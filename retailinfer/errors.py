@@ -308,3 +308,7 @@ class Unavailable(ServingError):  # noqa: N818 - the field's own word for this o
     """No rung of the fallback ladder could answer. `tried`: (rung, why it did not), best first; the release itself is one."""
 
     tried: tuple[tuple[str, str], ...] = ()
+
+
+class WouldWait(Exception):  # noqa: N818 - no error, and no caller sees it: it says that the call belongs into a thread
+    """The answer needs something that is not in memory, and the caller said not to wait. Nothing was counted or added."""

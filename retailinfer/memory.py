@@ -8,12 +8,7 @@ Asked before a release is loaded beside another one, by serving/door.py. Control
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from retailinfer.cpus import GROUPS, MOUNT, read_text, upwards
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["available_bytes"]
 
@@ -28,21 +23,19 @@ def available_bytes(*, machine: str = _MACHINE, groups: str = GROUPS, mount: str
         machine: the file with the machine's `MemAvailable`.
         groups, mount: as of `cpus.cpu_quota`.
     """
-    from pathlib import Path  # noqa: PLC0415 - several ms of every import, for what is asked once
-
-    found = [_of_machine(read_text(Path(machine)))]
-    for line in read_text(Path(groups)).splitlines():
+    found = [_of_machine(read_text(machine))]
+    for line in read_text(groups).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
             found += [
                 _left(folder, "memory.max", "memory.current", "inactive_file")
-                for folder in upwards(Path(mount), path)
+                for folder in upwards(mount, path)
             ]
         elif "memory" in controllers.split(","):
             found += [
                 _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-                for folder in upwards(Path(mount, "memory"), path)
+                for folder in upwards(f"{mount}/memory", path)
             ]
     return min((left for left in found if left is not None), default=None)
 
@@ -56,13 +49,13 @@ def _of_machine(text: str) -> int | None:
     return None
 
 
-def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+def _left(folder: str, limit: str, used: str, reclaimable: str) -> int | None:
     """What one group leaves; None where it limits nothing."""
-    most, now = _number(read_text(folder / limit)), _number(read_text(folder / used))
+    most, now = _number(read_text(f"{folder}/{limit}")), _number(read_text(f"{folder}/{used}"))
     if most is None or now is None or most >= _NO_LIMIT:
         return None
     again = 0
-    for line in read_text(folder / "memory.stat").splitlines():
+    for line in read_text(f"{folder}/memory.stat").splitlines():
         name, _, text = line.partition(" ")
         if name == reclaimable:
             again = _number(text) or 0

@@ -10,7 +10,6 @@ The front doors on top are scorer.py and ranker.py.
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import os
 import weakref
@@ -34,7 +33,6 @@ from retailinfer.errors import (
     BundleError,
     ConfigError,
     FeatureError,
-    FeatureRangeError,
     FeatureTypeError,
     GoldenMismatchError,
     ManifestError,
@@ -49,6 +47,7 @@ from retailinfer.features.program import compile_program, request_struct, sectio
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.features.transform import NUMPY_DTYPES, fill
 from retailinfer.life import begin_again_in_children
+from retailinfer.limits import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, MAX_WAITING
 from retailinfer.monitoring.events import Answered
 from retailinfer.policy import Policy
 from retailinfer.release import golden as golden_rows
@@ -75,14 +74,9 @@ if TYPE_CHECKING:
     from retailinfer.runtime.trees import TreeSession
     from retailinfer.store.store import Store
 
-__all__ = ["Pipeline", "action_of", "moment_ns", "new_permits"]
+__all__ = ["Pipeline", "action_of", "new_permits"]
 
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 32
-MAX_WAITING = 64  # calls that wait for sources and shared windows at the same time
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
-MAX_SECONDS = 4.6e9  # since 1970: 1824 to 2115, as for the fields of a request
-HOLD_GIL_BELOW_US = 100.0
 UNSIGNED = (
     "release: unsigned"  # in the trace of every answer of a release whose signature nobody has verified
 )
@@ -1084,33 +1078,6 @@ def new_permits(max_in_flight: object, max_waiting: object, clock: Clock) -> Per
 def _chance() -> float:
     """In [0, 1). From the system: a module for it would cost every load a millisecond, and forked workers the same numbers."""
     return (int.from_bytes(os.urandom(8), "little") >> 11) / (1 << 53)
-
-
-def moment_ns(at: dt.datetime | float | None) -> int:
-    """`at=` as nanoseconds since the epoch; 0 = now. Raises: FeatureTypeError, FeatureRangeError."""
-    if at is None:
-        return 0
-    if isinstance(at, dt.datetime):
-        try:
-            delta = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-        except TypeError as exc:
-            raise FeatureTypeError(
-                "Expected an aware datetime, got a naive one", path="$.at", hint="attach its zone"
-            ) from exc
-        micros = (delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds
-    elif isinstance(at, bool) or not isinstance(at, (int, float)):
-        raise FeatureTypeError(
-            f"Expected a datetime or seconds since 1970, got `{type(at).__name__}`", path="$.at"
-        )
-    else:
-        micros = round(at * 1e6) if abs(at) < MAX_SECONDS else int(2 * MAX_SECONDS * 1e6)
-    if not abs(micros) < MAX_SECONDS * 1e6:
-        raise FeatureRangeError(
-            f"Expected a moment between 1824 and 2115, got {clip(at)}",
-            path="$.at",
-            hint="seconds since 1970, not milliseconds",
-        )
-    return micros * 1000 or 1  # 0 means now; the epoch itself is taken a nanosecond later
 
 
 def texts_of(column: Canonical | None, n: int) -> list[str | None]:

@@ -25,8 +25,15 @@ from retailinfer.serving.door import Door
 
 __all__ = ["preload"]
 
-# What the first call of a worker would import otherwise.
-_LATER = ("asyncio", "concurrent.futures.thread", "retailinfer.errors", "retailinfer.contracts")
+# What the first call of a worker would import otherwise; or its first load, where only workers load.
+_LATER = (
+    "asyncio",
+    "concurrent.futures.thread",
+    "hashlib",
+    "retailinfer.serving.live",
+    "retailinfer.serving.loading",
+    "retailinfer.serving.turns",
+)
 
 
 class _Foreign:

@@ -10,25 +10,14 @@ What happens inside: pipeline.py loads, `_native/engine.pyx` answers.
 from __future__ import annotations
 
 import datetime as dt
-import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from retailinfer._native.resolve import WouldWait
-from retailinfer.deadline import budget_ns
-from retailinfer.errors import ServingError
-from retailinfer.pipeline import (
-    HOLD_GIL_BELOW_US,
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_WAITING,
-    Pipeline,
-    moment_ns,
-    parse_available,
-)
-from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
-from retailinfer.serving.live import Live
+from retailinfer.deadline import budget_ns, moment_ns
+from retailinfer.errors import ServingError, WouldWait
+from retailinfer.limits import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, MAX_WAITING
+from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise
 
 if TYPE_CHECKING:
     import os
@@ -38,10 +27,12 @@ if TYPE_CHECKING:
 
     from retailinfer.contracts import Ranking
     from retailinfer.monitoring.events import Hook
+    from retailinfer.pipeline import Pipeline
     from retailinfer.release.registry import Registry
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.door import EventId
     from retailinfer.serving.follower import Settings
+    from retailinfer.serving.live import Live
     from retailinfer.store.store import Store
 
 __all__ = ["Ranker"]
@@ -91,6 +82,8 @@ class Ranker(Door):
             "max_in_flight": max_in_flight,
             "max_waiting": max_waiting,
         }
+        from retailinfer.serving.loading import load_pipelines  # noqa: PLC0415 - with the first release
+
         now, before = load_pipelines(release, previous, **settings)
         return cls(now, previous=before, hooks=hooks, settings=settings)
 
@@ -138,6 +131,8 @@ class Ranker(Door):
     def _live_of(
         self, pipeline: Pipeline, *, previous: Pipeline | None = None, resident: Live | None = None
     ) -> Live:
+        from retailinfer.serving.live import Live  # noqa: PLC0415 - with the first release, as in the door
+
         return Live.of(
             pipeline,
             self._lasting,
@@ -336,6 +331,8 @@ class _Rules:
     """Texts of `available=` -> what one release's engine takes; those that were used are kept."""
 
     def __init__(self, pipeline: Pipeline) -> None:
+        import threading  # noqa: PLC0415 - for who loads a release
+
         from cachetools import FIFOCache  # noqa: PLC0415 - 2 ms of every import, and scorers need none
 
         self._engine = pipeline.need_engine()
@@ -348,6 +345,8 @@ class _Rules:
     def __call__(self, text: str) -> Any:
         rule = self._kept.get(text) if type(text) is str else None  # else parsing says what is wrong
         if rule is None:
+            from retailinfer.pipeline import parse_available  # noqa: PLC0415 - there since the release was loaded
+
             rule = self._engine.compile_available(text, parse_available(text, self._candidate))
             if self._guard.acquire(blocking=False):
                 try:

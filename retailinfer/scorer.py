@@ -17,42 +17,28 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from retailinfer._native.resolve import WouldWait
-from retailinfer.deadline import budget_ns
+from retailinfer.deadline import budget_ns, moment_ns
 from retailinfer.errors import (
     ConfigError,
     FeatureTypeError,
     LimitError,
     OverloadedError,
     RetailInferError,
-    ScoreError,
     ServingError,
+    WouldWait,
     clip,
 )
-from retailinfer.features.arrow import batches, read_table, require_pyarrow
-from retailinfer.features.transform import fill
-from retailinfer.pipeline import (
-    HOLD_GIL_BELOW_US,
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_WAITING,
-    Pipeline,
-    action_of,
-    moment_ns,
-    texts_of,
-)
-from retailinfer.serving.answers import remote_schema
-from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise, load_pipelines
+from retailinfer.limits import HOLD_GIL_BELOW_US, MAX_BYTES, MAX_DEPTH, MAX_WAITING
+from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from numpy.typing import NDArray
 
-    from retailinfer.contracts import Agreement, Decision, Explanation, Reason
-    from retailinfer.features.spec import Field
+    from retailinfer.contracts import Agreement, Decision, Explanation
     from retailinfer.monitoring.events import Hook
-    from retailinfer.policy import Policy
+    from retailinfer.pipeline import Pipeline
     from retailinfer.release.registry import Registry
     from retailinfer.release.trust_files import Trust
     from retailinfer.serving.batching import MicroBatcher
@@ -64,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["Scorer"]
 
 T = TypeVar("T")
-
-TABLE_ROWS = 8192
 
 
 class Scorer(Door):
@@ -126,6 +110,8 @@ class Scorer(Door):
             "max_in_flight": max_in_flight,
             "max_waiting": max_waiting,
         }
+        from retailinfer.serving.loading import load_pipelines  # noqa: PLC0415 - with the first release
+
         now, before = load_pipelines(release, previous, **settings)
         return cls(now, previous=before, remote=remote, primary=primary, hooks=hooks, settings=settings)
 
@@ -421,46 +407,9 @@ class Scorer(Door):
             structs of field and text) where it asks for them.
         Needs `retailinfer[arrow]`. Raises: FeatureError with the row.
         """
-        live = self._live
-        engine, pipe = live.engine, live.pipeline
-        max_rows: int = engine.max_rows  # a closed scorer, and one of arrays, says so here
-        now_ns = moment_ns(at)
-        pa = require_pyarrow()
-        policy = pipe.policy_in_force
-        scores: list[Any] = []
-        actions: list[str | None] = []
-        reasons: list[Any] = []
-        first = 0
-        for part in batches(table, TABLE_ROWS):
-            if part.num_rows == 0:
-                continue
-            if all(ref in part.column_names for ref in (*pipe.spec.body.stored, *pipe.spec.body.windows)):
-                columns = read_table(part, pipe.spec.body, first_row=first)
-                reviews = np.zeros(columns.n_rows, np.uint8)
-                values, some = _table_scores(pipe, columns, now_ns, first, reviews)
-                reasons += some
-                if policy is not None:
-                    actions += _table_actions(policy, columns, values, reviews, first)
-            else:
-                rows = _fields_of(part, pipe.spec.fields).to_pylist()
-                decisions: list[Any] = []
-                for start in range(0, len(rows), max_rows):
-                    some = rows[start : start + max_rows]
-                    decisions += engine.score_batch(some, False, now_ns, None, first + start)
-                values = np.array([d.score for d in decisions], np.float32)
-                actions += [d.action for d in decisions]
-                reasons += [d.reasons for d in decisions]
-            scores.append(values)
-            first += part.num_rows
-        made = {"score": np.concatenate(scores) if scores else np.zeros(0, np.float32)}
-        out = pa.table(made)
-        if policy is not None:
-            out = out.append_column("action", pa.array(actions, pa.string()))
-        if pipe.has_reasons:
-            kind = pa.list_(pa.struct([("field", pa.string()), ("text", pa.string())]))
-            plain = [[{"field": r.field, "text": r.text} for r in row] for row in reasons]
-            out = out.append_column("reasons", pa.array(plain, kind))
-        return out
+        from retailinfer.serving.tables import score_table  # noqa: PLC0415 - Arrow's side, for who has tables
+
+        return score_table(self._live, table, moment_ns(at))
 
     def explain(
         self,
@@ -580,6 +529,8 @@ class Scorer(Door):
         check = getattr(self._lasting.remote, "check", None)
         if check is None:
             raise ConfigError("this Scorer has no remote whose model could be checked")
+        from retailinfer.serving.answers import remote_schema  # noqa: PLC0415 - there since the release was loaded
+
         check(*remote_schema(self._live.pipeline), timeout_s=timeout_s)
 
     def batcher(self, *, max_rows: int = 32, max_delay_ms: float = 1.0) -> MicroBatcher:
@@ -602,42 +553,3 @@ class Scorer(Door):
 def _kept(given: Iterable[Any], most: int) -> Any:
     """What can be gone through twice; of what has no end, one more than is allowed."""
     return given if isinstance(given, (list, tuple, np.ndarray)) else list(islice(given, most + 1))
-
-
-def _fields_of(part: Any, fields: Iterable[Field]) -> Any:
-    """The request's fields in a table, under their own names; a column may have a field's name on the wire, as in `fit`."""
-    found = [
-        (f.name, f.name if f.name in part.column_names else f.wire)
-        for f in fields
-        if f.name in part.column_names or (f.wire and f.wire in part.column_names)
-    ]
-    return part.select([column for _, column in found]).rename_columns([name for name, _ in found])
-
-
-def _table_scores(
-    pipe: Pipeline, columns: Any, now_ns: int, first: int, reviews: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], list[tuple[Reason, ...]]]:
-    assert pipe.program is not None
-    outs, masks, _ = fill(
-        pipe.program, pipe.spec.body, columns, now_ns=now_ns, first_row=first, reviews=reviews
-    )
-    scores: NDArray[np.float32] = pipe.table_scores(outs, masks, first_row=first)
-    return scores, pipe.table_reasons(outs, masks) if pipe.has_reasons else []
-
-
-def _table_actions(
-    policy: Policy, columns: Any, scores: NDArray[np.float32], reviews: NDArray[np.uint8], first: int
-) -> list[str | None]:
-    """As for single decisions: what a column sends to review is reviewed, whatever its score."""
-    by = policy.body.segment_by
-    segments = texts_of(columns.by_name[by], len(scores)) if by else [None] * len(scores)
-    actions: list[str | None] = []
-    for i, (score, segment, review) in enumerate(zip(scores, segments, reviews, strict=True)):
-        if review and policy.body.review is not None:
-            actions.append(policy.body.review)
-            continue
-        try:
-            actions.append(action_of(policy, float(score), segment))
-        except ScoreError as exc:
-            raise ScoreError(f"{exc} - at `$[{first + i}]`") from exc
-    return actions

@@ -21,7 +21,8 @@ from retailinfer.contracts import Contract
 from retailinfer.deadline import budget_ns
 from retailinfer.features.program import compile_program
 from retailinfer.features.spec import Body
-from retailinfer.pipeline import MAX_BYTES, MAX_DEPTH, Pipeline
+from retailinfer.limits import MAX_BYTES, MAX_DEPTH
+from retailinfer.pipeline import Pipeline
 from retailinfer.policy import Policy
 from retailinfer.store.store import Store
 from retailinfer.store.table import Snapshot

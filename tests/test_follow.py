@@ -486,11 +486,11 @@ def test_a_swap_by_hand_is_the_last_word_too(tmp_path, last_good):
 
 def test_c46_no_room_for_two_releases(tmp_path, monkeypatch):
     """The old one answers on, and says what is missing."""
-    from retailinfer.serving import door
+    from retailinfer import memory
 
     place = registry(tmp_path, "1.0", "1.1")
     with follow(tmp_path) as scorer:
-        monkeypatch.setattr(door, "available_bytes", lambda: 100)
+        monkeypatch.setattr(memory, "available_bytes", lambda: 100)
         place.promote("fraud:1.1", why="better")
         scorer.refresh()
         assert answer(scorer) == "fraud:1.0"

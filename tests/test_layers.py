@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "retailinfer"
 
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "clock", "cpus", "deadline", "hostnames", "life", "memory", "whole_file"), 0),
+    **dict.fromkeys(
+        ("errors", "clock", "cpus", "deadline", "hostnames", "life", "limits", "memory", "whole_file"), 0
+    ),
     **dict.fromkeys(("contracts", "columns", "policy"), 1),
     "_native": 2,
     **dict.fromkeys(("features", "store", "runtime", "release", "resilience", "monitoring"), 3),

@@ -11,7 +11,7 @@ from releases import payment
 import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.errors import CallerError, FeatureError, FeatureMissingError, FeatureRangeError, ScoreError
-from retailinfer.scorer import TABLE_ROWS
+from retailinfer.serving.tables import TABLE_ROWS
 from retailinfer.store.windows import Windows
 
 pa = pytest.importorskip("pyarrow")

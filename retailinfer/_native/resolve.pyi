@@ -9,9 +9,6 @@ from retailinfer._native.aliases import AliasTable
 from retailinfer._native.program import Program, RequestReader
 from retailinfer._native.windows import WindowPlan
 
-class WouldWait(Exception):  # noqa: N818 - no error: it says that the call belongs into a thread
-    """The answer needs something that is not in memory, and the caller said not to wait. Nothing was counted or added."""
-
 @final
 class LivePlan:
     """How the stored columns of one entity get from a mutable table into slots.

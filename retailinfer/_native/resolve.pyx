@@ -33,7 +33,7 @@ from retailinfer._native.table cimport (
 from retailinfer._native.tensor_ref cimport StrRef
 from retailinfer._native.windows cimport WindowCall, WindowPlan, hash_event_id
 
-from retailinfer.errors import ConfigError, SchemaMismatchError, clip
+from retailinfer.errors import ConfigError, SchemaMismatchError, WouldWait, clip
 
 cdef extern from *:
     """
@@ -67,10 +67,6 @@ cdef enum:
     MAX_CLOCKS = 8
 
 cdef const char* EMPTY = ""
-
-
-class WouldWait(Exception):
-    """The answer needs something that is not in memory, and the caller said not to wait. Nothing was counted or added."""
 
 
 @cython.final

@@ -323,7 +323,7 @@ def cpu_class() -> str:
     found: set[str] = set()
     if sys.platform == "linux":
         try:
-            with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - as hashlib
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as hashlib
                 text = file.read(8192)  # the first processor is enough, and machines have hundreds
         except OSError:
             text = ""

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retailinfer.deadline import FOREVER_NS, budget_ns
+from retailinfer.deadline import FOREVER_NS, budget_ns, moment_ns
 from retailinfer.errors import (
     ConfigError,
     DeadlineExceededError,
@@ -34,7 +34,6 @@ from retailinfer.errors import (
     ServingError,
     clip,
 )
-from retailinfer.pipeline import moment_ns
 from retailinfer.serving.door import INLINE_BELOW_US, RAISE, Door, Raise
 
 if TYPE_CHECKING:

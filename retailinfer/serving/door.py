@@ -7,6 +7,7 @@ Rules:
     engine would, so that open doors pay for no check.
   * What answers is changed under `_turns` alone: by `swap`, by `roll_back`, by a follower, by `close`. The release that
     answered before stays ready (`Live.resident`), so that going back is one pointer.
+  * What loads a release is imported with the first one: a process that imports doors may be one that never opens them.
   * Threads are made at the first call that needs one, in the process that makes it.
   * A call that the release answers touches nothing of the ladder. One that it does not goes through `_fall`, with what its
     door was given; the ladder does the rest.
@@ -24,24 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from retailinfer.cpus import usable_cpus
-from retailinfer.deadline import FOREVER_NS, budget_ns
+from retailinfer.deadline import FOREVER_NS, budget_ns, moment_ns
 from retailinfer.errors import (
     ConfigError,
     DeadlineExceededError,
     OverloadedError,
     ServingError,
-    SwapError,
-    TrustError,
 )
-from retailinfer.memory import available_bytes
-from retailinfer.pipeline import MAX_WAITING, Pipeline, moment_ns, new_permits
-from retailinfer.release.bundle import check_fallback
-from retailinfer.resilience.ladder import CONCURRENCY, Call
-from retailinfer.serving.answers import check_declared
-from retailinfer.serving.lasting import Lasting, RemoteModel
-from retailinfer.serving.live import Live
 from retailinfer.serving.looplag import LoopLag
-from retailinfer.serving.turns import Drain, Turns
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -49,19 +40,22 @@ if TYPE_CHECKING:
     from retailinfer._native.admission import Permits
     from retailinfer.contracts import Contract, Following, Freshness, Health
     from retailinfer.features.spec import FeatureSpec
+    from retailinfer.pipeline import Pipeline
     from retailinfer.policy import Policy
     from retailinfer.release.manifest import Manifest
     from retailinfer.release.trust import LogEntry
+    from retailinfer.resilience.ladder import Call
     from retailinfer.serving.follower import Follower, Source
+    from retailinfer.serving.lasting import RemoteModel
+    from retailinfer.serving.live import Live
 
-__all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise", "load_pipelines"]
+__all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise"]
 
 EventId: TypeAlias = str | bytes | int
 
 MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer than they run without it
 LINE_PERCENT = {"critical": 100, "sheddable": 80}  # of `max_waiting`, as of the permits; others 60
 WAITING = 16  # calls of coroutines that may wait for sources at the same time
-ROOM = 2.5  # times the bytes of a release: what loading it takes for a while
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 
 
@@ -90,6 +84,10 @@ class Door:
         hooks: Iterable[Any] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        from retailinfer.serving.answers import check_declared  # noqa: PLC0415 - with the first release, see above
+        from retailinfer.serving.lasting import Lasting  # noqa: PLC0415 - as above
+        from retailinfer.serving.turns import Drain, Turns  # noqa: PLC0415 - as above
+
         check_declared(pipeline.contract, previous=previous, remote=None if remote_first else remote)
         self._lasting = Lasting(
             pipeline.permits, pipeline.clock, remote=remote, remote_first=remote_first, hooks=hooks
@@ -114,6 +112,8 @@ class Door:
         self, pipeline: Pipeline, *, previous: Pipeline | None = None, resident: Live | None = None
     ) -> Live:
         """A release of this door, loaded with its settings and permits. Raises: ConfigError."""
+        from retailinfer.serving.live import Live  # noqa: PLC0415 - as above
+
         return Live.of(pipeline, self._lasting, ranks=self._ranks, previous=previous, resident=resident)
 
     def _publish(self, live: Live) -> None:
@@ -184,13 +184,16 @@ class Door:
         self._drain.start()
 
     def _swap(self, release: Any, previous: Any, why: str, asked: int) -> None:
+        from retailinfer.serving.answers import check_declared  # noqa: PLC0415 - there since the release was loaded
+        from retailinfer.serving.loading import load_pipelines, need_room  # noqa: PLC0415 - likewise
+
         if self._closed:
             raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
         if self._settings is None:
             raise ConfigError(
                 f"this {type(self).__name__} was made of what was loaded elsewhere: it knows no settings to load with"
             )
-        _need_room(release, previous)
+        need_room(release, previous)
         now, given = load_pipelines(
             release,
             previous,
@@ -219,6 +222,8 @@ class Door:
 
     def _beside(self, before: Live, now: Pipeline, given: Pipeline | None = None) -> Live:
         """A release that was loaded while another one answers, which stays resident. given: for the rung `previous`."""
+        from retailinfer.serving.loading import before_of  # noqa: PLC0415 - as in `_swap`
+
         return self._live_of(
             now,
             previous=given or before_of(now, before.pipeline),
@@ -277,8 +282,11 @@ class Door:
 
     def _prepare(self, source: Source) -> Live:
         """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`, SwapError."""
+        from retailinfer.pipeline import Pipeline  # noqa: PLC0415 - as in `_swap`
+        from retailinfer.serving.loading import need_room  # noqa: PLC0415 - as in `_swap`
+
         assert self._settings is not None
-        _need_room(source.files)
+        need_room(source.files)
         now = Pipeline.load(
             source.files,
             expected=source.expected,
@@ -497,6 +505,8 @@ class Door:
         except DeadlineExceededError:
             budget = 0  # it was over before it began
         candidates, k, available, exclude = ranking or (None, 0, None, None)
+        from retailinfer.resilience.ladder import Call  # noqa: PLC0415 - as in `_swap`
+
         call = Call(
             request,
             began_ns=began,
@@ -523,6 +533,8 @@ class Door:
     def _whole_failed(self, live: Live, error: ServingError, priority: str) -> None:
         """A batch failed as a whole: one event."""
         began = self._lasting.clock.monotonic_ns() if error.began_ns is None else error.began_ns
+        from retailinfer.resilience.ladder import Call  # noqa: PLC0415 - as in `_swap`
+
         live.ladder.failed(Call(None, began_ns=began, end_ns=began, priority=priority), error)
 
     def _left_ms(self, error: ServingError, deadline_ms: float) -> float:
@@ -589,85 +601,3 @@ class Door:
         self._executor_pid, self._workers = os.getpid(), workers
         if before is not None:
             before.shutdown(wait=False)  # what stands in its line is done still
-
-
-def load_pipelines(
-    release: Any,
-    previous: Any,
-    *,
-    contract: Mapping[str, Any] | str | os.PathLike[str] | None = None,
-    max_in_flight: int | None = None,
-    permits: Permits | None = None,
-    beside: Pipeline | None = None,
-    remember: bool = True,
-    **options: Any,
-) -> tuple[Pipeline, Pipeline | None]:
-    """A release and the one before it, with the same settings; the rung's own limit bounds the latter's calls.
-
-    Raises: BundleError, ConfigError, SpecError for a `contract` that contradicts the release.
-    """
-    now = Pipeline.load(
-        release,
-        contract=contract,
-        max_in_flight=max_in_flight,
-        permits=permits,
-        beside=beside,
-        remember=remember,
-        **options,
-    )
-    if previous is None:
-        return now, None
-    try:
-        before = Pipeline.load(previous, max_in_flight=_most_of_rung(now), instead_of=now.manifest, **options)
-    except BaseException:
-        now.close()
-        raise
-    return now, before
-
-
-def before_of(now: Pipeline, before: Pipeline) -> Pipeline | None:
-    """The release that answered until now, for the rung `previous` of the one that comes; None where it has no such rung, or
-    its signed manifest does not name this one.
-    """
-    if (
-        before.engine is None
-        or now.engine is None
-        or all(rung.kind != "previous" for rung in now.contract.ladder)
-    ):
-        return None
-    if now.bundle.verdict is not None:
-        try:
-            check_fallback(before.manifest, now.manifest)
-        except TrustError:
-            return None
-    # Its own engine has a hook that tells of answers of the release, and the door's permits; a rung has its own.
-    return before.twin(new_permits(_most_of_rung(now), MAX_WAITING, now.clock))
-
-
-def _most_of_rung(now: Pipeline) -> int:
-    """Calls that may be in the release before at once: one more than its rung lets in, for a drill."""
-    rung = next((rung for rung in now.contract.ladder if rung.kind == "previous"), None)
-    return ((None if rung is None else rung.max_concurrency) or CONCURRENCY) + 1
-
-
-def _need_room(*releases: Any) -> None:
-    """Raises: SwapError where there is not as much memory as loading them beside what is there takes."""
-    needed = int(ROOM * sum(_size_of(release) for release in releases if release is not None))
-    free = available_bytes()
-    if free is not None and needed > free:
-        raise SwapError(
-            f"loading this release takes some {needed / 1e6:.0f} MB beside the one that answers, and there are "
-            f"{free / 1e6:.0f} MB",
-            hint="give the process more memory, or start new workers with the new release",
-        )
-
-
-def _size_of(release: Any) -> int:
-    """Bytes of a release's files; 0 where loading will say what is wrong."""
-    if isinstance(release, Mapping):
-        return sum(len(data) for data in release.values() if isinstance(data, bytes))
-    try:
-        with os.scandir(release) as entries:
-            return sum(entry.stat().st_size for entry in entries)
-    except (OSError, TypeError, ValueError):
-        return 0

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retailinfer._native.resolve import WouldWait
 from retailinfer.contracts import Agreement
 from retailinfer.errors import (
     ConfigError,
@@ -33,6 +32,7 @@ from retailinfer.errors import (
     ScoreError,
     ServingError,
     SessionError,
+    WouldWait,
 )
 from retailinfer.life import begin_again_in_children
 from retailinfer.monitoring.events import Answered
