@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import hashlib
 import threading
 import uuid
 
@@ -25,6 +26,7 @@ from retailinfer.errors import (
     SignatureError,
     TrustError,
 )
+from retailinfer.release.envelope import decode_envelope, encode_envelope
 from retailinfer.release.highwater import read_state
 from retailinfer.release.manifest import (
     MANIFEST,
@@ -35,7 +37,7 @@ from retailinfer.release.manifest import (
     sha256_hex,
 )
 from retailinfer.release.overrides import MAX_OPEN, apply
-from retailinfer.release.statements import Lift, Override, Pointer, encode_statement
+from retailinfer.release.statements import Lift, Override, Pointer, Revocations, encode_statement
 from retailinfer.release.trust import Mark, Role, Rules
 
 HOUR = 3_600
@@ -495,6 +497,108 @@ def test_an_override_that_was_taken_away_is_missed(tmp_path):
     third = move(registry, {"review": 0.5})
     assert third.seq == 3
     assert host().overrides_in_force("fraud").verdict.mark.seq == 3
+
+
+def nobody_signs(document):
+    """The same payload under the signature of a key that nobody knows."""
+    envelope = decode_envelope(document)
+    return encode_envelope(envelope.payload_type, envelope.payload, {"0" * 64: b"x" * 64})
+
+
+@pytest.mark.requires("cryptography")
+@pytest.mark.parametrize("after", [False, True], ids=["last", "in the middle"])
+@pytest.mark.parametrize("remembers", [False, True], ids=["a new host", "a host with a memory"])
+@pytest.mark.parametrize(
+    "spoil", [lambda documents: b"junk", lambda documents: documents[0], lambda documents: nobody_signs(documents[1])],
+    ids=["junk", "the override again", "nobody's signature"],
+)  # fmt: skip
+def test_a_lift_that_was_spoilt_brings_nothing_back(tmp_path, spoil, after, remembers):
+    """By somebody who can write in the registry and holds no key; the newest one is missed by those who have seen it."""
+    state = tmp_path / "accepted.json"
+    registry = signed_registry(tmp_path / "registry", "night")
+    moved = move(registry)
+    registry.lift("fraud", why="over")
+    if after:
+        assert move(registry, {"review": 0.5}).seq == 3
+
+    def host():
+        where = {"state": state} if remembers else {}
+        return ri.Registry(
+            tmp_path / "registry", trust=believing(**where), clock=ManualClock(wall_ns=NOW_S * 10**9)
+        )
+
+    seen = host()
+    found = seen.overrides_in_force("fraud")
+    seen.trust.remember_overrides("fraud", found.verdict)
+    lifted = tmp_path / "registry/overrides/production/fraud/00000002.json"
+    lifted.write_bytes(spoil(found.documents))
+    if not after and not remembers:  # it has never been there for this host
+        assert host().overrides("fraud") == (moved,)
+        return
+    with pytest.raises(RollbackError, match="taken away"):
+        host().overrides("fraud")
+    lifted.write_bytes(found.documents[1])
+    assert host().overrides_in_force("fraud") == found
+
+
+@pytest.mark.requires("cryptography")
+def test_a_lift_that_was_seen_is_missed_whatever_was_written_since(tmp_path):
+    """The next operator builds on what the thief has left; a host that knew better does not."""
+    state = tmp_path / "accepted.json"
+    registry = signed_registry(tmp_path / "registry", "night")
+    move(registry)
+    registry.lift("fraud", why="over")
+    trusted = believing(state=state)
+    seen = ri.Registry(tmp_path / "registry", trust=trusted, clock=ManualClock(wall_ns=NOW_S * 10**9))
+    trusted.remember_overrides("fraud", seen.overrides_in_force("fraud").verdict)
+    (tmp_path / "registry/overrides/production/fraud/00000002.json").write_bytes(b"junk")
+    fresh = ri.Registry(tmp_path / "registry", trust=believing(), keys=[key("night")], who="night",
+                        clock=ManualClock(wall_ns=NOW_S * 10**9))  # fmt: skip
+    assert move(fresh, {"review": 0.5}).seq == 3
+    again = ri.Registry(tmp_path / "registry", trust=trusted, clock=ManualClock(wall_ns=NOW_S * 10**9))
+    with pytest.raises(RollbackError, match="override 2 of 'fraud', which this host has seen"):
+        again.overrides("fraud")
+
+
+@pytest.mark.requires("cryptography")
+def test_an_override_names_the_document_before_it(tmp_path):
+    """Signed or not; a series whose oldest documents were left out can be read."""
+    for registry in (signed_registry(tmp_path / "signed", "night"), unsigned(tmp_path / "unsigned")):
+        entries = (move(registry), registry.lift("fraud", why="over"), move(registry, {"review": 0.5}))
+        found = registry.overrides_in_force("fraud")
+        before = [None, *(hashlib.sha256(document).hexdigest() for document in found.documents)]
+        assert [one.previous for one in entries] == before[:-1]
+        assert registry.overrides_in_force("fraud", documents=found.documents[1:]).log == entries[1:]
+        assert registry.overrides_in_force("fraud", documents=found.documents[2:]).log == entries[2:]
+
+
+@pytest.mark.requires("cryptography")
+def test_a_lift_outlives_its_key():
+    """What it ended stays ended when the key expires; a key that was revoked ends nothing."""
+    documents = [signed(override(1), "second"), signed(lift(2, 1), "night")]
+    keys = {name: record(name) for name in ("ci", "lead", "ops", "second")}
+    later = rules(keys=keys | {"night": record("night", expires=moment_text(NOW_S - 1))})
+    assert later.overrides(documents, "fraud", now_s=NOW_S).log == (override(1), lift(2, 1))
+    not_yet = rules(keys=keys | {"night": record("night", not_before=moment_text(NOW_S + 1))})
+    assert not_yet.overrides(documents, "fraud", now_s=NOW_S).log == (override(1),)
+    gone = Revocations(epoch=1, seq=1, issued=moment_text(NOW_S), keys={key("night").id: "stolen"})
+    revoked = Rules(later.file, gone)
+    assert revoked.overrides(documents, "fraud", now_s=NOW_S).log == (override(1),)
+
+
+@pytest.mark.requires("cryptography")
+def test_nothing_is_lifted_by_a_key_that_has_expired(tmp_path):
+    """What counts for ever was signed while the key did."""
+    both = Role(keys=("night", "lead"))
+    move(signed_registry(tmp_path, "lead", trusted=believing(override=both)))
+    keys = {name: record(name) for name in ("ci", "lead", "ops", "root")}
+    trusted = believing(keys=keys | {"night": record("night", expires=moment_text(NOW_S - 1))}, override=both)
+    late = ri.Registry(
+        tmp_path, trust=trusted, keys=[key("night")], who="night", clock=ManualClock(wall_ns=NOW_S * 10**9)
+    )
+    with pytest.raises(SignatureError, match="valid now"):
+        late.lift("fraud", why="over")
+    assert len(late.overrides("fraud")) == 1
 
 
 @pytest.mark.requires("cryptography")

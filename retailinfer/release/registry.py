@@ -103,6 +103,18 @@ class InForce(NamedTuple):
     verdict: PointerVerdict | None
 
 
+class Series(NamedTuple):
+    """Overrides and lifts of a name, as who writes the next one needs them.
+
+    Attributes:
+        position: of the last document. last: SHA-256 of that of the last entry; None = there is none.
+    """
+
+    log: tuple[LogEntry, ...]
+    position: int
+    last: str | None
+
+
 class Overridden(NamedTuple):
     """Overrides and lifts that count, the documents of a name, and what to remember (None where nobody is asked)."""
 
@@ -477,7 +489,7 @@ class Registry:
         if claim.name != name:
             raise ConfigError(f"Expected a release of `{name}`, got {claim.release}")
         policy = self._policy_of(claim)
-        position, log = self._override_log(name)
+        log, position, last = self._override_series(name)
         now_s = self._now_s()
         issued = moment_text(now_s)
         entry = Override(
@@ -486,6 +498,7 @@ class Registry:
             digest=claim.digest,
             epoch=1 if self.trust is None else self.trust.file.epoch,
             seq=_next_seq(log, position),
+            previous=last,
             issued=issued,
             begins=issued if begins is None else max(moment_text(moment_of(begins)), issued),
             until=moment_text(moment_of(until)),
@@ -519,7 +532,7 @@ class Registry:
         Returns: what was written; None when there was nothing to end. Raises: as `override`.
         """
         for attempt in range(20):  # it means the same whatever others did meanwhile
-            position, log = self._override_log(name)
+            log, position, last = self._override_series(name)
             now_s = self._now_s()
             there = {one.seq for one in open_overrides(log, now_s=now_s)}
             wanted = there if seqs is None else set(seqs)
@@ -532,6 +545,7 @@ class Registry:
                 environment=self.environment,
                 epoch=1 if self.trust is None else self.trust.file.epoch,
                 seq=_next_seq(log, position),
+                previous=last,
                 issued=moment_text(now_s),
                 lifts=tuple(sorted(wanted & there)),
                 who=self._person(who),
@@ -665,7 +679,7 @@ class Registry:
             raise ConfigError(f"{claim.release} has no policy, so no thresholds")
         return policy
 
-    def _override_log(self, name: str) -> tuple[int, tuple[LogEntry, ...]]:
+    def _override_series(self, name: str) -> Series:
         if self.trust is not None and self.trust.file.override is None:
             raise TrustError(
                 "the trust file has no role `override`: nobody may move a threshold",
@@ -676,7 +690,11 @@ class Registry:
                 "Expected keys= that sign overrides", hint="the trust file names who may, as `override`"
             )
         documents = self._records.override_documents(self.environment, _name("name", name))
-        return len(documents), self._records.overrides(self.environment, name, documents)
+        if self.trust is None:
+            log = self._records.overrides(self.environment, name, documents)
+            return Series(log, len(documents), sha256_hex(documents[-1]) if documents else None)
+        verdict = self.trust.rules.overrides(documents, name, now_s=self.trust.now_s())
+        return Series(verdict.log, len(documents), verdict.mark.sha256)
 
     def _write_override(self, entry: LogEntry, position: int) -> None:
         try:

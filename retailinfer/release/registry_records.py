@@ -293,9 +293,7 @@ class Records:
         return tuple(data or b"" for data in found)
 
     def overrides(self, environment: str, name: str, documents: Sequence[bytes]) -> tuple[LogEntry, ...]:
-        """The overrides and lifts of documents that count, by number, whatever a host has seen before."""
-        if self.trust is not None:
-            return self.trust.rules.overrides(documents, name, now_s=self.trust.now_s()).log
+        """The overrides and lifts of documents, by number, whoever signed them; which of them count is trust.py's to say."""
         found: dict[int, LogEntry] = {}
         for position, data in enumerate(documents, 1):
             path = _path("overrides", environment, name, position)
@@ -316,7 +314,7 @@ class Records:
         """Put the next override, or lift, in force. Raises: ConflictError when somebody else's is there, SignatureError."""
         data = self._seal(entry)
         if self.trust is not None:  # what nobody would believe is not written
-            self.trust.rules.override(data, entry.name, now_s=self.trust.now_s())
+            self.trust.rules.open("the new override", data, type(entry), "override", now_s=self.trust.now_s())
         if not self._write_next(_path("overrides", entry.environment, entry.name, position), data):
             raise ConflictError(
                 f"somebody else moved a threshold of `{entry.name}` first",

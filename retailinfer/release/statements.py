@@ -164,6 +164,8 @@ class Override(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         name, environment, digest: of the release; of no other one, not even its next version.
         epoch: of the trust file whose keys sign it. seq: one series with `Lift`, per name, environment and epoch.
+        previous: SHA-256 of the document before it in that series, so that none can be taken out of the middle; None = it is
+            the first.
         segment: whose thresholds; None = the common ones. thresholds: action -> lowest score.
         begins, until: when it holds; it ends by itself, 31 days after it was issued at the latest.
         who, why: who decided, for people.
@@ -176,6 +178,7 @@ class Override(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True)
     digest: Digest
     epoch: Number
     seq: Number
+    previous: Digest | None = None
     issued: Moment
     begins: Moment
     until: Moment
@@ -198,6 +201,7 @@ class Lift(Statement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     environment: Short
     epoch: Number
     seq: Number
+    previous: Digest | None = None
     issued: Moment
     lifts: Annotated[tuple[Number, ...], Meta(min_length=1, max_length=1024)]
     who: Short

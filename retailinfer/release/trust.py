@@ -163,7 +163,9 @@ LogEntry: TypeAlias = Override | Lift
 
 
 class OverrideVerdict(NamedTuple):
-    """The overrides of a name that count, and lifts, by number. `mark`: to remember, so that none can be taken away."""
+    """The overrides of a name that count, and lifts, by number. `mark`: to remember, so that none can be taken away; its
+    SHA-256 is that of the last one's document.
+    """
 
     log: tuple[LogEntry, ...]
     mark: Mark
@@ -411,10 +413,13 @@ class Rules:
     def override(self, data: bytes, name: str, *, now_s: float) -> LogEntry:
         """A threshold moved, or put back, by somebody who may, for this environment.
 
+        A lift outlives its key: what somebody ended does not come back because their key has expired. Once the key is revoked,
+        nothing counts that it signed.
+
         Raises: SignatureError, TrustError, RollbackError when it is of another epoch, ManifestError.
         """
         label = f"an override of {clip(name)}"
-        payload_type, payload, signed_by = self._signed(label, data, "override", now_s)
+        payload_type, payload, signed_by = self._signed(label, data, "override", now_s, lasting=Lift)
         kind = {one.payload_type: one for one in (Override, Lift)}.get(payload_type)
         if kind is None:
             raise SignatureError(
@@ -435,11 +440,15 @@ class Rules:
         """Those that count, of everything that lies in the place for them.
 
         What nobody signed who may, or what is of another name, environment or epoch, is passed over; of two with one number
-        the first counts, so one that was put there again changes nothing.
+        the first counts, so one that was put there again changes nothing. Each names the document before it, and that has to
+        be there, byte for byte, whether or not its key counts still: else who may write there and has no key could take a lift
+        out, and bring back what it ended.
 
         Args:
+            documents: in their order; where the oldest were left out, the first that counts names one that is not there.
             mark: what was accepted before of this name.
-        Raises: RollbackError when the last one of then is missing; TrustError when this trust file has expired.
+        Raises: RollbackError when one that another one names, or the last one of then, is missing; TrustError when this
+            trust file has expired.
         """
         if self.file.expires is not None and now_s >= seconds_of(self.file.expires):
             raise TrustError(
@@ -447,21 +456,26 @@ class Rules:
             )
         self._epoch_seen(mark)
         found: dict[int, tuple[LogEntry, str]] = {}
-        there: set[str] = set()
-        for data in documents:
+        there = {hashlib.sha256(data).hexdigest(): data for data in documents}
+        for digest, data in there.items():
             with contextlib.suppress(SignatureError, TrustError, RollbackError, ManifestError):
-                digest = hashlib.sha256(decode_envelope(data).payload).hexdigest()
-                there.add(digest)
                 entry = self.override(data, name, now_s=now_s)
                 found.setdefault(entry.seq, (entry, digest))
+        for seq in sorted(found)[1:]:
+            before = found[seq][0].previous
+            if before is not None and before not in there:
+                raise RollbackError(
+                    f"the document before override {seq} of {clip(name)} was changed or taken away",
+                    hint="who writes in the registry? put it back as it was",
+                )
         last = max(found, default=0)
         new = Mark(epoch=self.file.epoch, seq=last, sha256=found[last][1] if found else None)
         if mark is not None and mark.epoch == self.file.epoch:
-            # One that is there counts no more when its key has expired; one that is not was taken away.
-            if last <= mark.seq and mark.sha256 is not None and mark.sha256 not in there:
+            # One that is there counts no more when its key has expired; one that is not was taken away, whatever came later.
+            if mark.sha256 is not None and mark.sha256 not in there:
                 raise RollbackError(
                     f"override {mark.seq} of {clip(name)}, which this host has seen, was taken away",
-                    hint="who deletes files in the registry?",
+                    hint="who deletes files in the registry? put it back as it was",
                 )
             new = max(mark, new, key=lambda one: one.seq)
         return OverrideVerdict(tuple(found[seq][0] for seq in sorted(found)), new)
@@ -490,9 +504,13 @@ class Rules:
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
-    def _signed(self, label: str, data: bytes, role: str, now_s: float) -> tuple[str, bytes, tuple[str, ...]]:
+    def _signed(
+        self, label: str, data: bytes, role: str, now_s: float, *, lasting: type[Statement] | None = None
+    ) -> tuple[str, bytes, tuple[str, ...]]:
         """(type, payload, names of the role's keys whose signatures count); the payload is not parsed.
 
+        Args:
+            lasting: statements of this kind count although their key has expired.
         Raises: SignatureError; TrustError where nobody has the role.
         """
         from retailinfer.release.signature import verify  # noqa: PLC0415 - brings OpenSSL; unsigned releases need not
@@ -501,6 +519,7 @@ class Rules:
         if allowed is None:
             raise TrustError(f"the trust file has no role `{role}`, so {label} cannot be verified")
         envelope = decode_envelope(data)
+        lasts = lasting is not None and envelope.payload_type == lasting.payload_type
         signed_by = []
         for key_id, signature in envelope.signatures.items():
             name, public, key = self.known.get(key_id, ("", b"", None))
@@ -511,7 +530,7 @@ class Rules:
                     f"the signature of key {clip(name)} does not hold - at {label}",
                     hint="what was signed or the signature was changed",
                 )
-            if name in allowed.keys and self._counts(key_id, key, now_s):
+            if name in allowed.keys and self._counts(key_id, key, now_s, lasts=lasts):
                 signed_by.append(name)
         return envelope.payload_type, envelope.payload, tuple(sorted(signed_by))
 
@@ -524,11 +543,11 @@ class Rules:
                 hint=f"the trust file names {', '.join(allowed.keys)} for it",
             )
 
-    def _counts(self, key_id: str, key: Key, now_s: float) -> bool:
+    def _counts(self, key_id: str, key: Key, now_s: float, *, lasts: bool) -> bool:
         if self.revoked is not None and key_id in self.revoked.keys:
             return False
         begun = key.not_before is None or now_s >= seconds_of(key.not_before)
-        return begun and (key.expires is None or now_s < seconds_of(key.expires))
+        return begun and (lasts or key.expires is None or now_s < seconds_of(key.expires))
 
     def _fits(self, label: str, name: str, environments: Sequence[str]) -> None:
         if self.file.environment not in environments:
