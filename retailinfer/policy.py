@@ -152,7 +152,7 @@ class Policy:
         Raises: ConfigError for a threshold outside its envelope, one that has none, and one that meets another one.
         """
         where = "the policy" if segment is None else f"segment {clip(segment)}"
-        if segment is not None and segment not in self.body.segments:
+        if segment is not None and not (isinstance(segment, str) and segment in self.body.segments):
             raise ConfigError(
                 f"{where} has no bands of its own",
                 hint=f"those that have: {', '.join(self.body.segments) or 'none'}",

@@ -137,6 +137,9 @@ def test_a_threshold_is_moved_and_put_back(run, tmp_path):
     for wrong in ("decline", "=0.9", "decline=high"):
         code, _, err = run("override", "registry", "fraud", wrong, "--until", until, "--why", "x")
         assert (code, "Expected ACTION=SCORE" in err) == (1, True)
+    twice = ("decline=0.9", "decline=0.95")
+    code, _, err = run("override", "registry", "fraud", *twice, "--until", until, "--why", "x")
+    assert (code, "is given twice" in err) == (1, True)
     assert run("lift", "registry", "fraud", "--why", "over", "--by", "ben")[:2] == (
         0,
         "lifted in production: 1\n",

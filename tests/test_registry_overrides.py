@@ -133,6 +133,67 @@ def test_an_override_is_kept_and_read_back(where):
     ]
 
 
+def test_one_that_does_not_hold_any_more_is_in_nobodys_way(tmp_path):
+    """What an override was built on was lifted: it moves nothing, and the next operator is not asked to put that right."""
+    policy = ri.Policy(
+        [("approve", 0.0), ("review", 0.3), ("decline", 0.8)],
+        envelope={"review": (0.2, 0.79), "decline": (0.4, 0.95)},
+    )
+    registry = ri.Registry(tmp_path, trust="unsigned", who="anna", clock=ManualClock(wall_ns=NOW_S * 10**9))
+    registry.publish(release("1.0", policy))
+    registry.promote("fraud:1.0", why="first")
+    for thresholds in ({"decline": 0.5}, {"decline": 0.9}, {"review": 0.6}):
+        move(registry, thresholds)
+    registry.lift("fraud", why="over", seqs=[2])
+    fifth = move(registry, {"decline": 0.7})
+
+    def held():
+        return apply(policy, registry.overrides("fraud"), digest=fifth.digest, now_s=NOW_S)
+
+    assert [one.override.seq for one in held().refused] == [3]
+    assert [(one.action, one.after) for one in held().moved] == [("decline", 0.7)]
+    with pytest.raises(ConfigError, match="override 6 would not hold"):
+        move(registry, {"review": 0.71})
+    registry.lift("fraud", why="over")
+    assert (held().moved, held().refused) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"until": 5.0}, "Expected a datetime or a text"),
+        ({"until": None}, "Expected a datetime or a text"),
+        ({"until": "tomorrow"}, "Expected a moment like"),
+        ({"until": "2026-11-29T13:00"}, "time zone"),
+        ({"until": dt.datetime.min.replace(tzinfo=dt.UTC)}, "years 1970 to 9999"),
+        ({"until": dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=23)))}, "years 1970 to 9999"),
+        ({"begins": 0}, "Expected a datetime or a text"),
+        ({"segment": []}, "no bands of its own"),
+        ({"segment": 5}, "no bands of its own"),
+        ({"why": "\ud800"}, "UTF-8"),
+        ({"why": ""}, "why="),
+        ({"who": 5}, "who="),
+        ({"thresholds": [("decline", 0.9)]}, "action -> score"),
+        ({"thresholds": {"decline": None}}, "its envelope"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_by_a_typed_error(tmp_path, wrong, text):
+    """Before anything is written."""
+    given = {"thresholds": {"decline": 0.95}, "until": moment(HOUR), "why": "attack"} | wrong
+    with pytest.raises(ConfigError, match=text):
+        unsigned(tmp_path).override("fraud", **given)
+    assert not (tmp_path / "overrides").exists()
+
+
+@pytest.mark.parametrize("seqs", [1, "1", b"1", [True], ["1"], [[1]], [1.0], [None]])
+def test_numbers_to_lift_are_numbers(tmp_path, seqs):
+    """Anything else is the caller's mistake, told as such."""
+    registry = unsigned(tmp_path)
+    move(registry)
+    with pytest.raises(ConfigError, match="seqs="):
+        registry.lift("fraud", why="over", seqs=seqs)
+
+
 def test_lifting_ends_all_that_is_open(tmp_path):
     """And nothing is written where nothing is."""
     registry = unsigned(tmp_path)

@@ -313,7 +313,7 @@ def _do_move(registry: Registry, options: argparse.Namespace, console: Console) 
 
 def _do_override(registry: Registry, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     thresholds = {}
-    for text in options.thresholds:
+    for n, text in enumerate(options.thresholds, 1):
         action, equals, low = text.rpartition("=")
         try:
             thresholds[action] = float(low)
@@ -321,6 +321,8 @@ def _do_override(registry: Registry, options: argparse.Namespace, console: Conso
             equals = ""
         if not (action and equals):
             raise ConfigError(f"Expected ACTION=SCORE, such as decline=0.95, got {clip(text, 80)}")
+        if len(thresholds) < n:
+            raise ConfigError(f"the threshold of {clip(action)} is given twice")
     entry = registry.override(
         options.name,
         thresholds,

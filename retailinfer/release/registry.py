@@ -92,6 +92,7 @@ PathLike = str | os.PathLike[str]
 Change = Callable[[Pointer | None], Changes]
 
 UPLOAD_S = DAY_S // 2  # a publisher gives up after half the time after which its folder counts as litter
+LAST_S = 253_402_300_800  # the year 10000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -500,8 +501,8 @@ class Registry:
             seq=_next_seq(log, position),
             previous=last,
             issued=issued,
-            begins=issued if begins is None else max(moment_text(moment_of(begins)), issued),
-            until=moment_text(moment_of(until)),
+            begins=issued if begins is None else max(_moment(begins), issued),
+            until=_moment(until),
             segment=segment,
             thresholds=_thresholds(thresholds),
             who=self._person(who),
@@ -515,10 +516,11 @@ class Registry:
             )
         for step in schedule(policy, (*log, entry), digest=claim.digest, now_s=now_s):
             for refused in step.refused:
-                raise ConfigError(
-                    f"override {refused.override.seq} would not hold from {moment_text(step.from_s)} on: {refused.why}",
-                    hint="look at the overrides that are in force then",
-                )
+                if refused.override.seq == entry.seq:  # of others that do not hold, a lift before is to blame
+                    raise ConfigError(
+                        f"override {entry.seq} would not hold from {moment_text(step.from_s)} on: {refused.why}",
+                        hint="look at the overrides that are in force then",
+                    )
         self._write_override(entry, position)
         return entry
 
@@ -531,11 +533,12 @@ class Registry:
             seqs: their numbers; None = all that hold or will.
         Returns: what was written; None when there was nothing to end. Raises: as `override`.
         """
+        asked = None if seqs is None else _numbers(seqs)
         for attempt in range(20):  # it means the same whatever others did meanwhile
             log, position, last = self._override_series(name)
             now_s = self._now_s()
             there = {one.seq for one in open_overrides(log, now_s=now_s)}
-            wanted = there if seqs is None else set(seqs)
+            wanted = there if asked is None else asked
             if missing := sorted(wanted - {one.seq for one in log if isinstance(one, Override)}):
                 raise RegistryError(f"`{name}` has no override {missing[0]} in {self.environment}")
             if not wanted & there:
@@ -813,7 +816,28 @@ def _name(label: str, value: str) -> str:
 def _text(label: str, value: object, size: int = 4096) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > size:
         raise ConfigError(f"Expected {label}= to be a text of 1 to {size} characters, got {clip(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"Expected text that UTF-8 can hold as {label}=, got {clip(value)}") from None
     return value
+
+
+def _moment(when: dt.datetime | str) -> str:
+    """As statements write it, which have four digits for a year."""
+    seconds = moment_of(when)
+    if not 0 <= seconds < LAST_S:
+        raise ConfigError(f"Expected a moment of the years 1970 to 9999, got {clip(str(when))}")
+    return moment_text(seconds)
+
+
+def _numbers(seqs: object) -> set[int]:
+    if not isinstance(seqs, Iterable) or isinstance(seqs, (str, bytes)):
+        raise ConfigError(f"Expected seqs= as numbers of overrides, such as [3], got {clip(seqs)}")
+    found = list(seqs)
+    if not all(isinstance(seq, int) and not isinstance(seq, bool) for seq in found):
+        raise ConfigError(f"Expected seqs= as numbers of overrides, such as [3], got {clip(found)}")
+    return set(found)
 
 
 def _thresholds(given: Mapping[str, float]) -> dict[str, float]:

@@ -200,6 +200,8 @@ def moment_of(when: dt.datetime | str) -> int:
             when = dt.datetime.fromisoformat(when)
         except ValueError as exc:
             raise ConfigError(f"Expected a moment like 2026-11-24T14:03Z, got {clip(when)}") from exc
+    if not isinstance(when, dt.datetime):
+        raise ConfigError(f"Expected a datetime or a text like 2026-11-24T14:03Z, got {clip(when)}")
     if when.tzinfo is None:
         raise ConfigError(
             f"Expected a moment with its time zone, got {when.isoformat()}", hint="add Z for UTC, or +01:00"
