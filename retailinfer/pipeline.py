@@ -307,10 +307,11 @@ class Pipeline:
         return () if step is None else step.moved
 
     def _step(self) -> Applied | None:
-        if not self._steps:
+        if not self._steps or self.engine is None:
             return None
-        now_s = self.clock.wall_ns() // 10**9
-        return next((step for step in reversed(self._steps) if step.from_s <= now_s), self._steps[0])
+        return self._steps[
+            -1 - self.engine.moves_left()
+        ]  # the engine's word, so that tables and calls never differ
 
     def twin(self, permits: Permits) -> Pipeline:
         """Another way into this release: with permits, a hook and counts of its own. It is not told of new tables: the release

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import sys
 import threading
@@ -404,6 +405,7 @@ def test_a_clock_that_is_set_back_brings_no_override_back():
     assert pipeline.engine.score({"value": 0.93, "country": None}).action == "decline"
     clock.step_wall_ns(-HOUR * 10**9)
     assert pipeline.engine.score({"value": 0.93, "country": None}).action == "decline"
+    assert (pipeline.policy_in_force.threshold("decline"), pipeline.moved) == (0.92, ())  # tables too
 
 
 @pytest.mark.requires("onnx")
@@ -424,6 +426,45 @@ def test_overrides_that_change_nothing_make_no_new_pipeline():
     assert lifted.engine.trace == ("release: unsigned",)
     clock.advance_ns(HOUR * 10**9)
     assert first.with_overrides([mine]) is first  # it has gone back by itself
+
+
+@pytest.mark.requires("onnx")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="collects between bytecodes only, which no answer has inside"
+)
+@pytest.mark.parametrize("batch", [False, True])
+def test_no_answer_is_mixed_where_a_collection_runs_in_the_middle(batch):
+    """Whatever an allocation sets off: here the end of an override, and a call that puts it in force."""
+    request = {"value": 0.93, "country": None}
+    seen, most = set(), 1
+    while (most < 40 and len(seen) < 2) or most < 12:
+        signed, clock = pipeline_at()
+        pipeline = signed.with_overrides([moved(1, {"decline": 0.95}, digest=signed.manifest.digest)])
+        pipeline.engine.score(request)
+        begun = 0
+
+        def collecting(phase, info, *, pipeline=pipeline, clock=clock, at=most):
+            nonlocal begun
+            begun += phase == "start"
+            if phase == "start" and begun == at:
+                clock.advance_ns(2 * HOUR * 10**9)
+                pipeline.engine.score(request)
+
+        often = gc.get_threshold()
+        gc.callbacks.append(collecting)
+        gc.set_threshold(1)
+        try:
+            answers = (
+                pipeline.engine.score_batch([request] * 4) if batch else [pipeline.engine.score(request)]
+            )
+        finally:
+            gc.set_threshold(*often)
+            gc.callbacks.remove(collecting)
+        for one in answers:
+            seen.add(one.action)
+            assert (one.action, len(one.trace)) in (("review", 2), ("decline", 1))
+        most += 1
+    assert seen == {"review", "decline"}
 
 
 @pytest.mark.requires("onnx")

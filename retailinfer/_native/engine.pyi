@@ -221,6 +221,9 @@ class Engine:
     def trace(self) -> tuple[str, ...]:
         """What answers say now, before what is said of each of them alone."""
 
+    def moves_left(self) -> int:
+        """How many of `moves` are still to come; those whose moment has come are in force after this."""
+
     @property
     def one_us(self) -> float:
         """Predicted time of the models for one request, reasons included."""

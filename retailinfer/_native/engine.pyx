@@ -1599,12 +1599,14 @@ cdef class Engine:
         cdef bint fresh = True
         if self.next_move_ns != FOREVER:
             self.move_thresholds()
-        trace = self.trace if ws.lease is None or ws.lease.trace is None else self.trace + tuple(ws.lease.trace)
         if ws.state.st.n_flags:
             stale, missing = self._flags(ws, 0)
             fresh = self.flags_are_fresh(ws)
         if action is None and self.n_bands:
             action = self.review_action if ws.state.st.review and self.review_action is not None else self.band_action(score, ws)
+        trace = self.trace  # of the thresholds that were just read: an allocation in between could run other code, which moves them
+        if ws.lease is not None and ws.lease.trace is not None:
+            trace = trace + tuple(ws.lease.trace)
         request_id = self.next_id() if request_id is None else own_id(request_id)
         ws.fresh = fresh
         return self.decision_type(request_id, <double>score, action, self.reasons_of(ws, 0), self.release, self.arm, 0, stale,
@@ -1622,6 +1624,11 @@ cdef class Engine:
             self.moves = self.moves[1:]
             self.next_move_ns = self.moves[0][0] if self.moves else FOREVER
         return 0
+
+    def moves_left(self):
+        if self.next_move_ns != FOREVER:
+            self.move_thresholds()
+        return len(self.moves)
 
     cdef bint flags_are_fresh(self, Workspace ws) noexcept nogil:
         """No value of this row was stale, and none unavailable: null and unknown are known for certain."""
@@ -1972,9 +1979,9 @@ cdef class Engine:
                             tuple reasons):
         """`trace`: of this row alone."""
         cdef int first = 0, n = self.n_common_bands, i
+        cdef tuple said
         if self.next_move_ns != FOREVER:
             self.move_thresholds()
-        trace = self.trace + trace if trace else self.trace
         if segment is not None:
             first, n = segment
         if action is None and self.n_bands:
@@ -1984,6 +1991,8 @@ cdef class Engine:
                     break
             else:
                 raise ScoreError(f"the score {score!r} is below the policy's lowest band, {self.thresholds[first]!r}")
+        said = self.trace  # as in `decide`
+        trace = said + trace if trace else said
         stale, missing = ((), ()) if flags is None else flags
         request_id = self.next_id() if request_id is None else own_id(request_id)
         return self.decision_type(request_id, <double>score, action, reasons, self.release, self.arm, 0, stale, missing, trace)
