@@ -260,7 +260,7 @@ def _states() -> list[bytes]:
         "shop-1": Mark(epoch=1, loaded="c" * 64),
     }
     return [
-        msgspec.json.encode(State(names=marks, revocations=Mark(epoch=1, seq=2))),
+        msgspec.json.encode(State(names=marks, revocations=Mark(epoch=1, seq=2), overrides=marks)),
         msgspec.json.encode(State()),
     ]
 

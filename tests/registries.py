@@ -29,6 +29,7 @@ from retailinfer.release.manifest import (
 from retailinfer.release.report import Check, CheckReport
 
 DAY_NS = 86_400 * 10**9
+POLICY = ri.Policy([("approve", 0.0), ("decline", 0.9)], envelope={"decline": (0.8, 0.97)})
 
 
 @functools.cache
@@ -40,6 +41,7 @@ def release(
         "features.json": ("features", b'{"format":1}'),
         "contract.json": ("contract", b"{}"),
         "model.onnx": ("model:model", f"{name} {version} {content}".encode() * 20),
+        "policy.json": ("policy", POLICY.to_json()),
     }
     manifest = seal(
         Manifest(

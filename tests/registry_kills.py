@@ -9,6 +9,7 @@ machine has done by then is its own affair.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
 import random
@@ -29,6 +30,12 @@ from retailinfer.clock import ManualClock
 
 OLD, NEW, NEXT = release("1.0"), release("1.1"), release("1.2")
 
+
+def soon(registry: ri.Registry) -> dt.datetime:
+    """An hour from now."""
+    return dt.datetime.fromtimestamp(registry.clock.wall_ns() / 1e9 + 3_600, dt.UTC)
+
+
 # Name -> what is done, and what is then true of a registry.
 ACTIONS: dict[str, tuple[Callable[[ri.Registry], Any], Callable[[ri.Registry], bool]]] = {
     "publish": (
@@ -42,6 +49,10 @@ ACTIONS: dict[str, tuple[Callable[[ri.Registry], Any], Callable[[ri.Registry], b
     "hold": (
         lambda registry: registry.hold("fraud", why="stop"),
         lambda registry: registry.pointer("fraud").hold is not None,
+    ),
+    "override": (
+        lambda registry: registry.override("fraud", {"decline": 0.95}, until=soon(registry), why="attack"),
+        lambda registry: len(registry.overrides("fraud")) > 0,
     ),
     "approve": (
         lambda registry: registry.approve("fraud:1.1", why="good", report=report_of(NEW)),

@@ -65,9 +65,10 @@ def where(request, tmp_path):
 @functools.cache
 def release(version="1.0", policy=POLICY):
     """A release that is whole to a registry, with a policy."""
-    files = {k: v for k, v in plain_release(version).items() if k != MANIFEST}
+    files = {k: v for k, v in plain_release(version).items() if k not in (MANIFEST, "policy.json")}
     before = decode_manifest(plain_release(version)[MANIFEST])
-    entries = before.files
+    entries = tuple(one for one in before.files if one.role != "policy")
+    before = msgspec.structs.replace(before, files=entries)
     if policy is not None:
         files["policy.json"] = policy.to_json()
         entries = tuple(
