@@ -17,11 +17,13 @@ import pytest
 from follow_kills import kill_followers
 from following import NEVER_S, REQUEST, Heard, Hidden, answer, bad, digest_of, follow, registry, release
 from object_stores import ObjectStore, object_store
+from registries import release as small
 from services import until
 
 import retailinfer as ri
 from retailinfer.clock import ManualClock
 from retailinfer.errors import BundleError, ConfigError, GoldenMismatchError, RegistryError
+from retailinfer.release import registry_files
 
 __all__ = ["object_store"]
 
@@ -130,20 +132,30 @@ def test_an_object_store_that_goes_away_changes_nothing(tmp_path, last_good):
 
 
 def test_rankers_follow(tmp_path):
-    """The same class method."""
-    from releases import item_files
+    """Every release encodes the items itself, and those that are resident follow the table too."""
+    from releases import CONTEXT, item_files, item_spec, items, packed, weighted
 
+    first = item_files()
+    second = packed("items", weighted(1.0, -1.0, 0.0), item_spec())  # the other way round
     place = ri.Registry(tmp_path, trust="unsigned", who="anna")
-    files = item_files()
-    name = place.publish(files).name
-    place.promote(name + ":" + place.releases()[0].version, why="first")
-    from releases import items
-
+    one, two = (f"items:{place.publish(files).version}" for files in (first, second))
+    place.promote(one, why="first")
     store = ri.Store(tables={"item": items()})
-    with ri.Ranker.follow(tmp_path, name, trust="unsigned", poll_s=NEVER_S, store=store) as ranker:
-        assert ranker.following.seq == 1
+    ids = [f"sku-{i:03d}" for i in range(60)]
+
+    def scores(ranker: Any) -> list[float]:
+        return ranker.rank(CONTEXT, ids, k=60).scores
+
+    with ri.Ranker.follow(tmp_path, "items", trust="unsigned", poll_s=NEVER_S, store=store) as ranker:
+        assert scores(ranker) == scores(ri.Ranker.load(first, trust="unsigned", store=store))
+        place.promote(two, why="other way round")
         ranker.refresh()
-        assert ranker.following.state == "ok"
+        assert ranker.rank(CONTEXT, ids, k=1).release == two
+        assert scores(ranker) == scores(ri.Ranker.load(second, trust="unsigned", store=store))
+        store.swap("item", items(shift=1.0))
+        assert scores(ranker) == scores(ri.Ranker.load(second, trust="unsigned", store=store))
+        ranker.roll_back(why="no")
+        assert scores(ranker) == scores(ri.Ranker.load(first, trust="unsigned", store=store))
 
 
 def test_a_rollback_in_the_registry_is_one_move_here(tmp_path, monkeypatch):
@@ -153,7 +165,7 @@ def test_a_rollback_in_the_registry_is_one_move_here(tmp_path, monkeypatch):
         place.promote("fraud:1.1", why="better")
         scorer.refresh()
         place.roll_back("fraud", why="queue too long", hold=True)
-        monkeypatch.setattr(ri.Registry, "read", lambda *_: pytest.fail("it is in memory"))
+        monkeypatch.setattr(ri.Registry, "read", lambda *_, **__: pytest.fail("it is in memory"))
         scorer.refresh()
         assert answer(scorer) == "fraud:1.0"
         assert scorer.following.held == "queue too long"
@@ -214,6 +226,25 @@ def test_what_does_not_follow_says_so(tmp_path):
             scorer.refresh()
 
 
+def test_following_one_name_reads_nothing_of_others(tmp_path, monkeypatch):
+    """A registry of many names and versions costs no more than one of few, wherever each file is a request."""
+    place = registry(tmp_path, "1.0", "1.1")
+    for i in range(20):
+        place.publish(small(f"2.{i}", name=f"shop-{i}"))
+    real, reads = registry_files.LocalFiles.read, []
+    monkeypatch.setattr(
+        registry_files.LocalFiles, "read", lambda self, path, cap: reads.append(path) or real(self, path, cap)
+    )
+    with follow(tmp_path) as scorer:
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        assert answer(scorer) == "fraud:1.1"
+        assert [path for path in reads if "shop-" in path] == []
+        reads.clear()
+        scorer.refresh()
+        assert len(reads) <= 4
+
+
 # ---- what is bad does not ----------------------------------------------------------------------------------------------
 
 
@@ -224,7 +255,9 @@ def test_a_bad_release_is_told_and_not_hammered(tmp_path, monkeypatch):
     place = ri.Registry(tmp_path, trust="unsigned", who="anna", clock=clock)
     heard, reads = Heard(), []
     real = ri.Registry.read
-    monkeypatch.setattr(ri.Registry, "read", lambda self, ref: reads.append(ref) or real(self, ref))
+    monkeypatch.setattr(
+        ri.Registry, "read", lambda self, ref, **more: reads.append(ref) or real(self, ref, **more)
+    )
     with follow(place, hooks=[heard]) as scorer:
         reads.clear()
         place.publish(bad("1.1"))
@@ -336,7 +369,7 @@ def test_a_start_reads_the_files_from_disk(tmp_path, last_good, monkeypatch):
     """The registry is asked for its pointer alone; eight workers download one release once."""
     registry(tmp_path / "registry", "1.0")
     follow(tmp_path / "registry", last_good=last_good).close()
-    monkeypatch.setattr(ri.Registry, "read", lambda *_: pytest.fail("it is on disk"))
+    monkeypatch.setattr(ri.Registry, "read", lambda *_, **__: pytest.fail("it is on disk"))
     with follow(tmp_path / "registry", last_good=last_good) as scorer:
         assert answer(scorer) == "fraud:1.0"
         assert scorer.following.state == "ok"
@@ -454,9 +487,9 @@ def test_c45_a_rollback_while_the_next_release_loads_is_the_last_word(tmp_path, 
         scorer.refresh()
         real = ri.Registry.read
 
-        def slow(self: Any, ref: str) -> Any:
+        def slow(self: Any, ref: str, **more: Any) -> Any:
             scorer.roll_back(why="now")
-            return real(self, ref)
+            return real(self, ref, **more)
 
         monkeypatch.setattr(ri.Registry, "read", slow)
         place.promote("fraud:1.2", why="even better")

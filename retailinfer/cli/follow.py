@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def _verified(registry: Registry, last_good: LastGood | None, digest: str, source: str, name: str) -> str:
     """Read a release and verify all that can be without loading it; its name and version."""
     if source == "registry" or last_good is None:
-        files = registry.read(digest)
+        files = registry.read(digest, name=name)
     else:
         one = next(one for one in last_good.kept() if one.digest == digest)
         registry.opened(name, one.pointer, kept=True)

@@ -253,12 +253,14 @@ class Registry:
         """
         return self._find(ref)
 
-    def read(self, ref: str) -> dict[str, bytes]:
+    def read(self, ref: str, *, name: str | None = None) -> dict[str, bytes]:
         """The files of a release by name, as `Scorer.load` and `Ranker.load` take them, verified as these will do it again.
 
+        Args:
+            name: of the release, where `ref` is a digest: no other name is searched for it.
         Raises: RegistryError, IntegrityError, ManifestError; with a trust file also SignatureError, TrustError, RollbackError.
         """
-        claim = self._find(ref)
+        claim = self._find(ref, name=name)
         at = f"releases/{claim.folder}"
         names = set(self._records.files.names(at))
         if MANIFEST not in names:
@@ -285,8 +287,8 @@ class Registry:
             raise IntegrityError(
                 f"Expected {claim.release}, got {manifest.release} - at {at} of the registry"
             )
-        for name in sorted({*filter(is_detached, names), *approvals} - held.keys()):
-            read(name, None, MAX_MANIFEST_BYTES)
+        for file in sorted({*filter(is_detached, names), *approvals} - held.keys()):
+            read(file, None, MAX_MANIFEST_BYTES)
         return held
 
     def approve(

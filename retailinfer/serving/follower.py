@@ -412,7 +412,7 @@ class Follower:
                 kept = self._last_good.files(digest)
                 if kept is not None:
                     return build(self._source(kept, expected)), kept
-        files = self._registry.read(digest)
+        files = self._registry.read(digest, name=self._name)
         return build(self._source(files, expected)), files
 
     def _source(self, files: dict[str, bytes], expected: str | None) -> Source:
