@@ -7,7 +7,7 @@ import threading
 
 import msgspec
 import pytest
-from signed_releases import record, signed, statement_of, trust
+from signed_releases import record, signed, statement_of, trust, trust_file
 from small_releases import BANDS, logistic, pack_arrays, pack_payments, payment_spec, payment_store, payments
 
 import retailinfer as ri
@@ -376,6 +376,47 @@ def test_it_is_signed_like_any_other_release(base, stricter, tmp_path):
     with pytest.raises(TrustError, match="does not allow"):
         Pipeline.load(sign(stricter), store=store, trust=believing(), instead_of=running.manifest)
     Pipeline.load(sign(base), store=store, trust=believing(), instead_of=made.manifest)
+
+
+@pytest.mark.requires("cryptography")
+def test_the_whole_trail_is_that_of_any_release(base, stricter, tmp_path):
+    """Signed, checked, approved, published, promoted, rolled back, and loaded by a host that believes the keys."""
+    import shutil
+
+    from signed_releases import key
+
+    from retailinfer.authoring.signing import sign
+    from retailinfer.release.trust import Role, encode_trust
+
+    people = ("ci", "risk", "ops", "root")
+    file = tmp_path / "trust.json"
+    file.write_bytes(
+        encode_trust(
+            trust_file(
+                keys={name: record(name) for name in people},
+                names=("payments",),
+                release=Role(keys=("ci",)),
+                approval=Role(keys=("risk",)),
+            )
+        )
+    )
+    registry = {
+        name: ri.Registry(tmp_path / "registry", trust=str(file), keys=[key(name)], who=name)
+        for name in people
+    }
+    for path in (base, stricter):
+        folder = shutil.copytree(path, tmp_path / path.name)
+        sign(folder, key=key("ci"))
+        registry["ci"].publish(folder)
+        against = None if path is base else base
+        report = check(path, against=against, seconds=0.05, allow=("latency",))
+        ref = f"payments:{read_bundle(path).manifest.version}"
+        registry["risk"].approve(ref, why="read it", report=report.to_json())
+        registry["ops"].promote(ref, why="next")
+    host = ri.Registry(tmp_path / "registry", trust=str(file))
+    scorer = ri.Scorer.load(host.read("payments"), trust=str(file), store=payment_store())
+    assert (scorer.manifest.version, scorer.policy.threshold("decline")) == ("1.0-strict", 0.7)
+    assert registry["ops"].roll_back("payments", why="queue").champion == read_bundle(base).manifest.digest
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------
