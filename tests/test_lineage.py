@@ -180,6 +180,16 @@ def test_a_release_of_arrays_reads_nothing(folder):
     assert reads_of(pack_arrays(folder)) == {}
 
 
+def test_what_a_release_of_arrays_never_checks_is_never_read(folder):
+    """A features.json of arrays may hold nonsense beside them; it stays unread, as by everything else."""
+    body = msgspec.json.decode((pack_arrays(folder / "nonsense") / "features.json").read_bytes())
+    window = {"entity": "nobody", "on": "nothing", "what": "count", "pane_ns": 1, "over_ns": 1}
+    spec = ri.FeatureSpec.from_json(
+        msgspec.json.encode(body | {"windows": {"w": window}, "candidate": "nobody"})
+    )
+    assert lineage(spec.body) == ()
+
+
 @pytest.mark.parametrize(
     ("entity", "message"),
     [
@@ -391,6 +401,23 @@ def test_diff_shows_what_is_read_now(payments_release, windows_release, tmp_path
     compared = diff(payments_release, owned)
     assert [one.what for one in compared.changes if one.part == "lineage"] == ["table card: owner"]
     assert compared.same
+
+
+def test_a_check_warns_of_other_sources(payments_release, tmp_path):
+    """A source that is new, or defined otherwise, is for whoever approves to know."""
+
+    def packed(name: str, source: ri.Source) -> Path:
+        entities = {"card": ri.Entity(("card_id",), source=source)}
+        spec = ri.FeatureSpec.from_body(msgspec.structs.replace(payment_spec().body, entities=entities))
+        return pack_payments(tmp_path / name, features=spec)
+
+    daily, hourly = packed("daily", DAILY), packed("hourly", ri.Source.defined(DAILY.name, QUERY.lower()))
+    notes = ri.check(daily, against=payments_release, store=payment_store(), seconds=0.01)["schema"].notes
+    assert notes == [
+        "it reads the source `warehouse.cards_daily` of data platform, which the other release does not"
+    ]
+    notes = ri.check(hourly, against=daily, store=payment_store(), seconds=0.01)["schema"].notes
+    assert notes == ["the source `warehouse.cards_daily` is defined otherwise now"]
 
 
 def test_a_spec_that_was_fitted_keeps_its_people():

@@ -46,6 +46,7 @@ def check_schema(new: Loaded, old: Loaded | None, bounds: Mapping[str, Bound]) -
     for name, entity in b.body.entities.items():
         if name in a.body.entities and a.body.entities[name].key != entity.key:
             found.fail(f"the key of `{name}` was {a.body.entities[name].key}, it is {entity.key}")
+    _lineage(new, old, found)
     _answers(new, old, found)
     n = len(b.fields) + len(b.arrays)
     return found.verdict(
@@ -79,6 +80,18 @@ def _fields(new: Loaded, old: Loaded, found: Findings) -> None:
             found.notes.append(f"wider: `{wire}` was {then.type}, it is {field.type}")
         elif then.type != field.type:
             found.fail(f"`{wire}` was {then.type}, it is {field.type}")
+
+
+def _lineage(new: Loaded, old: Loaded, found: Findings) -> None:
+    """Where values come from: what tables and windows are read is told above."""
+    before = {(one.kind, one.name): one for one in old.bundle.manifest.reads}
+    for one in new.bundle.manifest.reads:
+        then = before.get((one.kind, one.name))
+        of = f" of {one.owner}" if one.owner else ""
+        if then is None and one.kind == "source":
+            found.warn(f"it reads the source `{one.name}`{of}, which the other release does not")
+        elif then is not None and one.kind in ("stream", "source") and then.digest != one.digest:
+            found.warn(f"the {one.kind} `{one.name}`{of} is defined otherwise now")
 
 
 def _answers(new: Loaded, old: Loaded, found: Findings) -> None:
