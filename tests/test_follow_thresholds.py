@@ -89,6 +89,41 @@ def decided(scorer: Any, amount: float = 0.7) -> tuple[str, tuple[str, ...]]:
 # ---- overrides ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_release_before_goes_by_what_holds_now(tmp_path, registry, clock):
+    """On its rung, and after a rollback at once: an override that was lifted since is nowhere applied any more."""
+    ladder = {"ladder": [{"kind": "previous"}]}
+    with scorer_of(tmp_path, clock, contract=ladder) as scorer:
+        move(registry, clock)
+        scorer.refresh()
+        registry.promote("fraud:1.1", why="newer")
+        scorer.refresh()
+        live = scorer._live
+        assert (live.release, live.previous.manifest.release) == ("fraud:1.1", "fraud:1.0")
+        assert (len(live.previous.moved), len(live.resident.pipeline.moved)) == (1, 1)
+        registry.lift("fraud", why="over")
+        scorer.refresh()
+        assert scorer._live.pipeline is live.pipeline
+        rung = scorer._live.previous.engine.score({"amount": 0.7})
+        assert (rung.action, rung.trace) == ("decline", ("release: unsigned",))
+        scorer.roll_back(why="1.1 is bad")
+        assert (scorer._live.release, decided(scorer)) == ("fraud:1.0", ("decline", ()))
+
+
+def test_an_override_comes_to_the_release_before_too(tmp_path, registry, clock):
+    """What is moved while another release answers holds after the rollback, from its first answer."""
+    with scorer_of(tmp_path, clock) as scorer:
+        registry.promote("fraud:1.1", why="newer")
+        scorer.refresh()
+        same = scorer._live
+        registry.override(
+            "fraud", {"decline": 0.8}, until=moment(clock, HOUR), why="it may come back", release="fraud:1.0"
+        )
+        scorer.refresh()
+        assert scorer._live.pipeline is same.pipeline
+        scorer.roll_back(why="1.1 is bad")
+        assert decided(scorer)[0] == "review"
+
+
 def test_an_override_holds_after_the_next_look_and_ends_by_itself(tmp_path, registry, clock):
     """In decisions, `policy`, `following` and events; who, what, why, until when."""
     heard = Heard()

@@ -331,20 +331,32 @@ class Door:
         return True
 
     def _adjust(self, log: tuple[LogEntry, ...]) -> None:
-        """Let the thresholds that operators have moved hold in what answers, and in what comes; nothing else changes."""
+        """Let the thresholds that operators have moved hold in what answers, now, on its rung `previous` and after a rollback,
+        and in what comes; nothing else changes.
+        """
         self._overrides, live = log, self._live
-        pipeline = live.pipeline.with_overrides(log)
-        if pipeline is not live.pipeline:
-            made = self._live_of(pipeline, previous=live.previous, resident=live.resident)
-            engine = live.engine.with_engine(made.engine) if live.is_withdrawn else made.engine
-            made = msgspec.structs.replace(made, engine=engine, since_ns=live.since_ns)
+        resident = None if live.resident is None else self._adjusted(live.resident, log)
+        made = self._adjusted(live, log, resident)
+        if made is not live:
+            left, taken = made, live
             with self._turns.moving():
                 if self._live is live and not self._closed:
                     self._publish(made)
-                    pipeline = live.pipeline
-            self._drain.put(pipeline)  # the one of the two that nobody asks
-            del pipeline, live, made, engine
+                    left, taken = live, made
+            kept = set(map(id, _pipelines(taken)))
+            self._drain.put(*(one for one in _pipelines(left) if id(one) not in kept))
+            del resident, live, made, left, taken
             self._drain.start()
+
+    def _adjusted(self, live: Live, log: tuple[LogEntry, ...], resident: Live | None = None) -> Live:
+        """The same with these overrides, beside another resident one; itself where nothing changes."""
+        pipeline = live.pipeline.with_overrides(log)
+        previous = None if live.previous is None else live.previous.with_overrides(log)
+        if (pipeline, previous) == (live.pipeline, live.previous):
+            return live if resident is live.resident else msgspec.structs.replace(live, resident=resident)
+        made = self._live_of(pipeline, previous=previous, resident=resident)
+        engine = live.engine.with_engine(made.engine) if live.is_withdrawn else made.engine
+        return msgspec.structs.replace(made, engine=engine, since_ns=live.since_ns)
 
     def _withdraw(self, live: Live, why: str | None) -> None:
         """Let only the rungs below what answers answer, or end that."""
@@ -601,3 +613,9 @@ class Door:
         self._executor_pid, self._workers = os.getpid(), workers
         if before is not None:
             before.shutdown(wait=False)  # what stands in its line is done still
+
+
+def _pipelines(live: Live) -> list[Pipeline]:
+    """All that a release in a door keeps loaded."""
+    below = [] if live.resident is None else _pipelines(live.resident)
+    return [live.pipeline, *([] if live.previous is None else [live.previous]), *below]
