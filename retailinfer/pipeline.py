@@ -283,11 +283,12 @@ class Pipeline:
         if self.policy is None or self.engine is None or self._ranks:  # rankings are decided by no threshold
             return self
         from retailinfer.release.overrides import open_overrides, schedule  # noqa: PLC0415 - for those who move thresholds
-        from retailinfer.release.statements import seconds_of  # noqa: PLC0415 - likewise
+        from retailinfer.release.statements import moment_text  # noqa: PLC0415 - likewise
 
         now_s, entries = self.clock.wall_ns() // 10**9, tuple(log)
         coming = tuple(open_overrides(entries, digest=self.manifest.digest, now_s=now_s))
-        if coming == tuple(one for one in self.overrides if seconds_of(one.until) > now_s):
+        now = moment_text(now_s)
+        if coming == tuple(one for one in self.overrides if one.until > now):
             return self
         made = self._copy()
         made.overrides = coming

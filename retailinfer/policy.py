@@ -14,7 +14,9 @@ Requests are compared in `_native.engine`, tables in `pipeline`; this file check
 # No `from __future__ import annotations` here: msgspec would compile every one of them when a release is loaded.
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -177,8 +179,8 @@ class Policy:
         new = tuple(
             Band(b.action, float(thresholds[b.action])) if b.action in thresholds else b for b in bands
         )
-        lows = np.array([_low(b) for b in new], dtype=np.float32)
-        if bool((lows[1:] <= lows[:-1]).any()):
+        lows = [_float32(_low(b)) for b in new]
+        if any(above <= below for below, above in pairwise(lows)):
             raise ConfigError(
                 f"Expected ascending thresholds, got {clip([_low(b) for b in new], 200)}: a band would be left without scores"
             )
@@ -190,6 +192,15 @@ class Policy:
         shown = ", ".join(f"{b.action} from {_low(b)}" for b in self.body.bands)
         by = f", by {self.body.segment_by}" if self.body.segment_by else ""
         return f"<Policy {shown}{by}{f', {self.body.n_reasons} reasons' if self.body.n_reasons else ''}>"
+
+
+_FLOAT32 = struct.Struct("f")
+
+
+def _float32(low: float) -> float:
+    """As scores are compared; for a lowest score that was checked."""
+    rounded: float = _FLOAT32.unpack(_FLOAT32.pack(low))[0]
+    return rounded
 
 
 def _low(band: Band) -> float:

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from retailinfer.errors import ConfigError
 from retailinfer.policy import Policy
-from retailinfer.release.statements import Lift, Override, seconds_of
+from retailinfer.release.statements import Lift, Override, moment_text, seconds_of
 from retailinfer.release.trust import LogEntry
 
 __all__ = ["Applied", "Moved", "Refused", "apply", "open_overrides", "schedule"]
 
-MAX_OPEN = 64  # overrides of one release that are not over yet; of more than that the latest count
+MAX_OPEN = 16  # overrides of one release that are not over yet; of more than that the latest count
 
 
 class Moved(NamedTuple):
@@ -71,7 +71,7 @@ class Applied(NamedTuple):
 
 def open_overrides(log: Iterable[LogEntry], *, digest: str | None = None, now_s: float) -> list[Override]:
     """Those that hold now or will, of a release or of all, by number; without lifted ones and those that are over."""
-    entries = list(log)
+    entries, now = list(log), moment_text(now_s)  # moments of statements sort as texts
     lifted = {number for one in entries if isinstance(one, Lift) for number in one.lifts}
     return sorted(
         (
@@ -80,7 +80,7 @@ def open_overrides(log: Iterable[LogEntry], *, digest: str | None = None, now_s:
             if isinstance(one, Override)
             and one.seq not in lifted
             and (digest is None or one.digest == digest)
-            and seconds_of(one.until) > now_s
+            and one.until > now
         ),
         key=lambda one: one.seq,
     )
@@ -94,17 +94,18 @@ def apply(policy: Policy, log: Iterable[LogEntry], *, digest: str, now_s: float)
 def schedule(policy: Policy, log: Iterable[LogEntry], *, digest: str, now_s: float) -> tuple[Applied, ...]:
     """What holds now, and then everything that will change by itself; the last one holds from then on."""
     coming = open_overrides(log, digest=digest, now_s=now_s)[-MAX_OPEN:]
-    moments = {seconds_of(moment) for one in coming for moment in (one.begins, one.until)}
+    moments = {moment for one in coming for moment in (one.begins, one.until)}
     found = [_at(policy, coming, int(now_s))]
-    for moment in sorted(moment for moment in moments if moment > now_s):
-        after = _at(policy, coming, moment)
+    for moment in sorted(moment for moment in moments if moment > moment_text(now_s)):
+        after = _at(policy, coming, seconds_of(moment))
         if (after.moved, after.refused) != (found[-1].moved, found[-1].refused):
             found.append(after)
     return tuple(found)
 
 
 def _at(policy: Policy, overrides: Sequence[Override], now_s: int) -> Applied:
-    holding = [one for one in overrides if seconds_of(one.begins) <= now_s < seconds_of(one.until)]
+    now = moment_text(now_s)
+    holding = [one for one in overrides if one.begins <= now < one.until]
     changed, refused = policy, []
     moved: dict[tuple[str | None, str], Moved] = {}
     for one in holding:
