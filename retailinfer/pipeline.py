@@ -15,7 +15,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -480,12 +480,14 @@ class Pipeline:
             )
         session.select_score(names.index(score.output), score.column)
 
-    def chain_scores(self, inputs: list[Any], arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """Scores of several models, or of one through the Python API: `arrays` in the order of `inputs`."""
+    def chain_scores(
+        self, inputs: list[Any], arrays: Sequence[NDArray[Any]], *, gil: Literal["hold", "release"] = "hold"
+    ) -> NDArray[np.float32]:
+        """Scores of several models, or of one through the Python API: `arrays` in the order of `inputs`. gil: of one model."""
         score = self.manifest.score
         assert score is not None
         if len(self.sessions) == 1:
-            return next(iter(self.sessions.values())).scores(arrays)
+            return next(iter(self.sessions.values())).scores(arrays, gil=gil)
         outputs = self.run_models(
             {(source.kind, source.name): array for (source, *_), array in zip(inputs, arrays, strict=True)}
         )
@@ -664,12 +666,19 @@ class Pipeline:
                 tensors.append(mask)
         golden_rows.check_tensors(golden, golden_rows.hash_tensors(tensors))
         arrays = self._input_arrays(outs, masks)
-        alone = np.concatenate(
-            [self.chain_scores(inputs, [a[i : i + 1] for a in arrays]) for i in range(golden.n_rows)]
-        )
+        began = self.clock.monotonic_ns()
+        parts = [self.chain_scores(inputs, [a[:1] for a in arrays])]
+        # Others may be answering while this loads: they wait for short rows, and not for long ones.
+        long = self.clock.monotonic_ns() - began > HOLD_GIL_BELOW_US * 1e3
+        gil: Literal["hold", "release"] = "release" if long else "hold"
+        parts += [
+            self.chain_scores(inputs, [a[i : i + 1] for a in arrays], gil=gil)
+            for i in range(1, golden.n_rows)
+        ]
+        alone = np.concatenate(parts)
         scores = alone
         if golden.rows_per_run > 1:
-            scores = self.chain_scores(inputs, arrays)
+            scores = self.chain_scores(inputs, arrays, gil="release")
             if self.row_independent and not np.array_equal(scores.view(np.uint32), alone.view(np.uint32)):
                 self.row_independent = False  # this host's kernels differ by batch size: rows run alone here
                 scores = alone

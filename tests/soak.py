@@ -173,6 +173,14 @@ def _last_good_kills(seconds: float, seed: int) -> tuple[bool, str]:
     return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
+def _swaps(seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 swaps under four threads, and memory over a thousand of them; fewer in a run of minutes."""
+    swaps = 10_000 if seconds >= 60 else 300
+    command = [sys.executable, ROOT / "tests/swap_storm.py", "--swaps", swaps, "--seed", seed]
+    report = ["--report", FOLDER / "swaps.json"]
+    return _ended([*command, *report], max(seconds, swaps), PYTHONPATH=_TESTS)
+
+
 def _decision_kills(seconds: float, seed: int) -> tuple[bool, str]:
     """10,000 kills of writers of a decision log, however long they take; fewer in a run of minutes."""
     kills = 10_000 if seconds >= 60 else 300
@@ -234,6 +242,7 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "registry-kills": _registry_kills,
     "follow-kills": _follow_kills,
     "last-good-kills": _last_good_kills,
+    "swaps": _swaps,
     "decision-kills": _decision_kills,
     "overload": _overload,
     "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),

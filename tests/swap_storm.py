@@ -175,10 +175,10 @@ def swap_all(n_swaps: int, seed: int, *, n_threads: int = 4, kinds: tuple[str, .
     }
 
 
-def memory_of(n_swaps: int) -> dict[str, Any]:
-    """Memory before and after so many swaps without a caller, in kB."""
+def memory_of(n_swaps: int, *, warm_up: int = 200) -> dict[str, Any]:
+    """Memory before and after so many swaps, in kB; `warm_up` of them until caches and the heap are as large as they get."""
     scorer = releases.scorer_of(release(1))
-    for number in range(200):  # until caches and the heap are as large as they get
+    for number in range(warm_up):
         scorer.swap(release(1 + number % N_RELEASES))
     before = rss_kb()
     for number in range(n_swaps):

@@ -68,6 +68,28 @@ def without_the_ladder(method: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled(tree, method)
 
 
+def without_the_pointer(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, made of its own source with the engine as an attribute of the door. Raises: ValueError."""
+
+    class Direct(ast.NodeTransformer):
+        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+            self.generic_visit(node)
+            if isinstance(node.value, ast.Name) and (node.value.id, node.attr) == ("live", "engine"):
+                return ast.copy_location(
+                    ast.Attribute(ast.Name("self", ast.Load()), "_engine", ast.Load()), node
+                )
+            return node
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    reads = [s for s in function.body if isinstance(s, ast.Assign) and ast.unparse(s) == "live = self._live"]
+    if len(reads) != 1:
+        raise ValueError(f"{method.__qualname__} does not read the pointer once: it is called in another way")
+    function.body.remove(reads[0])
+    return _compiled(Direct().visit(tree), method)
+
+
 def twin(method: Callable[..., Any]) -> Callable[..., Any]:
     """The same method once more, compiled of its own source."""
     return _compiled(ast.parse(textwrap.dedent(inspect.getsource(method))), method)
@@ -141,15 +163,48 @@ class Idle:
         return arguments
 
 
+def idle_door(scorer: Any) -> Any:
+    """A door whose engine does nothing, reached in both ways."""
+    from retailinfer import Scorer
+
+    idle = object.__new__(Scorer)
+    vars(idle)["_engine"] = engine = Idle()
+    idle._live = msgspec.structs.replace(scorer._live, engine=engine)
+    return idle
+
+
+@measures("budget_pointer_ns")
+def pointer(lab: Lab) -> Figures:
+    """The door's `score` by the pointer to the release, and with an engine of its own, made of the same source."""
+    from retailinfer import Scorer
+    from retailinfer._native.trees import levels
+
+    scorer = lab.tree_scorer(levels()[-1])
+    idle, structs = idle_door(scorer), own_structs(lab, scorer)
+
+    def bound(function: Callable[..., Any]) -> Callable[[Any], Any]:
+        return lambda request: function(idle, request)
+
+    doors = {"pointer": bound(twin(Scorer.score)), "without": bound(without_the_pointer(Scorer.score))}
+    asked = [(request, None, 0, 0, False, None, True, "critical") for request in structs[:200]]
+    for name, call in doors.items():
+        check_answers(name, map(call, structs[:200]), asked)
+    times = alternate(
+        [Case.over(name, call, structs, block=10 * BLOCK) for name, call in doors.items()], lab.scaled(0.5)
+    )
+    note = f"{times['pointer'].us(QUANTILE) * 1e3:.4g} ns over {times['without'].us(QUANTILE) * 1e3:.4g} ns"
+    price = differences_ns(times["pointer"], times["without"])
+    return {"budget_pointer_ns": Figure.of(price, lower_is_better=True, note=note)}
+
+
 @measures("budget_rung_ns")
 def rung(lab: Lab) -> Figures:
     """The door's `score` with its ladder and without, made of the same source; and two copies of it on a real scorer."""
     from retailinfer import Scorer
     from retailinfer._native.trees import levels
 
-    scorer, idle = lab.tree_scorer(levels()[-1]), object.__new__(Scorer)
-    vars(idle)["_engine"] = Idle()
-    structs = own_structs(lab, scorer)
+    scorer = lab.tree_scorer(levels()[-1])
+    idle, structs = idle_door(scorer), own_structs(lab, scorer)
 
     def bound(function: Callable[..., Any], door: Scorer) -> Callable[[Any], Any]:
         return lambda request: function(door, request)
