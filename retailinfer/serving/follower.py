@@ -359,7 +359,8 @@ class Follower:
             now_ns=self._clock.monotonic_ns(),
         )
         if step.kind == "refuse":
-            self._move("refused", step.why)
+            # One that shows nothing where something was is most likely not mounted.
+            self._move("unreachable" if found is None else "refused", step.why)
             return
         self._ok_ns = self._tried_ns
         self._shown = None if found is None else found.pointer
