@@ -48,7 +48,7 @@ KERNEL_SOURCES: dict[str, tuple[str, ...]] = {
 LEVELS: dict[int, tuple[str, ...]] = {
     1: (),
     3: ("-march=x86-64-v3",),
-    4: ("-march=x86-64-v4", "-mavx512vbmi"),
+    4: ("-march=x86-64-v4", "-mavx512vbmi", "-mavx512vbmi2"),
 }
 
 DIRECTIVES: dict[str, Any] = {

@@ -1412,6 +1412,9 @@ cdef class Engine:
         cdef int64_t i, at = 0, some
         if self.reasons is None:
             self.trees.run_into(ws.inputs[0].data, ws.inputs[0].dims[1], n, ws.tree_scratch, ws.scores, self.tree_column, False)
+        elif n == 1:
+            ws.n_picked[0] = self.reasons.run_row(ws.inputs[0].data, ws.tree_scratch, ws.scores, self.tree_column, ws.leaves,
+                                                  ws.reason_scratch, ws.picked)
         else:
             while at < n:
                 some = min(n - at, self.reason_rows)

@@ -25,7 +25,8 @@ const ri_kernel_set *ri_kernel_level(const char *level) {
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")
                      && __builtin_cpu_supports("fma");
     const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-                       && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi");
+                       && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi")
+                       && __builtin_cpu_supports("avx512vbmi2");
     if (avx512 && (!level || !strcmp(level, "avx512")))
         return &ri_kernels_avx512;
     if (avx2 && (!level || !strcmp(level, "avx2")))
@@ -213,26 +214,45 @@ void ri_forest_likely(const ri_forest *f, int64_t n, void *rows) {
 
 /* ---- runs ---------------------------------------------------------------------------------------------------------------- */
 
+/* Scratch of a run: sums of either kind, the room of the last step, the kernel's own. */
+static char *room_behind_sums(const ri_forest *f, void *scratch) {
+    return (char *)scratch + (((size_t)f->n_outputs * RI_BLOCK * 8 + 127) & ~(size_t)63);
+}
+
+static inline void begin_sums(const ri_forest *f, void *sums, int n) {
+    for (int32_t k = 0; k < f->n_outputs; ++k) {
+        const double first = f->base_first ? f->base[k] : 0.0;
+        for (int j = 0; j < n; ++j) {
+            if (f->doubles)
+                ((double *)sums)[k * RI_BLOCK + j] = first;
+            else
+                ((float *)sums)[k * RI_BLOCK + j] = (float)first;
+        }
+    }
+}
+
+int ri_forest_run_recorded(const ri_forest *f, const ri_kernel_set *set, const ri_plan *plan, const void *row, void *scratch, float *out,
+                           int column, int raw, const ri_records *records, int32_t *totals) {
+    if (plan->kernel[1] != RI_KERNEL_JUMP_1 || f->n_outputs > 1)
+        return 0;
+    char *room = room_behind_sums(f, scratch), *own = room + ri_forest_finish_room(f);
+    begin_sums(f, scratch, 1);
+    set->recorded(f, row, own, scratch, records, totals);
+    ri_forest_finish(f, scratch, 1, room, out, 1, column, raw);
+    return 1;
+}
+
 void ri_forest_run(const ri_forest *f, const ri_kernel_set *set, const ri_plan *plan, const void *rows, int64_t stride, int64_t n,
                    void *scratch, float *out, int64_t out_stride, int column, int raw, int32_t *leaves) {
     const size_t cell = f->wide ? 8 : 4;
-    double *sums = (double *)scratch; /* of either kind; then the room of the last step, then the kernel's own scratch */
-    char *room = (char *)scratch + (((size_t)f->n_outputs * RI_BLOCK * 8 + 127) & ~(size_t)63), *own = room + ri_forest_finish_room(f);
+    char *room = room_behind_sums(f, scratch), *own = room + ri_forest_finish_room(f);
     for (int64_t i = 0; i < n;) {
         const int64_t left = n - i < RI_TILE ? n - i : RI_TILE;
         const int block = plan->rows[left], kernel = plan->kernel[left];
         const int room_for = kernel >= RI_KERNEL_RANKED_32 ? ri_kernel_rows[kernel] : (block + 7) & ~7;
-        for (int32_t k = 0; k < f->n_outputs; ++k) {
-            const double first = f->base_first ? f->base[k] : 0.0;
-            for (int j = 0; j < room_for; ++j) {
-                if (f->doubles)
-                    sums[k * RI_BLOCK + j] = first;
-                else
-                    ((float *)sums)[k * RI_BLOCK + j] = (float)first;
-            }
-        }
-        set->kernels[kernel](f, (const char *)rows + (size_t)(i * stride) * cell, stride, block, own, sums, leaves ? leaves + i * f->n_trees : NULL);
-        ri_forest_finish(f, sums, block, room, out + i * out_stride, out_stride, column, raw);
+        begin_sums(f, scratch, room_for);
+        set->kernels[kernel](f, (const char *)rows + (size_t)(i * stride) * cell, stride, block, own, scratch, leaves ? leaves + i * f->n_trees : NULL);
+        ri_forest_finish(f, scratch, block, room, out + i * out_stride, out_stride, column, raw);
         i += block;
     }
 }

@@ -1,7 +1,8 @@
-/* Sums of dense records of reasons. Compiled once per instruction set: RI_LEVEL is 1 (baseline), 3 (AVX2) or 4 (AVX-512).
+/* Sums of dense records of reasons, and the strongest ones. Compiled once per instruction set: RI_LEVEL is 1 (baseline), 3 (AVX2) or 4
+ * (AVX-512).
  *
  * Rules:
- *   - Every symbol but the one kernel is static, so that no linker can take another level's copy.
+ *   - Every symbol but the set of kernels is static, so that no linker can take another level's copy.
  *   - Whole numbers: no order of adding can show in an answer.
  * On x86 the records of two trees are laced and `pmaddwd` adds each pair into 32 bits: half the work of widening both.
  */
@@ -171,10 +172,54 @@ static void add_dense(const int16_t *table, int32_t stride, const int32_t *leave
 }
 #endif
 
+/* ---- the strongest ----------------------------------------------------------------------------------------------------------- */
+
 #if RI_LEVEL == 4
-const ri_reason_kernel ri_reason_kernel_avx512 = add_dense;
+/* One after the other is found, named and taken out of the registers that hold all of them. */
+INLINE int32_t pick_from(const int32_t *sums, int32_t most, int32_t *picked, const int parts) {
+    __m512i left[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < parts; ++k)
+        left[k] = _mm512_load_si512(sums + 16 * k);
+    for (int32_t n = 0; n < most; ++n) {
+        __m512i all = left[0];
+#pragma GCC unroll 4
+        for (int k = 1; k < parts; ++k)
+            all = _mm512_max_epi32(all, left[k]);
+        const int32_t best = _mm512_reduce_max_epi32(all);
+        if (best <= 0)
+            return n;
+        uint64_t equal = 0;
+#pragma GCC unroll 4
+        for (int k = 0; k < parts; ++k)
+            equal |= (uint64_t)_mm512_cmpeq_epi32_mask(left[k], _mm512_set1_epi32(best)) << (16 * k);
+        picked[n] = (int32_t)_tzcnt_u64(equal);
+        equal &= ~equal + 1;
+#pragma GCC unroll 4
+        for (int k = 0; k < parts; ++k)
+            left[k] = _mm512_mask_mov_epi32(left[k], (__mmask16)(equal >> (16 * k)), _mm512_setzero_si512());
+    }
+    return most;
+}
+
+static int32_t pick(const int32_t *sums, int32_t stride, int32_t most, int32_t *picked) {
+    switch (stride) {
+    case 16:
+        return pick_from(sums, most, picked, 1);
+    case 32:
+        return pick_from(sums, most, picked, 2);
+    case 48:
+        return pick_from(sums, most, picked, 3);
+    case 64:
+        return pick_from(sums, most, picked, 4);
+    default:
+        return -1;
+    }
+}
+
+const ri_reason_kernels ri_reason_kernels_avx512 = {add_dense, pick};
 #elif RI_LEVEL == 3
-const ri_reason_kernel ri_reason_kernel_avx2 = add_dense;
+const ri_reason_kernels ri_reason_kernels_avx2 = {add_dense, NULL};
 #else
-const ri_reason_kernel ri_reason_kernel_base = add_dense;
+const ri_reason_kernels ri_reason_kernels_base = {add_dense, NULL};
 #endif

@@ -5,11 +5,12 @@ Rules:
   * All instruction sets pick the same groups, so the one of the model's kernels may be used.
 What contributions are: tree_reasons.h.
 """
-from libc.stdint cimport int16_t, int32_t, int64_t
+from cpython.buffer cimport Py_buffer, PyBuffer_Release
+from libc.stdint cimport int32_t, int64_t
 
 cimport cython
 
-from retailinfer._native.trees cimport TreeModel, flat_array, forest_arrays, free_scratch, ri_trees
+from retailinfer._native.trees cimport TreeModel, flat_array, forest_arrays, free_scratch, ri_forest, ri_kernel_set, ri_trees
 
 import numpy as np
 
@@ -18,12 +19,15 @@ from retailinfer.errors import ConfigError, ModelError, ShapeError, clip
 cdef extern from "tree_reasons.h" nogil:
     enum:
         RI_SHAP_MAX_DEPTH
-    ri_reason_kernel ri_reason_kernel_of(const char* level)
+    const ri_reason_kernels* ri_reason_kernels_of(const char* level)
     ri_reasons* ri_reasons_new(const ri_trees* s, const int32_t* groups, int32_t n_groups, int32_t output, int sign, int form, int* error,
                                int64_t* at)
+    int ri_reasons_pack(ri_reasons* r, const ri_forest* f, const ri_kernel_set* set)
     void ri_reasons_free(ri_reasons* r)
-    int32_t ri_reasons_pick(const ri_reasons* r, ri_reason_kernel kernel, const int32_t* leaves, void* scratch, int32_t most, int32_t* picked)
-    void ri_reasons_amounts(const ri_reasons* r, ri_reason_kernel kernel, const int32_t* leaves, void* scratch, int64_t* amounts)
+    int32_t ri_reasons_pick_sums(const ri_reasons* r, const ri_reason_kernels* kernels, void* scratch, int32_t most, int32_t* picked)
+    int32_t ri_reasons_pick(const ri_reasons* r, const ri_reason_kernels* kernels, const int32_t* leaves, void* scratch, int32_t most,
+                            int32_t* picked)
+    void ri_reasons_amounts(const ri_reasons* r, const ri_reason_kernels* kernels, const int32_t* leaves, void* scratch, int64_t* amounts)
     ri_explain* ri_explain_new(const ri_trees* s, int32_t output, int* error, int64_t* at)
     void ri_explain_free(ri_explain* e)
     void ri_explain_path(const ri_explain* e, const int32_t* leaves, double* out)
@@ -124,7 +128,9 @@ cdef class ForestReasons:
             self.c = ri_reasons_new(&s, first, n_groups, output, sign, which, &error, &at)
         if self.c == NULL:
             raise _failed(error, at)
-        self.kernel = ri_reason_kernel_of(model.kernel_set.level)
+        if ri_reasons_pack(self.c, model.forest, model.kernel_set):
+            raise MemoryError("no memory for the packed records of reasons")
+        self.kernels = ri_reason_kernels_of(model.kernel_set.level)
         self.model = model
         self.most = most
         self.names = names
@@ -160,13 +166,37 @@ cdef class ForestReasons:
             for i in range(n):
                 row = &leaves[i, 0] if leaves.shape[1] else NULL
                 with nogil:
-                    ri_reasons_amounts(self.c, self.kernel, row, scratch, &out[i, 0])
+                    ri_reasons_amounts(self.c, self.kernels, row, scratch, &out[i, 0])
         finally:
             free_scratch(scratch)
         return made
 
     def top(self, rows):
         """The strongest groups of each row. Arguments: reasons.pyi."""
+        if len(rows) == 1:
+            return [self._top_of_one(rows)]
+        return self._top_of_many(rows)
+
+    cdef tuple _top_of_one(self, rows):
+        cdef Py_buffer view
+        cdef int32_t[::1] leaves = np.empty(max(1, self.model.n_trees), np.int32)
+        cdef int32_t picked[64]  # MAX_REASONS
+        cdef float out
+        cdef int32_t n
+        cdef void* own = NULL
+        cdef void* scratch = self.model.new_scratch()
+        try:
+            own = self.new_scratch()
+            self.model._view(rows, &view)
+            with nogil:
+                n = self.run_row(view.buf, scratch, &out, 0, &leaves[0], own, picked)
+            PyBuffer_Release(&view)
+        finally:
+            free_scratch(scratch)
+            free_scratch(own)
+        return self.named(picked, n)
+
+    cdef list _top_of_many(self, rows):
         cdef const int32_t[:, ::1] leaves = self.model.leaves(rows)
         cdef int32_t picked[64]  # MAX_REASONS
         cdef int64_t i
@@ -220,8 +250,7 @@ cdef class ForestReasons:
                         plain = took
                     start = ri_now_ns()
                     for i in range(n):
-                        self.model.run_leaves_into(data + i * stride * size, stride, 1, scratch, &out, 0, False, &leaves[0])
-                        self.pick(&leaves[0], own, picked)
+                        self.run_row(data + i * stride * size, scratch, &out, 0, &leaves[0], own, picked)
                     took = ri_now_ns() - start
                     if full < 0 or took < full:
                         full = took
@@ -236,8 +265,15 @@ cdef class ForestReasons:
             raise MemoryError(f"no {self.c.scratch} bytes for the scratch of reasons")
         return made
 
+    cdef int32_t run_row(self, const void* row, void* tree_scratch, float* out, int column, int32_t* leaves, void* scratch,
+                         int32_t* picked) noexcept nogil:
+        if self.c.packed != NULL and self.model.run_recorded_into(row, tree_scratch, out, column, &self.c.records, <int32_t*>scratch):
+            return ri_reasons_pick_sums(self.c, self.kernels, scratch, self.most, picked)
+        self.model.run_leaves_into(row, self.model.n_features, 1, tree_scratch, out, column, False, leaves)
+        return self.pick(leaves, scratch, picked)
+
     cdef int32_t pick(self, const int32_t* leaves, void* scratch, int32_t* picked) noexcept nogil:
-        return ri_reasons_pick(self.c, self.kernel, leaves, scratch, self.most, picked)
+        return ri_reasons_pick(self.c, self.kernels, leaves, scratch, self.most, picked)
 
     cdef tuple named(self, const int32_t* picked, int32_t n):
         return tuple_of(self.names, picked, n)

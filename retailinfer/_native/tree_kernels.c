@@ -25,4 +25,10 @@ const ri_kernel_set RI_SET = {
 #if defined(RI_VECTORS)
      RI_NAME(ri_ranked_32), RI_NAME(ri_ranked_64), RI_NAME(ri_ranked_128), RI_NAME(ri_ranked_256)
 #endif
-    }};
+    },
+#if RI_LEVEL == 4
+    RI_NAME(ri_jump_recorded)
+#else
+    NULL
+#endif
+};

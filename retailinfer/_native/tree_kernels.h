@@ -1,4 +1,4 @@
-/* Names of the kernels of one instruction set: RI_LEVEL is 1 (baseline), 3 (AVX2) or 4 (AVX-512 with VBMI). */
+/* Names of the kernels of one instruction set: RI_LEVEL is 1 (baseline), 3 (AVX2) or 4 (AVX-512 with VBMI and VBMI2). */
 #ifndef RETAILINFER_TREE_KERNELS_H
 #define RETAILINFER_TREE_KERNELS_H
 
@@ -14,6 +14,7 @@ ri_tree_kernel RI_NAME(ri_ranked_32), RI_NAME(ri_ranked_64), RI_NAME(ri_ranked_1
 #endif
 #if RI_LEVEL == 4
 ri_tree_kernel RI_NAME(ri_jump_1), RI_NAME(ri_jump_8);
+ri_recorded_kernel RI_NAME(ri_jump_recorded);
 #endif
 
 #endif

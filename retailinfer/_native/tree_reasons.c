@@ -17,6 +17,7 @@
 #define MAX_STEPS (INT64_C(1) << 31) /* of all leaves' ways together: a comb of leaves is as long as it is deep */
 #define MAX_DENSE (INT64_C(1) << 26)
 #define MAX_VALUE 1e300 /* of a leaf: what is added and subtracted below stays finite */
+#define SUMS(STRIDE) ((STRIDE) > RI_RECORD_TOTALS ? (size_t)(STRIDE) : (size_t)RI_RECORD_TOTALS) /* room for them in scratch */
 #define MOST_FEW 6 /* reasons that are picked without a branch */
 
 static int bad(int code, int64_t at, int *error, int64_t *where) {
@@ -203,6 +204,43 @@ static int add_leaf(builder *b, int64_t leaf) {
     return 0;
 }
 
+/* Before which trees sums have to leave 16 bits: so few of them at a time that no leaves of theirs go beyond, in any group. */
+static void find_spills(const builder *b, ri_reasons *r) {
+    const ri_trees *s = &b->e->s;
+    int32_t high[RI_REASONS_DENSE_GROUPS] = {0}, low[RI_REASONS_DENSE_GROUPS] = {0}, n_spills = 0;
+    for (int32_t i = 0; i < r->n_used; ++i) {
+        int16_t most[RI_REASONS_DENSE_GROUPS] = {0}, least[RI_REASONS_DENSE_GROUPS] = {0};
+        int32_t waiting = 0;
+        b->way[waiting++] = s->roots[r->trees[i]];
+        while (waiting) {
+            const int32_t n = b->way[--waiting];
+            if (s->feature[n] >= 0) {
+                b->way[waiting++] = s->right[n];
+                b->way[waiting++] = s->left[n];
+                continue;
+            }
+            const int16_t *record = r->dense + (int64_t)s->left[n] * r->stride;
+            for (int32_t g = 0; g < b->n_groups; ++g) {
+                most[g] = record[g] > most[g] ? record[g] : most[g];
+                least[g] = record[g] < least[g] ? record[g] : least[g];
+            }
+        }
+        int full = 0;
+        for (int32_t g = 0; g < b->n_groups; ++g)
+            full |= high[g] + most[g] > INT16_MAX || low[g] + least[g] < INT16_MIN;
+        if (full) {
+            r->spills[n_spills++] = i;
+            memset(high, 0, sizeof high);
+            memset(low, 0, sizeof low);
+        }
+        for (int32_t g = 0; g < b->n_groups; ++g) {
+            high[g] += most[g];
+            low[g] += least[g];
+        }
+    }
+    r->spills[n_spills] = -1;
+}
+
 static void *room(ri_reasons *r, size_t n, size_t size) {
     if (n > ((size_t)1 << 40) / size)
         return NULL;
@@ -220,6 +258,8 @@ void ri_reasons_free(ri_reasons *r) {
         return;
     ri_aligned_free(r->trees);
     ri_aligned_free(r->dense);
+    ri_aligned_free(r->spills);
+    ri_aligned_free(r->packed);
     ri_aligned_free(r->starts);
     ri_aligned_free(r->amounts);
     free(r);
@@ -268,14 +308,16 @@ static int build(builder *b, ri_reasons *r, int form) {
     if (form != 2 && may) {
         r->stride = stride;
         r->dense = room(r, (size_t)s->n_leaves * (size_t)stride, sizeof *r->dense);
+        r->spills = room(r, (size_t)r->n_used + 1, 4);
+        if (!r->dense || !r->spills)
+            return -1;
     } else {
         r->starts = room(r, (size_t)s->n_leaves + 1, 8);
         r->amounts = room(r, (size_t)b->n_steps, sizeof *r->amounts);
-        if (r->starts)
-            memcpy(r->starts, b->starts, 8 * ((size_t)s->n_leaves + 1));
+        if (!r->starts || !r->amounts)
+            return -1;
+        memcpy(r->starts, b->starts, 8 * ((size_t)s->n_leaves + 1));
     }
-    if (!r->dense && (!r->starts || !r->amounts))
-        return -1;
     for (int64_t leaf = 0; leaf < s->n_leaves; ++leaf)
         for (int64_t i = b->starts[leaf]; i < b->starts[leaf + 1]; ++i) {
             const int32_t amount = largest > 0 ? (int32_t)rint(b->steps[i].amount / largest * limit) : 0;
@@ -284,7 +326,9 @@ static int build(builder *b, ri_reasons *r, int form) {
             else
                 r->amounts[i] = (ri_amount){b->steps[i].group, amount};
         }
-    r->scratch = r->dense ? 12 * (size_t)stride : 8 * (size_t)b->n_groups + 64;
+    if (r->dense)
+        find_spills(b, r);
+    r->scratch = r->dense ? 12 * SUMS(stride) : 8 * (size_t)b->n_groups + 64;
     return 0;
 }
 
@@ -325,17 +369,60 @@ ri_reasons *ri_reasons_new(const ri_trees *s, const int32_t *groups, int32_t n_g
     return r;
 }
 
+int ri_reasons_pack(ri_reasons *r, const ri_forest *f, const ri_kernel_set *set) {
+    if (!r->dense || !set->recorded || !f->tiles || f->n_outputs > 1 || f->n_leaves != r->n_leaves || f->n_trees != r->n_used)
+        return 0;
+    int32_t most = 0, most_first = 0;
+    for (int64_t leaf = 0; leaf < r->n_leaves; ++leaf) {
+        int32_t n = 0;
+        for (int32_t g = 0; g < r->stride; ++g) {
+            n += r->dense[leaf * r->stride + g] != 0;
+            most_first = g < 32 && n > most_first ? n : most_first;
+        }
+        most = n > most ? n : most;
+    }
+    const int32_t places = f->leaf_first[f->n_trees], size = most > 8 ? RI_RECORD_LONG : RI_RECORD_SHORT;
+    if (most > (size - (int32_t)sizeof(ri_leaf_record)) / 2 || r->n_groups > RI_RECORD_TOTALS - most_first)
+        return 0;
+    r->packed = room(r, (size_t)places, (size_t)size);
+    if (!r->packed)
+        return -1;
+    for (int32_t place = 0; place < places; ++place) { /* also between trees, where no row arrives */
+        const int16_t *dense = r->dense + (int64_t)f->leaf_numbers[place] * r->stride;
+        ri_leaf_record *record = (ri_leaf_record *)(void *)(r->packed + (int64_t)place * size);
+        int32_t n = 0;
+        if (f->doubles)
+            record->value.wide = ((const double *)f->leaf_values)[place];
+        else
+            record->value.narrow = ((const float *)f->leaf_values)[place];
+        for (int32_t g = 0; g < r->n_groups; ++g) {
+            if (!dense[g])
+                continue;
+            record->numbers[n++] = dense[g];
+            if (g < 32) {
+                record->first |= UINT32_C(1) << g;
+                record->second = (UINT32_C(1) << n) - 1;
+            } else {
+                record->second |= UINT32_C(1) << (g - 32 + most_first);
+            }
+        }
+    }
+    const int32_t behind = r->n_groups > 32 ? r->n_groups - 32 : 0;
+    r->records = (ri_records){r->packed, size, most_first, (uint32_t)((UINT64_C(1) << behind) - 1), r->spills};
+    return 0;
+}
+
 /* ---- one row ----------------------------------------------------------------------------------------------------------------- */
 
-ri_reason_kernel ri_reason_kernel_of(const char *level) {
+const ri_reason_kernels *ri_reason_kernels_of(const char *level) {
 #if defined(RI_HAVE_LEVELS)
     if (!strcmp(level, "avx512"))
-        return ri_reason_kernel_avx512;
+        return &ri_reason_kernels_avx512;
     if (!strcmp(level, "avx2"))
-        return ri_reason_kernel_avx2;
+        return &ri_reason_kernels_avx2;
 #endif
     (void)level;
-    return ri_reason_kernel_base;
+    return &ri_reason_kernels_base;
 }
 
 static void add_sparse(const ri_reasons *r, const int32_t *leaves, int64_t *sums) {
@@ -383,16 +470,24 @@ static int32_t pick_many(const int64_t *sums, int32_t n_groups, int32_t most, in
     return n;
 }
 
-int32_t ri_reasons_pick(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int32_t most, int32_t *picked) {
+int32_t ri_reasons_pick(const ri_reasons *r, const ri_reason_kernels *kernels, const int32_t *leaves, void *scratch, int32_t most,
+                        int32_t *picked) {
     if (most < 1)
         return 0;
     if (!r->dense) {
         add_sparse(r, leaves, (int64_t *)scratch);
         return pick_many((const int64_t *)scratch, r->n_groups, most, picked);
     }
+    kernels->add(r->dense, r->stride, leaves, r->trees, r->n_used, (int32_t *)scratch);
+    return ri_reasons_pick_sums(r, kernels, scratch, most, picked);
+}
+
+int32_t ri_reasons_pick_sums(const ri_reasons *r, const ri_reason_kernels *kernels, void *scratch, int32_t most, int32_t *picked) {
     int32_t *sums = (int32_t *)scratch;
-    int64_t *wide = (int64_t *)(void *)(sums + r->stride); /* behind them */
-    kernel(r->dense, r->stride, leaves, r->trees, r->n_used, sums);
+    int64_t *wide = (int64_t *)(void *)(sums + SUMS(r->stride)); /* behind them */
+    const int32_t n = kernels->pick ? kernels->pick(sums, r->stride, most, picked) : -1;
+    if (n >= 0)
+        return n;
     switch (most) {
     case 1:
         return pick_few(sums, r->n_groups, 1, picked);
@@ -413,12 +508,12 @@ int32_t ri_reasons_pick(const ri_reasons *r, ri_reason_kernel kernel, const int3
     }
 }
 
-void ri_reasons_amounts(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int64_t *amounts) {
+void ri_reasons_amounts(const ri_reasons *r, const ri_reason_kernels *kernels, const int32_t *leaves, void *scratch, int64_t *amounts) {
     if (!r->dense) {
         add_sparse(r, leaves, amounts);
         return;
     }
-    kernel(r->dense, r->stride, leaves, r->trees, r->n_used, (int32_t *)scratch);
+    kernels->add(r->dense, r->stride, leaves, r->trees, r->n_used, (int32_t *)scratch);
     for (int32_t g = 0; g < r->n_groups; ++g)
         amounts[g] = ((int32_t *)scratch)[g];
 }

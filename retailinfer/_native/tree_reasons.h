@@ -17,6 +17,9 @@
  *   sparse   (group, amount) for each group of a leaf's way, added one by one. Also for forests of a few huge and many small steps,
  *            which int16 would make zero: the quantum is then the largest step / 2^30
  *
+ *   packed   what is not 0 of dense records, beside the leaf's value: a kernel of trees sums it on its way (ri_records of trees.h), so
+ *            that one row needs no second pass. In 16 bits, as far as no leaves of the trees can go beyond; then they spill to 32
+ *
  * Rules:
  *   - Arrays are checked once, here; what is built can only be right. Nothing allocates after that, scratch is the caller's.
  *   - reason_kernels.c is compiled once per instruction set (RI_LEVEL); the rest once, for the baseline.
@@ -35,15 +38,19 @@
 
 enum { RI_REASONS_OK = 0, RI_REASONS_MEMORY, RI_REASONS_SIZE, RI_REASONS_NODE, RI_REASONS_SHARED, RI_REASONS_GROUP };
 
-/* Adds the records of leaves[trees[i]], i < n, in chunks of 16 groups. sums: overwritten, a multiple of 16 groups. */
-typedef void (*ri_reason_kernel)(const int16_t *table, int32_t stride, const int32_t *leaves, const int32_t *trees, int32_t n, int32_t *sums);
+typedef struct ri_reason_kernels { /* of one instruction set */
+    /* Adds the records of leaves[trees[i]], i < n, in chunks of 16 groups. sums: overwritten, a multiple of 16 groups. */
+    void (*add)(const int16_t *table, int32_t stride, const int32_t *leaves, const int32_t *trees, int32_t n, int32_t *sums);
+    /* As ri_reasons_pick; -1: not of so many groups. sums: (stride) of a table, 64-byte aligned. NULL: there is none. */
+    int32_t (*pick)(const int32_t *sums, int32_t stride, int32_t most, int32_t *picked);
+} ri_reason_kernels;
 
-extern const ri_reason_kernel ri_reason_kernel_base;
+extern const ri_reason_kernels ri_reason_kernels_base;
 #if defined(RI_HAVE_LEVELS)
-extern const ri_reason_kernel ri_reason_kernel_avx2, ri_reason_kernel_avx512;
+extern const ri_reason_kernels ri_reason_kernels_avx2, ri_reason_kernels_avx512;
 #endif
 /* Of "baseline", "avx2" or "avx512". Whether this machine has it is ri_kernel_level's to say. */
-ri_reason_kernel ri_reason_kernel_of(const char *level);
+const ri_reason_kernels *ri_reason_kernels_of(const char *level);
 
 typedef struct ri_amount {
     int32_t group, amount;
@@ -58,6 +65,9 @@ typedef struct ri_reasons {
     double quantum;               /* of an amount */
     int32_t *trees;               /* (n_used) */
     int16_t *dense;               /* (n_leaves, stride) */
+    int32_t *spills;              /* (up to n_used, then -1) which of `trees`: before these, sums of 16 bits have to spill */
+    uint8_t *packed;              /* what `records` has; NULL: nothing is packed */
+    ri_records records;
     int64_t *starts;              /* (n_leaves + 1) into `amounts` */
     ri_amount *amounts;
 } ri_reasons;
@@ -67,10 +77,15 @@ typedef struct ri_reasons {
 ri_reasons *ri_reasons_new(const ri_trees *s, const int32_t *groups, int32_t n_groups, int32_t output, int sign, int form, int *error,
                            int64_t *at);
 void ri_reasons_free(ri_reasons *r);
+/* Packs dense records, if they can be and the forest has a kernel for it. f: made of the same arrays. -1: no memory. */
+int ri_reasons_pack(ri_reasons *r, const ri_forest *f, const ri_kernel_set *set);
 /* The up to `most` groups that push a row up the most, strongest first, equal ones by number. leaves: (n_trees) of the row. */
-int32_t ri_reasons_pick(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int32_t most, int32_t *picked);
+int32_t ri_reasons_pick(const ri_reasons *r, const ri_reason_kernels *kernels, const int32_t *leaves, void *scratch, int32_t most,
+                        int32_t *picked);
+/* The same of packed records that have been summed into `scratch` already. */
+int32_t ri_reasons_pick_sums(const ri_reasons *r, const ri_reason_kernels *kernels, void *scratch, int32_t most, int32_t *picked);
 /* The amounts of all groups, before anything is picked. */
-void ri_reasons_amounts(const ri_reasons *r, ri_reason_kernel kernel, const int32_t *leaves, void *scratch, int64_t *amounts);
+void ri_reasons_amounts(const ri_reasons *r, const ri_reason_kernels *kernels, const int32_t *leaves, void *scratch, int64_t *amounts);
 
 typedef struct ri_explain {
     ri_trees s;                   /* its arrays belong to the caller, who keeps them */

@@ -15,7 +15,7 @@
  * Forms of one forest, each made where it can hold it, and the kernels over them, one C file each:
  *   nodes     tree_walk.c, every forest: from node to node, 8 trees of one row or 8 rows of one tree at once. Small nodes of 8 bytes
  *             hold 32-bit keys, large ones of 16 bytes everything
- *   tiles     tree_jump.c, up to 64 leaves a tree and 128 bytes of ranks: 64 nodes at once (AVX-512 VBMI), then a few doublings of
+ *   tiles     tree_jump.c, up to 64 leaves a tree and 128 bytes of ranks: 64 nodes at once (AVX-512 VBMI2), then a few doublings of
  *             the way from each
  *   masked    tree_ranked.c, up to 256 leaves a tree: each row keeps its first leaf that is still possible; every node of a tree moves
  *             it on for those rows that turn right there. 32 to 256 rows at once
@@ -196,9 +196,37 @@ typedef void ri_tree_kernel(const ri_forest *f, const void *rows, int64_t stride
 enum { RI_KERNEL_WALK_1 = 0, RI_KERNEL_WALK_8, RI_KERNEL_JUMP_1, RI_KERNEL_JUMP_8, RI_KERNEL_RANKED_32, RI_KERNEL_RANKED_64,
        RI_KERNEL_RANKED_128, RI_KERNEL_RANKED_256, RI_N_KERNELS };
 
+/* A leaf's value beside its record: whole numbers of 16 bits in 32 lanes and in 32 more, but only those that are not 0, in their
+ * order. The second lanes begin with one for each number that the first ones took, which nobody reads. */
+typedef struct ri_leaf_record {
+    uint32_t first, second;      /* lanes that the numbers go to */
+    union {
+        float narrow;
+        double wide;
+    } value;                     /* as in `leaf_values` */
+    int16_t numbers[];
+} ri_leaf_record;
+
+#define RI_RECORD_SHORT 32       /* bytes, with 8 numbers */
+#define RI_RECORD_LONG 64        /* bytes, with 24 numbers */
+#define RI_RECORD_TOTALS 64
+
+typedef struct ri_records {
+    const uint8_t *packed;       /* by place in `leaf_values`; none is in two lines of the cache */
+    int32_t size;                /* of each, in bytes */
+    int32_t lead;                /* second lanes that nobody reads, at most */
+    uint32_t behind;             /* a bit for each second lane behind those; 0: only the first ones are used */
+    const int32_t *spills;       /* trees before which sums have to leave 16 bits, ascending; then -1 */
+} ri_records;
+
+/* One row as by RI_KERNEL_JUMP_1, of a forest of one output, and in the same pass the sums of its leaves' records. totals: of
+ * the first lanes and those behind `lead`, (RI_RECORD_TOTALS), 64-byte aligned; 0 where there is no lane. */
+typedef void ri_recorded_kernel(const ri_forest *f, const void *row, void *scratch, void *sums, const ri_records *records, int32_t *totals);
+
 typedef struct ri_kernel_set {   /* of one instruction set; NULL: not there */
     const char *level;
     ri_tree_kernel *kernels[RI_N_KERNELS];
+    ri_recorded_kernel *recorded; /* where RI_KERNEL_JUMP_1 fits */
 } ri_kernel_set;
 
 typedef struct ri_plan {         /* by the number of rows that are left, RI_TILE for more: which kernel takes how many of them */
@@ -234,6 +262,10 @@ void ri_forest_likely(const ri_forest *f, int64_t n, void *rows);
  * that each tree gave, in the same pass. */
 void ri_forest_run(const ri_forest *f, const ri_kernel_set *set, const ri_plan *plan, const void *rows, int64_t stride, int64_t n,
                    void *scratch, float *out, int64_t out_stride, int column, int raw, int32_t *leaves);
+
+/* One row's answer, and the sums of its leaves' records, where a kernel does both at once; else 0, and nothing is done. */
+int ri_forest_run_recorded(const ri_forest *f, const ri_kernel_set *set, const ri_plan *plan, const void *row, void *scratch, float *out,
+                           int column, int raw, const ri_records *records, int32_t *totals);
 
 /* From sums (n_outputs, RI_BLOCK), in the forest's precision and still without average and base, to answers. `room`: scratch. */
 void ri_forest_finish(const ri_forest *f, void *sums, int n, void *room, float *out, int64_t out_stride, int column, int raw);

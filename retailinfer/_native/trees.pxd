@@ -61,6 +61,9 @@ cdef extern from "trees.h" nogil:
         uint16_t rows[513]
         float ns[513]
 
+    ctypedef struct ri_records:
+        const uint8_t* packed
+
 
 cdef enum:
     N_SPARE = 4
@@ -87,6 +90,9 @@ cdef class TreeModel:
     # The same, and in the same pass leaves (n, n_trees): number of the leaf that each tree gave.
     cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
                               int32_t* leaves) noexcept nogil
+    # One row, and in the same pass the sums of its leaves' records; 0: no kernel does that here, and nothing is done.
+    cdef int run_recorded_into(self, const void* row, void* scratch, float* out, int column, const ri_records* records,
+                               int32_t* totals) noexcept nogil
     cdef int64_t _expected_ns(self, int64_t n) noexcept nogil
     cdef int _view(self, rows, Py_buffer* view) except -1
     cdef int _run(self, rows, out, int column, bint raw, leaves) except -1

@@ -28,6 +28,8 @@ cdef extern from "trees.h" nogil:
     void ri_forest_likely(const ri_forest* f, int64_t n, void* rows)
     void ri_forest_run(const ri_forest* f, const ri_kernel_set* kernels, const ri_plan* plan, const void* rows, int64_t stride,
                        int64_t n, void* scratch, float* out, int64_t out_stride, int column, int raw, int32_t* leaves)
+    int ri_forest_run_recorded(const ri_forest* f, const ri_kernel_set* set, const ri_plan* plan, const void* row, void* scratch,
+                               float* out, int column, int raw, const ri_records* records, int32_t* totals)
 
 cdef extern from "math.h" nogil:
     float logf(float x)
@@ -353,3 +355,7 @@ cdef class TreeModel:
     cdef void run_leaves_into(self, const void* rows, int64_t stride, int64_t n, void* scratch, float* out, int column, bint raw,
                               int32_t* leaves) noexcept nogil:
         ri_forest_run(self.forest, self.kernel_set, &self.way, rows, stride, n, scratch, out, 1, column, raw, leaves)
+
+    cdef int run_recorded_into(self, const void* row, void* scratch, float* out, int column, const ri_records* records,
+                               int32_t* totals) noexcept nogil:
+        return ri_forest_run_recorded(self.forest, self.kernel_set, &self.way, row, scratch, out, column, False, records, totals)

@@ -38,12 +38,13 @@ typedef struct forest_answers {
 typedef struct forest_counts {
     uint64_t cases, refused, spoiled_but_whole, answers;
     uint64_t runs[3][RI_N_KERNELS]; /* by level and kernel */
+    uint64_t recorded;              /* forests whose records were summed by the kernel of the trees */
 } forest_counts;
 
 extern const char *const forest_levels[3];
 
 /* Reasons of the first rows, whose leaves these are: every form and level. Returns a hash of all that came out. */
-uint64_t reasons_check(const forest_case *c, const int32_t *leaves);
+uint64_t reasons_check(const forest_case *c, const ri_forest *f, const int32_t *leaves, forest_counts *counts);
 /* Arrays that are no forest: whoever works out reasons of them checks them again. */
 void reasons_refuse(const forest_case *c);
 

@@ -248,7 +248,7 @@ void forest_case_check(const uint8_t *data, size_t size, forest_answers *answers
         if (c.plan[1] % 4 == 0 && s->n_features <= 2000 && s->n_nodes <= 5000)
             check_plans(&r, leaves, raw, last, &known);
     }
-    const uint64_t reasons = reasons_check(&c, leaves);
+    const uint64_t reasons = reasons_check(&c, f, leaves, counts);
     if (answers)
         *answers = (forest_answers){.n = n, .sums = raw, .last = last, .reasons = reasons};
     else {

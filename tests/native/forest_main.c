@@ -76,6 +76,8 @@ static void report(const forest_counts *c) {
         for (int k = 0; k < RI_N_KERNELS && ri_kernel_level(forest_levels[level]); ++k)
             if (ri_kernel_level(forest_levels[level])->kernels[k])
                 printf("ran %s %s %llu\n", forest_levels[level], ri_kernel_names[k], (unsigned long long)c->runs[level][k]);
+    if (ri_kernel_level(NULL)->recorded)
+        printf("ran %s recorded %llu\n", ri_kernel_level(NULL)->level, (unsigned long long)c->recorded);
 }
 
 static double distance(uint32_t a, uint32_t b) { /* relative to the larger, or to 1 where both are below it */

@@ -61,10 +61,42 @@ static int32_t pick(const int64_t *amounts, int32_t n_groups, int32_t most, int3
 
 typedef struct asked {
     const forest_case *c;
+    const ri_forest *f;
     const int32_t *leaves;
     int32_t *groups, n_groups, output, rows;
     int sign;
+    forest_counts *counts;
 } asked;
+
+/* What one pass of the kernel of trees gives that sums records on its way, where there is one: the same answer, and the same amounts. */
+static void check_recorded(const asked *a, ri_reasons *r, const int64_t *known) {
+    const ri_kernel_set *set = ri_kernel_level(NULL);
+    const size_t cell = a->c->trees.wide ? 8 : 4;
+    ri_plan plan;
+    MUST(ri_reasons_pack(r, a->f, set) == 0, "no memory");
+    if (!r->packed)
+        return;
+    ri_plan_force(RI_KERNEL_JUMP_1, &plan);
+    void *scratch = ri_aligned(a->f->scratch), *own = ri_aligned(r->scratch);
+    MUST(scratch && own, "no memory");
+    for (int32_t i = 0; i < a->rows; ++i) {
+        const char *row = (const char *)a->c->rows + (size_t)(i * a->c->stride) * cell;
+        int32_t picked[8], expected[8];
+        float want, got;
+        ri_forest_run(a->f, set, &plan, row, a->c->stride, 1, scratch, &want, 1, 0, 0, NULL);
+        memset(own, 0xA5, r->scratch);
+        MUST(ri_forest_run_recorded(a->f, set, &plan, row, scratch, &got, 0, 0, &r->records, own), "row %d", i);
+        MUST(want == got || (isnan(want) && isnan(got)), "row %d: %g with its records, %g without", i, (double)got, (double)want);
+        for (int32_t g = 0; g < RI_RECORD_TOTALS; ++g)
+            MUST(((const int32_t *)own)[g] == (g < a->n_groups ? known[(int64_t)i * a->n_groups + g] : 0), "group %d of row %d", g, i);
+        const int32_t most = 1 + i % 8, n = ri_reasons_pick_sums(r, ri_reason_kernels_of(set->level), own, most, picked);
+        MUST(n == pick(known + (int64_t)i * a->n_groups, a->n_groups, most, expected), "%d picked", n);
+        MUST(n == 0 || !memcmp(picked, expected, 4 * (size_t)n), "row %d: other groups are picked", i);
+    }
+    a->counts->recorded++;
+    ri_aligned_free(scratch);
+    ri_aligned_free(own);
+}
 
 /* Amounts and picks of one form by every level; `known`: what must come out again, NULL of the first form. */
 static uint64_t check_form(const asked *a, const ri_reasons *r, int64_t *known, int first, uint64_t h) {
@@ -75,20 +107,20 @@ static uint64_t check_form(const asked *a, const ri_reasons *r, int64_t *known, 
     for (int level = 0; level < 3; ++level) {
         if (!ri_kernel_level(forest_levels[level]))
             continue;
-        const ri_reason_kernel kernel = ri_reason_kernel_of(forest_levels[level]);
+        const ri_reason_kernels *kernels = ri_reason_kernels_of(forest_levels[level]);
         for (int32_t i = 0; i < a->rows; ++i) {
             const int32_t *leaves = a->leaves + (int64_t)i * s->n_trees;
             int64_t *want = known + (int64_t)i * a->n_groups;
             void *scratch = ri_aligned(r->scratch);
             MUST(scratch, "no memory");
             memset(scratch, 0xA5, r->scratch);
-            ri_reasons_amounts(r, kernel, leaves, scratch, amounts);
+            ri_reasons_amounts(r, kernels, leaves, scratch, amounts);
             if (first && level == 0)
                 memcpy(want, amounts, 8 * (size_t)a->n_groups);
             for (int32_t g = 0; g < a->n_groups; ++g)
                 MUST(amounts[g] == want[g], "group %d of row %d, level %s: %lld, expected %lld", g, i, forest_levels[level],
                      (long long)amounts[g], (long long)want[g]);
-            const int32_t most = 1 + i % 8, n = ri_reasons_pick(r, kernel, leaves, scratch, most, picked);
+            const int32_t most = 1 + i % 8, n = ri_reasons_pick(r, kernels, leaves, scratch, most, picked);
             MUST(n == pick(want, a->n_groups, most, expected), "%d picked, level %s", n, forest_levels[level]);
             MUST(n == 0 || !memcmp(picked, expected, 4 * (size_t)n), "row %d, level %s: other groups are picked", i, forest_levels[level]);
             if (level == 0)
@@ -115,6 +147,7 @@ static uint64_t check_groups(const asked *a, uint64_t h) {
             break;
         }
         h = check_form(a, r, known, first, h);
+        check_recorded(a, r, known);
         first = 0;
         ri_reasons_free(r);
     }
@@ -174,11 +207,11 @@ static uint64_t check_explained(const asked *a, uint64_t h) {
     return h;
 }
 
-uint64_t reasons_check(const forest_case *c, const int32_t *leaves) {
+uint64_t reasons_check(const forest_case *c, const ri_forest *f, const int32_t *leaves, forest_counts *counts) {
     static const int32_t COUNTS[] = {1, 2, 5, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97, 112, 127, 128, 129, 300};
     const ri_trees *s = &c->trees;
     uint64_t state = c->hash, h = UINT64_C(0xCBF29CE484222325);
-    asked a = {.c = c, .leaves = leaves, .n_groups = COUNTS[drawn(&state) % 21], .sign = drawn(&state) & 1 ? 1 : -1};
+    asked a = {.c = c, .f = f, .leaves = leaves, .counts = counts, .n_groups = COUNTS[drawn(&state) % 21], .sign = drawn(&state) & 1 ? 1 : -1};
     a.output = (int32_t)(drawn(&state) % (uint64_t)s->n_outputs);
     a.rows = c->n_rows < 9 ? (int32_t)c->n_rows : 9;
     a.groups = malloc(4 * (size_t)s->n_features);
