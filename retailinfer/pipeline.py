@@ -359,14 +359,19 @@ class Pipeline:
         reads = lineage(body)
         listed = {(one.kind, one.name): (one.columns, one.digest) for one in self.manifest.reads}
         found = {(one.kind, one.name): (one.columns, one.digest) for one in reads}
-        if listed != found:
-            kind, name = min(k for k in {*listed, *found} if listed.get(k) != found.get(k))
+        if listed != found or len(listed) != len(
+            self.manifest.reads
+        ):  # a thing that is listed twice has a line too many
+            keys = [(one.kind, one.name) for one in self.manifest.reads]
+            kind, name = min(
+                k for k in {*listed, *found} if listed.get(k) != found.get(k) or keys.count(k) > 1
+            )
             raise ManifestError(
                 f"the manifest and features.json do not agree on what is read: {kind} {clip(name)} - at `$.reads`",
                 hint="pack the release again",
             )
         if store is not None:
-            store.check_access(self.manifest, reads)
+            store.check_access(self.manifest, reads, body.entities)
 
     def _check_ladder(self, packed: Contract) -> None:
         """Raises: ManifestError where the release contradicts itself; SpecError where what was laid over it does."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from small_releases import (
+    logistic,
     pack_arrays,
     pack_payments,
     pack_ranking,
@@ -234,8 +235,18 @@ def test_two_owners_for_one_table_are_refused(tmp_path):
         lambda reads: (msgspec.structs.replace(reads[0], name="customer"),),
         lambda reads: (*reads, Read(kind="table", name="customer")),
         lambda reads: (*reads, Read(kind="source", name="warehouse")),
+        lambda reads: (msgspec.structs.replace(reads[0], columns=("more",)), *reads),
     ],
-    ids=["nothing", "another digest", "no digest", "no columns", "another table", "one more", "a source"],
+    ids=[
+        "nothing",
+        "another digest",
+        "no digest",
+        "no columns",
+        "another table",
+        "one more",
+        "a source",
+        "twice",
+    ],
 )
 def test_a_manifest_that_hides_or_invents_reads_is_refused(payments_release, lie):
     """What the features read decides; a manifest that lists something else is not loaded, whoever signed it."""
@@ -284,6 +295,30 @@ def test_who_is_not_named_may_not(payments_release, readers):
     assert f"release `{release}` may not read table `card` (mean_amount): it is cards team's" in text
     assert all(f"`{one}`" in text for one in readers)
     assert "ask cards team to add `payments`" in text
+
+
+def test_aliases_are_closed_with_their_entity(folder):
+    """They would tell in a trace under which key somebody goes; also a release that only names the entity looks them up."""
+    spec = ri.FeatureSpec(
+        request={"card_id": str, "amount": float},
+        entities={"card": ri.Entity("card_id")},
+        columns=[c.numeric("amount")],
+    )
+    rows = payments(20).select(["card_id", "amount"])
+    spec = spec.fit(rows)
+    release = folder / "names"
+    ri.pack("names", model=logistic(1), features=spec, golden=rows, out=release)
+    assert reads_of(release) == {}
+
+    def loaded(readers):
+        store = ri.Store(aliases=["card"], access={"card": ri.Access(readers=readers, owner="identity team")})
+        store.aliases("card").link("guest", into="c1")
+        return ri.Scorer.load(release, store=store, trust="unsigned")
+
+    with pytest.raises(AccessError, match="may not read the aliases of `card`: it is identity team's"):
+        loaded(("fraud",))
+    with loaded(("names",)) as scorer:
+        assert "card: guest -> c1" in scorer.score({"card_id": "guest", "amount": 1.0}).trace
 
 
 def test_star_closes_what_is_not_named(payments_release):

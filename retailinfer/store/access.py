@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,6 +23,7 @@ from retailinfer.errors import AccessError, ConfigError, clip
 __all__ = ["Access", "check_access", "check_rules"]
 
 EVERYTHING = "*"
+_WHAT = {"table": "table", "aliases": "the aliases of", "stream": "the windows over stream"}
 _PATTERN = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,63}")  # the name of a release, with stars for anything
 
 
@@ -51,6 +52,14 @@ class Reads(Protocol):
     def name(self) -> str: ...
     @property
     def columns(self) -> tuple[str, ...]: ...
+
+
+class Aliased(NamedTuple):
+    """The other names of an entity's keys. Whoever has the entity looks them up, be it only to count under the right key."""
+
+    name: str
+    kind: str = "aliases"
+    columns: tuple[str, ...] = ()
 
 
 class Named(Protocol):
@@ -97,16 +106,16 @@ def check_access(rules: Mapping[str, Access], release: str, name: str, reads: It
 
     Args:
         release: name and version, for messages. name: the one that rules are about.
-        reads: tables and streams count; what else is listed there is read through them.
+        reads: tables, aliases and streams count; what else is listed there is read through them.
     Raises: AccessError for the first of them.
     """
     for one in reads:
-        rule = rules.get(one.name, rules.get(EVERYTHING)) if one.kind in ("table", "stream") else None
+        rule = rules.get(one.name, rules.get(EVERYTHING)) if one.kind in _WHAT else None
         if rule is None or rule.allows(name):
             continue
         who = rule.owner or "its owner"
         readers = ", ".join(f"`{reader}`" for reader in rule.readers) or "nobody"
-        what = "the windows over stream" if one.kind == "stream" else "table"
+        what = _WHAT[one.kind]
         columns = (
             f" ({', '.join(one.columns[:5])}{', ...' if len(one.columns) > 5 else ''})" if one.columns else ""
         )

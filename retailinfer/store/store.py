@@ -55,8 +55,8 @@ class Store:
             tables: entity -> Snapshot or FeatureTable.
             windows: where events are counted: `ri.Windows.memory()` or `ri.Windows.redis(...)`.
             aliases: entities whose keys may go by other names; as a mapping with the kind of their keys, "str" otherwise.
-            access: table, or stream that windows count -> which releases may read it; "*" speaks for all that are not named.
-                Without a rule everybody may.
+            access: table (with aliases), or stream that windows count -> which releases may read it; "*" speaks for all that
+                are not named. Without a rule everybody may.
             clock: what is "now" for ages and events; that of the windows by default.
         Raises: ConfigError.
         """
@@ -81,11 +81,6 @@ class Store:
             else:
                 self._slots[name] = TableSlot(name, _checked(name, table))
             self._names.append(name)
-        self._access: dict[str, Access] = {}
-        if access is not None:
-            from retailinfer.store.access import check_rules  # noqa: PLC0415 - for stores that are not open to all
-
-            self._access = check_rules(access, self._names, has_windows=windows is not None)
         self._aliases: dict[str, Aliases] = {}
         given: Iterable[Any] = aliases.items() if isinstance(aliases, Mapping) else aliases
         if isinstance(aliases, str):
@@ -95,6 +90,13 @@ class Store:
         for one in given:
             made = self._as_aliases(one)
             self._aliases[made.entity] = made
+        self._access: dict[str, Access] = {}
+        if access is not None:
+            from retailinfer.store.access import check_rules  # noqa: PLC0415 - for stores that are not open to all
+
+            self._access = check_rules(
+                access, (*self._names, *self._aliases), has_windows=windows is not None
+            )
 
     def _as_aliases(self, given: str | tuple[str, str] | Aliases) -> Aliases:
         from retailinfer.store.aliases import Aliases  # noqa: PLC0415 - for stores that have some
@@ -175,12 +177,16 @@ class Store:
         """Who may read what; what is not there, and not meant by "*", is open to all."""
         return dict(self._access)
 
-    def check_access(self, manifest: Named, reads: Iterable[Reads]) -> None:
-        """Ask whether a release may read all of `reads`; done when it is loaded. Raises: AccessError."""
-        if self._access:
-            from retailinfer.store.access import check_access  # noqa: PLC0415 - as above
+    def check_access(self, manifest: Named, reads: Iterable[Reads], entities: Iterable[str]) -> None:
+        """Ask whether a release may read all of `reads`, and the aliases of its entities; done when it is loaded.
 
-            check_access(self._access, manifest.release, manifest.name, reads)
+        Raises: AccessError.
+        """
+        if self._access:
+            from retailinfer.store.access import Aliased, check_access  # noqa: PLC0415 - as above
+
+            aliased = [Aliased(name) for name in entities if name in self._aliases]
+            check_access(self._access, manifest.release, manifest.name, [*reads, *aliased])
 
     @property
     def nbytes(self) -> int:
