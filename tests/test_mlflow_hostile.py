@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_servers import certificate
 from small_releases import logistic
 
 import retailinfer as ri
@@ -249,6 +251,46 @@ def test_nobody_is_followed(script, monkeypatch):
     assert len(script.asked) == 1
 
 
+@pytest.fixture
+def https(served, script, tmp_path) -> Iterator[tuple[str, Any]]:
+    """The same server behind TLS, by a certificate for 127.0.0.1 that nobody knows: (URL, its certificate)."""
+    file, context = certificate(tmp_path, "127.0.0.1")
+    behind = ThreadingHTTPServer(("127.0.0.1", 0), served[0].RequestHandlerClass)
+    behind.socket = context.wrap_socket(behind.socket, server_side=True, do_handshake_on_connect=False)
+    behind.daemon_threads = True
+    behind.handle_error = lambda *_: None  # who does not like the certificate hangs up
+    thread = threading.Thread(target=behind.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield f"https://127.0.0.1:{behind.server_address[1]}", file
+    behind.shutdown()
+    behind.server_close()
+
+
+def test_certificates_are_verified(script, https, monkeypatch):
+    """A token goes to a server whose certificate this machine believes, and to no other."""
+    url, file = https
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    with pytest.raises(RegistryError, match="certificate verify failed"):
+        ri.from_mlflow("models:/fraud/3", tracking_uri=url)
+    assert script.asked == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    assert ri.from_mlflow("models:/fraud/3", tracking_uri=url).model == ONNX
+    assert {headers["Authorization"] for _, headers in script.asked} == {"Bearer secret"}
+    with pytest.raises(RegistryError, match="certificate verify failed"):  # it is for another name
+        ri.from_mlflow("models:/fraud/3", tracking_uri=url.replace("127.0.0.1", "localhost"))
+
+
+def test_a_handshake_that_never_ends_costs_the_time_given(script, monkeypatch):
+    """Connected is not yet answered."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        with pytest.raises(RegistryError, match="took too long"):
+            ri.from_mlflow(
+                "models:/fraud/3", tracking_uri=f"https://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3
+            )
+        assert time.monotonic() - begun < 10
+
+
 # ---- answers -------------------------------------------------------------------------------------------------------------
 
 
@@ -455,8 +497,8 @@ def test_a_bomb_of_aliases_costs_nothing(script):
 
 def test_a_huge_mlmodel_is_refused(script):
     """It describes a model in a page."""
-    script.answers[f"{FILES}/MLmodel"] = b"#" * 300_000
-    with pytest.raises(RegistryError, match="Expected at most 262144 bytes"):
+    script.answers[f"{FILES}/MLmodel"] = b"#" * 1_100_000
+    with pytest.raises(RegistryError, match="Expected at most 1048576 bytes"):
         fetch(script)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MlflowModel", "from_mlflow"]
 
-MAX_MLMODEL = 256 << 10
+MAX_MLMODEL = 1 << 20  # it lists every column of a wide model
 MAX_EXTERNAL = 1_000  # files of one ONNX model's weights
 MAX_FACTS = 500  # figures and data sets of a run that are taken
 FLAVORS = ("onnx", "lightgbm", "xgboost", "catboost")

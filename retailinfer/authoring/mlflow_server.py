@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import msgspec
@@ -95,17 +95,22 @@ class Server:
             raise RegistryError(
                 f"{self} took too long - at {clip(what, 80)}", hint="give it more with timeout_s="
             )
-        make = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        more: dict[str, Any] = {"context": ssl.create_default_context()} if self._tls else {}
-        connection = make(self.host, self.port, timeout=left_s, **more)
+        connection = http.client.HTTPConnection(self.host, self.port)
+        connection.default_port = 443 if self._tls else 80
+        context = ssl.create_default_context() if self._tls else None
         late = threading.Event()
         watch: threading.Timer | None = None
         try:
-            connection.connect()
+            sock = socket.create_connection((self.host, self.port), timeout=left_s)
+            if context is not None:
+                sock = context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+            connection.sock = sock
             # The socket's own limit is for each read; a server that sends a byte now and then would never meet it.
-            watch = threading.Timer(max(self._ends_s - monotonic(), 0.0), _cut, (connection.sock, late))
+            watch = threading.Timer(max(self._ends_s - monotonic(), 0.0), _cut, (sock, late))
             watch.daemon = True
             watch.start()
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
             connection.request("GET", self._base + target, headers=self._headers)
             return self._body(connection.getresponse(), cap, what)
         except (OSError, http.client.HTTPException, ValueError, RegistryError) as exc:
