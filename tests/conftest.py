@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -105,8 +106,18 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"skipped where nothing may be (CI=true): {reason}"
 
 
+_frozen_for: list[Path] = []
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Honour the marker `requires`, as in `@pytest.mark.requires("lightgbm")`."""
+    """Honour the marker `requires`, as in `@pytest.mark.requires("lightgbm")`; spare the garbage collector other files.
+
+    A worker holds millions of objects of libraries, and a test that collects garbage looks for its own.
+    """
+    if _frozen_for != [item.path]:
+        _frozen_for[:] = [item.path]
+        gc.collect()
+        gc.freeze()
     for marker in item.iter_markers("requires"):
         for name in marker.args:
             _require(name)
