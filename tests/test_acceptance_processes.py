@@ -252,6 +252,7 @@ def test_c54_the_interpreter_ends_with_live_scorers(end):
 
 
 @pytest.mark.parametrize("hold_gil_below_us", [0.0, 1e9])
+@pytest.mark.slow
 def test_c54_the_interpreter_ends_while_daemon_threads_score(hold_gil_below_us):
     """Threads that are inside native code, with or without the GIL, when everything is taken down."""
     for _ in range(5):
@@ -447,6 +448,7 @@ def test_two_hundred_thousand_scores_leave_nothing_behind():
 
 
 @LINUX
+@pytest.mark.slow
 def test_loading_and_swapping_leave_nothing_behind():
     """Releases that come and go, tables that are replaced under rankers with rules."""
     out = run("""
