@@ -1,4 +1,4 @@
-"""Hostile answers of a model server, and hostile files of a decision log: read as they were meant, or refused in words.
+"""Hostile answers of a model server, of MLflow, and hostile files of a decision log: read as meant, or refused in words.
 
     python tests/fuzz_replies.py http-reply --mutants 500 --seed 7       the same mutants every time; more in fuzzing.py
 
@@ -313,9 +313,92 @@ class _NeverError(Exception):
 
 
 _TEXT = (bytes_mutant, number_mutant, document_mutant, document_mutant, likely_mutant, likely_mutant)
+# ---- models of MLflow ------------------------------------------------------------------------------------------------------
+
+
+def _seeds_of_mlmodels() -> list[bytes]:
+    flavors = {
+        "onnx": {"data": "model.onnx", "code": None},
+        "lightgbm": {"data": "model.lgb", "lgb_version": "4.6.0"},
+        "xgboost": {"data": "data/model.ubj"},
+        "catboost": {"data": "model.cb", "model_type": "CatBoostClassifier"},
+    }
+    written = [
+        f"flavors:\n  {name}:\n" + "".join(f"    {key}: {value}\n" for key, value in said.items())
+        for name, said in flavors.items()
+    ]
+    more = "mlflow_version: 3.1.0\nutc_time_created: '2026-01-01'\n"
+    return [f"artifact_path: model\n{one}{more}".encode() for one in written] + [
+        json.dumps({"flavors": flavors}).encode()
+    ]
+
+
+def _mlmodel(data: bytes):
+    from retailinfer.authoring.mlflow import _file_of, _flavors
+
+    return _file_of(_flavors(data))
+
+
+def _check_mlmodel(made, data: bytes) -> None:
+    flavor, path = made
+    assert flavor in ("onnx", "lightgbm", "xgboost", "catboost")
+    assert not path.startswith(("/", ".", "~"))
+    assert not {".", "..", ""} & set(path.split("/"))
+
+
+class _Beside:
+    """A folder in which every file holds the same."""
+
+    def read(self, path: str, cap: int) -> bytes:
+        assert path.count("/") == 1
+        assert path.startswith("model/")
+        assert ".." not in path
+        return bytes(range(256)) * 4
+
+
+def _seeds_of_weights() -> list[bytes]:
+    from onnx import TensorProto, helper
+
+    tensors = []
+    for i, told in enumerate(({"location": "w"}, {"location": "w", "offset": "64", "length": "48"})):
+        tensor = TensorProto(
+            name=f"w{i}", data_type=TensorProto.FLOAT, dims=[4, 3], data_location=TensorProto.EXTERNAL
+        )
+        for key, value in told.items():
+            tensor.external_data.add(key=key, value=value)
+        tensors.append(tensor)
+    node = helper.make_node("MatMul", ["x", "w0"], ["y"])
+    graph = helper.make_graph([node], "net", [], [], tensors)
+    return [helper.make_model(graph, ir_version=8).SerializeToString()]
+
+
+def _weights(data: bytes):
+    from retailinfer.authoring.mlflow import _Budget, _whole_onnx
+
+    return _whole_onnx("model/net.onnx", data, _Budget(_Beside(), 1 << 20))
+
+
+def _check_weights(made, data: bytes) -> None:
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    model = onnx.load_model_from_string(made)
+    assert not any(uses_external_data(one) for one in model.graph.initializer)
+
+
+def _not_packed():
+    from retailinfer.errors import ModelError, RegistryError
+
+    return {ModelError: "model", RegistryError: "registry"}
+
+
 TARGETS = {
     target.name: target
     for target in (
+        Target("mlmodel", _seeds_of_mlmodels, _mlmodel, (bytes_mutant,), _not_packed, _check_mlmodel, needs=("yaml",),
+               sample=1_500),
+        Target("mlflow-weights", _seeds_of_weights, _weights, (bytes_mutant,), _not_packed, _check_weights, needs=("onnx",),
+               sample=1_500),
         Target("http-reply", _seeds_of_replies, _reply, (bytes_mutant, _head_mutant, _head_mutant, _body_mutant, _body_mutant),
                _refusals, _check, needs=("urllib3",), sample=2_000, slow=2.0),
         Target("http-message", _seeds_of_messages, _message, _TEXT, _refusals, _check, needs=("urllib3",),

@@ -628,6 +628,15 @@ def test_weights_that_lie_elsewhere_are_refused(script, where, message):
         fetch(script)
 
 
+def test_a_place_that_is_no_text_is_refused(script):
+    """Bytes that are not UTF-8, which protobuf hands on as bytes; found by mutants (fuzz_replies.py)."""
+    beside(script)
+    model = f"{FILES}/net/model.onnx"
+    script.answers[model] = script.answers[model].replace(b"weights", b"wei\xffhts")
+    with pytest.raises(ModelError, match="Expected weights in a file beside the graph"):
+        fetch(script)
+
+
 def test_weights_that_lie_on_each_other_are_counted(script):
     """A small file could be a large model many times over."""
     beside(script, n=20, width=40)

@@ -349,7 +349,7 @@ def _whole_onnx(path: str, data: bytes, budget: _Budget) -> bytes:
     files: dict[str, bytes] = {}
     outside = [tensor for tensor in _tensors(model) if uses_external_data(tensor)]
     for tensor in outside:
-        where = {entry.key: entry.value for entry in tensor.external_data}
+        where = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
         name = where.get("location", "")
         if not _NAME.fullmatch(name):
             raise ModelError(
@@ -376,6 +376,11 @@ def _whole_onnx(path: str, data: bytes, budget: _Budget) -> bytes:
     except Exception as exc:  # protobuf's own, by version
         raise ModelError(f"{clip(path, 80)} with its weights is too large for one file") from exc
     return inside
+
+
+def _text(given: str | bytes) -> str:
+    """A text of a graph; protobuf gives bytes where it is not UTF-8."""
+    return given if isinstance(given, str) else given.decode("utf-8", "replace")
 
 
 def _whole_number(text: str) -> int | None:
