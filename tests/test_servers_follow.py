@@ -10,7 +10,7 @@ import time
 
 import pytest
 from following import REQUEST, SCORES, digest_of, registry, release
-from servers import Client, Load, end_worker, gunicorn, releases_folder, serve
+from servers import Client, Load, WebServer, end_worker, gunicorn, releases_folder, serve
 from services import until
 
 __all__ = ["releases_folder", "serve"]
@@ -47,6 +47,15 @@ class Asks(Load):
         client.close()
 
 
+def killed(server: WebServer) -> bool:
+    """Whether a worker was killed: one that was about to be recycled may be gone first."""
+    try:
+        end_worker(max(server.facts()), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("kind", "preload"),
     [("gthread", True), ("gthread", False), ("sync", True), ("gevent", False)],
@@ -68,11 +77,11 @@ def test_workers_are_recycled_while_releases_swap(kind, preload, serve, tmp_path
             time.sleep(0.1)
         least = 4 if kind == "gevent" else 6
         until(lambda: len(load.workers) >= least, what="recycled workers", within_s=60)
-        end_worker(min(server.facts()), signal.SIGKILL)
+        until(lambda: killed(server), what="a worker to be killed")
         load.more(50)
     # what a killed worker had begun is lost, nothing else
     cut = [one for one in load.wrong if one[0] == 0 and b"IncompleteRead" in one[1]]
-    assert len(load.wrong) == len(cut) <= 1
+    assert len(load.wrong) == len(cut) <= 4  # as many as a worker has threads
     assert load.releases - {""} == set(list(SCORES)[:3])
     last = digest_of(release("1.0"))
     until(
