@@ -260,10 +260,11 @@ class Pipeline:
     def with_policy(self, bundle: Bundle) -> Pipeline:
         """A release that `differs_in_policy` from this one, ready to answer.
 
-        Models, features, tables and measurements are shared; its golden rows are replayed. Raises: BundleError, SpecError.
+        Models, features, tables and measurements are shared, and the bytes of files that both have; its golden rows are
+        replayed. Raises: BundleError, SpecError.
         """
         made = self._copy()
-        made.bundle, made.manifest = bundle, bundle.manifest
+        made.bundle, made.manifest = self._with_our_bytes(bundle), bundle.manifest
         made.policy = bundle.read("policy", Policy.from_json)
         made._steps, made.overrides = (), ()
         made._check_ladder(self.contract)
@@ -273,6 +274,14 @@ class Pipeline:
             made._named = made._reasons = made._occlusion = None
             made._prepare_reasons()
         return made._ready(self)
+
+    def _with_our_bytes(self, bundle: Bundle) -> Bundle:
+        """The same, so that a process does not hold a model's file twice."""
+        ours = {entry.sha256: self.bundle.files[entry.file] for entry in self.manifest.files}
+        files = {
+            entry.file: ours.get(entry.sha256, bundle.files[entry.file]) for entry in bundle.manifest.files
+        }
+        return Bundle(bundle.manifest, files, bundle.origin, bundle.verdict)
 
     def with_overrides(self, log: Iterable[LogEntry]) -> Pipeline:
         """This release with the thresholds that operators have moved, until each of them ends; itself where nothing changes.

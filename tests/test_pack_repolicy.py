@@ -267,6 +267,9 @@ def test_beside_its_base_the_models_are_shared(base, stricter):
     assert made.program is running.program
     assert made.request_type is running.request_type
     assert made.permits is running.permits
+    held = {entry.role: made.bundle.files[entry.file] for entry in made.manifest.files}
+    same = {role for role, data in held.items() if any(data is one for one in running.bundle.files.values())}
+    assert set(held) - same == {"policy", "golden"}
     for i in range(60):
         request = REQUEST | {"amount": 1.5**i, "channel": ("app", "pos", "web")[i % 3]}
         one, other, old = (p.engine.score(request, "id") for p in (made, alone, running))
