@@ -18,6 +18,8 @@ import retailinfer as ri
 from retailinfer import columns as c
 from retailinfer.clock import ManualClock
 from retailinfer.errors import RegistryError
+from retailinfer.release.highwater import read_state
+from retailinfer.release.last_good import STATE
 from retailinfer.release.trust import Role, encode_trust
 from retailinfer.store.store import Store
 
@@ -299,8 +301,8 @@ def test_answers_go_on_while_thresholds_move(tmp_path, registry, clock):
 
 
 @pytest.mark.requires("cryptography")
-def test_an_override_that_was_taken_away_leaves_the_releases_own_thresholds(tmp_path, clock):
-    """A lift was deleted: the host that saw it moves nothing, and says why; a new override ends the matter."""
+def signed_place(tmp_path, clock):
+    """A registry where 1.0 answers, as people with keys see it; and as who may move thresholds does."""
     keys = {name: record(name) for name in ("ci", "lead", "ops", "night", "root")}
     file = encode_trust(trust_file(keys=keys, override=Role(keys=("night",))))
 
@@ -308,9 +310,39 @@ def test_an_override_that_was_taken_away_leaves_the_releases_own_thresholds(tmp_
         trusted = ri.Trust(file, state=state, clock=clock)
         return open_registry(tmp_path / "registry", clock, trust=trusted, keys=[key(name) for name in names])
 
-    ops, night = people("ops"), people("night")
+    ops = people("ops")
     ops.publish(V10 | {"manifest.sig": signed(statement_of(V10), "ci", "lead")})
     ops.promote("fraud:1.0", why="first")
+    return people, people("night")
+
+
+@pytest.mark.requires("cryptography")
+def test_a_host_remembers_no_more_than_it_keeps(tmp_path, clock):
+    """Else it would miss, at a start without the registry, what it has not kept."""
+    people, night = signed_place(tmp_path, clock)
+    move(night, clock)
+    last_good = tmp_path / "last-good"
+    kept = last_good / "production/fraud/overrides.json"
+    kept.mkdir(parents=True)  # so that nothing can be put there
+    with scorer_of(tmp_path, clock, place=people(), last_good=last_good) as scorer:
+        assert scorer.score({"amount": 0.7}).action == "review"
+        assert "overrides.json" in scorer.following.why
+        assert read_state(str(last_good / STATE)).overrides == {}
+        kept.rmdir()
+        scorer.refresh()
+        assert scorer.following.why == ""
+        assert read_state(str(last_good / STATE)).overrides["fraud"].seq == 1
+    with (
+        Hidden(tmp_path / "registry"),
+        scorer_of(tmp_path, clock, place=people(), last_good=last_good) as scorer,
+    ):
+        assert scorer.score({"amount": 0.7}).action == "review"
+
+
+@pytest.mark.requires("cryptography")
+def test_an_override_that_was_taken_away_leaves_the_releases_own_thresholds(tmp_path, clock):
+    """A lift was deleted: the host that saw it moves nothing, and says why."""
+    people, night = signed_place(tmp_path, clock)
     heard = Heard()
     move(night, clock)
     place = people(state=tmp_path / "state.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import hashlib
+import random
 import threading
 import uuid
 
@@ -620,6 +621,68 @@ def test_a_lift_that_was_seen_is_missed_whatever_was_written_since(tmp_path):
     again = ri.Registry(tmp_path / "registry", trust=trusted, clock=ManualClock(wall_ns=NOW_S * 10**9))
     with pytest.raises(RollbackError, match="override 2 of 'fraud', which this host has seen"):
         again.overrides("fraud")
+
+
+def series_of(n, rnd):
+    """Documents of overrides, some of which are lifted, each naming the one before it."""
+    documents, standing = [], []
+    for seq in range(1, n + 1):
+        before = hashlib.sha256(documents[-1]).hexdigest() if documents else None
+        if standing and rnd.random() < 0.5:
+            statement = lift(seq, standing.pop(rnd.randrange(len(standing))), previous=before)
+        else:
+            statement = override(seq, previous=before)
+            standing.append(seq)
+        documents.append(signed(statement, rnd.choice(["night", "second"])))
+    return documents
+
+
+def spoilt(documents, rnd):
+    """What somebody without a key can make of them."""
+    found = list(documents)
+    for _ in range(rnd.randint(1, 3)):
+        at = rnd.randrange(len(found))
+        how = rnd.randrange(6)
+        if how == 0:
+            found[at] = b"junk"
+        elif how == 1:
+            found[at] = nobody_signs(rnd.choice(documents))
+        elif how == 2:
+            found[at] = rnd.choice(documents)
+        elif how == 3:
+            found = found[: at + 1]
+        elif how == 4:
+            rnd.shuffle(found)
+        else:
+            found.insert(at, rnd.choice(documents))
+    return found
+
+
+def standing(log):
+    """Numbers of overrides that nobody has lifted."""
+    lifted = {number for one in log if isinstance(one, Lift) for number in one.lifts}
+    return {one.seq for one in log if isinstance(one, Override)} - lifted
+
+
+@pytest.mark.requires("cryptography")
+def test_whatever_somebody_without_a_key_does_nothing_comes_back():
+    """A host that has seen the series refuses it or has no override that it did not have; a new one lacks a tail at most."""
+    judge, refused = rules(), 0
+    for seed in range(150):
+        rnd = random.Random(seed)
+        documents = series_of(rnd.randint(2, 7), rnd)
+        seen = judge.overrides(documents, "fraud", now_s=NOW_S)
+        changed = spoilt(documents, rnd)
+        for mark in (seen.mark, None):
+            try:
+                found = judge.overrides(changed, "fraud", now_s=NOW_S, mark=mark)
+            except RollbackError:
+                refused += 1
+                continue
+            last = max((one.seq for one in found.log), default=0)
+            then = seen.log if mark is not None else [one for one in seen.log if one.seq <= last]
+            assert standing(found.log) <= standing(then), seed
+    assert 50 < refused < 250
 
 
 @pytest.mark.requires("cryptography")

@@ -486,7 +486,8 @@ class Registry:
             release: another release than the champion, as `find` takes it.
         Returns: what was written; hosts that follow act on it. Raises: ConfigError for a threshold outside its envelope, one
             that meets another one, or moments that cannot be; ConflictError when somebody else moved one meanwhile,
-            RegistryError; with a trust file also SignatureError where none of `keys` may, TrustError.
+            RegistryError; with a trust file also SignatureError where none of `keys` may, TrustError, RollbackError where a
+            document of those before was changed.
         """
         claim = self._find(_name("name", name) if release is None else release, name=None)
         if claim.name != name:

@@ -518,9 +518,12 @@ class Follower:
         door._adjust(self._thresholds.log)
         self._thresholds.tell(door._live.pipeline.moved, self._tell)
         try:
-            self._thresholds.settle()
+            settled = self._thresholds.settle()
         except (RegistryError, BundleError) as exc:
             self._disk_says(exc)
+        else:
+            if settled and self._unsettled is None and not self._unwritten:
+                self._disk_says(None)
 
     def _disk_says(self, exc: RetailInferError | None) -> None:
         before, self._disk = self._disk, "" if exc is None else str(exc)

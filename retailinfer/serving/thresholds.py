@@ -76,16 +76,21 @@ class Thresholds:
         self._unsettled |= self._found is None or self._found.documents != found.documents
         self.log, self.problem, self._found = found.log, "", found
 
-    def settle(self) -> None:
-        """Remember and keep what holds by now. Raises: RegistryError, BundleError; then it is tried again."""
+    def settle(self) -> bool:
+        """Keep and remember what holds by now; whether there was something new.
+
+        Raises: RegistryError, BundleError; then it is tried again.
+        """
         found, trust = self._found, self._registry.trust
         if found is None or not self._unsettled:
-            return
-        if trust is not None and found.verdict is not None:
-            trust.remember_overrides(self._name, found.verdict)
+            return False
+        # Kept first: a host that remembers what it has not kept would miss it at a start without the registry.
         if self._last_good is not None and (found.documents or self._last_good.overrides()):
             self._last_good.keep_overrides(found.documents)
+        if trust is not None and found.verdict is not None:
+            trust.remember_overrides(self._name, found.verdict)
         self._unsettled = False
+        return True
 
     def tell(self, moved: Sequence[Moved], tell: Callable[[str, str, str, str], None]) -> None:
         """Say what is other than it was when this was called last: what holds, and whether it is believed."""
