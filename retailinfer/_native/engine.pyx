@@ -546,6 +546,7 @@ _OBSERVE_HINT = 'declare a stream of requests, streams={"payment": None}, and wi
 cdef int64_t FOREVER = <int64_t>1 << 62  # as in deadline.py
 cdef object CRITICAL = "critical"  # interned, as the literal of whoever calls
 cdef enum:
+    CALIBRATE_NS = 2_000_000    # a load keeps the GIL no longer at a time while it measures
     PROBE_EVERY = 32            # of the calls that time seems too short for, one is let through: it may have become faster
     LEAST_SLACK_NS = 1_000_000  # waking up after a wait takes some time too
 
@@ -2191,10 +2192,11 @@ cdef class Engine:
     def calibrate(self, int rounds=5):
         """Time the model on what the workspace holds (zeros): fixed cost and cost of a row, for the GIL policy."""
         cdef Workspace ws = self.pop()
-        cdef int64_t start, one = INT64_MAX, many = INT64_MAX
+        cdef int64_t start, n, one = INT64_MAX, many = INT64_MAX
         cdef int i
+        cdef bint long_one
         try:
-            self.run_model(ws, 1, False)
+            self.run_model(ws, 1, True)  # how long it takes nobody knows yet, and others may be answering
         except (ScoreError, SessionError):
             return self.fixed_us, self.row_us  # zeros are no row that this model can score
         finally:
@@ -2203,14 +2205,17 @@ cdef class Engine:
         try:
             for i in range(rounds):
                 start = self.clock.monotonic_ns()
-                self.run_model(ws, 1, False)
+                self.run_model(ws, 1, i > 0 and one > CALIBRATE_NS)
                 one = min(one, <int64_t>self.clock.monotonic_ns() - start)
             if self.tile > 1:
+                # The GIL is kept, or its return would be in the time; so of a slow model fewer rows.
+                long_one = one > CALIBRATE_NS
+                n = min(64, max(2, CALIBRATE_NS // max(1, one)))
                 for i in range(2):
                     start = self.clock.monotonic_ns()
-                    self.run_model(ws, 64, False)
+                    self.run_model(ws, n, long_one)
                     many = min(many, <int64_t>self.clock.monotonic_ns() - start)
-                self.row_us = max(0.0, (many - one) / 63.0 / 1000.0)
+                self.row_us = max(0.0, (many - one) / <double>(n - 1) / 1000.0)
             self.fixed_us = max(0.0, one / 1000.0 - self.row_us)
             ri_stage_predict(&self.run_clock.c, one)
         finally:
