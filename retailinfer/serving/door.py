@@ -605,14 +605,11 @@ class Door:
     def _new_executor(self, workers: int) -> None:
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
 
-        before = self._executor
         if self._executor_pid not in (0, os.getpid()):
             self._line = set()  # nobody of the parent's stands in it
-            before = None
+        # One that was there before is dropped, and not ended: what other threads are just handing to it is done still.
         self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
         self._executor_pid, self._workers = os.getpid(), workers
-        if before is not None:
-            before.shutdown(wait=False)  # what stands in its line is done still
 
 
 def _pipelines(live: Live) -> list[Pipeline]:
