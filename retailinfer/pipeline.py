@@ -205,6 +205,7 @@ class Pipeline:
         expected: str | None = None,
         chosen: bool = True,
         remember: bool = True,
+        room: Callable[[], None] | None = None,
         **options: Any,
     ) -> Pipeline:
         """Read, verify and build; what was accepted is remembered last.
@@ -214,6 +215,8 @@ class Pipeline:
             beside: a pipeline with these very options; its models and features are shared by a release that differs in its
                 policy alone.
             expected, chosen: as `read_bundle` takes them.
+            room: called before models are opened, which a release that differs in its policy alone needs none of; it raises
+                where there is no room for them.
             remember: False = the caller does so, once it knows that the release will answer.
         Raises: BundleError, ConfigError.
         """
@@ -227,12 +230,12 @@ class Pipeline:
         )
         if believed is not None and instead_of is not None:
             check_fallback(bundle.manifest, instead_of)
+        shared = beside is not None and beside.differs_in_policy(bundle)
+        if room is not None and not shared:
+            room()
         if believed is not None:
             believed.try_release(bundle.manifest, bundle.files)
-        if beside is not None and beside.differs_in_policy(bundle):
-            pipeline = beside.with_policy(bundle)
-        else:
-            pipeline = cls(bundle, **options)
+        pipeline = beside.with_policy(bundle) if beside is not None and shared else cls(bundle, **options)
         if believed is not None and instead_of is None:
             said = None if bundle.verdict is None else bundle.verdict.statement
             pipeline._accept = partial(

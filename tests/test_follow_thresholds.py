@@ -402,6 +402,22 @@ def test_a_policy_that_is_promoted_shares_the_models_that_run(tmp_path, registry
         assert (scorer.manifest.version, scorer._live.pipeline.sessions is models) == ("1.0", True)
 
 
+def test_a_policy_needs_no_room_for_a_second_model(tmp_path, registry, clock, sooner, monkeypatch):
+    """Thresholds can change on a host that could not load another release."""
+    from retailinfer import memory
+
+    registry.publish(sooner)
+    with scorer_of(tmp_path, clock) as scorer:
+        monkeypatch.setattr(memory, "available_bytes", lambda: 100)
+        registry.promote("fraud:1.0-sooner", why="a review costs less")
+        scorer.refresh()
+        assert (scorer.manifest.version, scorer.following.state) == ("1.0-sooner", "ok")
+        registry.promote("fraud:1.1", why="another model")
+        scorer.refresh()
+        assert (scorer.manifest.version, scorer.following.state) == ("1.0-sooner", "failed")
+        assert "SwapError" in scorer.following.why
+
+
 def test_a_policy_over_another_model_shares_nothing(tmp_path, registry, clock, sooner):
     """Its base does not run here."""
     registry.publish(sooner)

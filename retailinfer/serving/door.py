@@ -286,7 +286,6 @@ class Door:
         from retailinfer.serving.loading import need_room  # noqa: PLC0415 - as in `_swap`
 
         assert self._settings is not None
-        need_room(source.files)
         now = Pipeline.load(
             source.files,
             expected=source.expected,
@@ -294,6 +293,7 @@ class Door:
             remember=False,
             permits=self._lasting.permits,
             beside=self._live.pipeline,
+            room=lambda: need_room(source.files),
             **{**self._settings, "trust": source.trust},
         )
         try:
