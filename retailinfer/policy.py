@@ -81,6 +81,9 @@ class Policy:
     ) -> None:
         if bool(segments) != (segment_by is not None):
             raise SpecError("`segments` and `segment_by` go together")
+        for value in segments or ():
+            if not _is_text(value):
+                raise SpecError(f"Expected values of a request field as names of segments, got {clip(value)}")
         made = _bands(bands, "bands")
         actions = {band.action for band in made}
         by_segment = {
@@ -203,6 +206,14 @@ def _float32(low: float) -> float:
     return rounded
 
 
+def _is_text(value: object) -> bool:
+    """Text that UTF-8 can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def _low(band: Band) -> float:
     return -math.inf if band.from_score is None else band.from_score
 
@@ -218,12 +229,10 @@ def _reasons(given: Mapping[str, str | None] | None) -> dict[str, str | None]:
                 f"Expected a text of at most {MAX_TEXT} characters, or None, got {clip(text)} - at reasons[{clip(field)}]"
             )
         for one in (field, text or ""):
-            try:
-                one.encode()
-            except UnicodeEncodeError:
+            if not _is_text(one):
                 raise SpecError(
                     f"Expected text that UTF-8 can hold, got {clip(one)} - at reasons[{clip(field)}]"
-                ) from None
+                )
     return dict(given or {})
 
 
@@ -238,11 +247,11 @@ def _n_reasons(given: int | None, default: int) -> int:
 def _bands(pairs: Sequence[tuple[str, float]], where: str) -> tuple[Band, ...]:
     try:
         made = tuple(Band(action, None if low == -math.inf else float(low)) for action, low in pairs)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise SpecError(f"Expected (action, lowest score) pairs - at {where}") from exc
     with np.errstate(over="ignore"):  # a score that float32 cannot hold is refused below
         lows = np.array([_low(b) for b in made], dtype=np.float32)
-    if not made or any(not isinstance(b.action, str) or not b.action for b in made):
+    if not made or not all(_is_text(b.action) and b.action for b in made):
         raise SpecError(f"Expected at least one (action, lowest score) pair with a name - at {where}")
     if np.isnan(lows).any() or np.isposinf(lows).any() or bool((lows[1:] <= lows[:-1]).any()):
         raise SpecError(
@@ -268,7 +277,7 @@ def _envelope(
             )
         try:
             least, most = (float(end) for end in ends)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise SpecError(
                 f"Expected (lowest, highest) of {clip(action)}, got {clip(ends)} - at {where}"
             ) from exc

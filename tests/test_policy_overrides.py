@@ -99,6 +99,7 @@ def test_a_policy_with_envelopes_survives_its_json():
         ({"decline": 0.97}, "lowest, highest"),
         ({"decline": (0.8, 0.9, 0.97)}, "lowest, highest"),
         ({"decline": ("low", "high")}, "lowest, highest"),
+        ({"decline": (0.85, 10**400)}, "lowest, highest"),
         ([("decline", 0.85, 0.97)], "got `list`"),
     ],
 )
@@ -106,6 +107,25 @@ def test_an_envelope_that_could_not_be_used_is_refused(envelope, text):
     """When the policy is written, not at 3 a.m."""
     with pytest.raises(SpecError, match=text):
         Policy(BANDS, envelope=envelope)
+
+
+@pytest.mark.parametrize(
+    ("bands", "segments"),
+    [
+        ([("approve", 0.0), ("decline", 10**400)], None),
+        ([("appr\ud800ve", 0.0)], None),
+        ([(None, 0.0)], None),
+        (BANDS, {"\ud800": BANDS}),
+        (BANDS, {5: BANDS}),
+        (BANDS, {None: BANDS}),
+        (BANDS, {"gb": [("approve", 10**400)]}),
+    ],
+)
+def test_a_policy_that_could_not_be_written_is_refused(bands, segments):
+    """When it is made, by a typed error, and not when a release is packed."""
+    by = None if segments is None else "country"
+    with pytest.raises(SpecError, match="Expected"):
+        Policy(bands, segment_by=by, segments=segments)
 
 
 def test_an_envelope_of_a_segment_needs_bands_of_its_own():
