@@ -429,6 +429,27 @@ def test_a_clock_that_is_set_back_brings_no_override_back():
 
 
 @pytest.mark.requires("onnx")
+def test_an_override_of_the_year_9000_fails_no_call():
+    """Clocks count to 2262: what lies after that is nobody's, and does not come early either."""
+    signed, clock = pipeline_at()
+    year = {
+        "issued": "9000-01-01T00:00:00Z",
+        "begins": "9000-01-01T00:00:00Z",
+        "until": "9000-01-02T00:00:00Z",
+    }
+    far = msgspec.structs.replace(moved(2, {"decline": 0.86}, digest=signed.manifest.digest), **year)
+    mine = moved(1, {"decline": 0.95}, until=60, digest=signed.manifest.digest)
+    found = []
+    for log in ([far], [mine, far]):
+        pipeline = signed.with_overrides(log)
+        for _ in range(2):
+            found.append(pipeline.engine.score({"value": 0.9, "country": None}).action)
+            clock.advance_ns(61 * 10**9)
+        assert pipeline.moved == ()
+    assert found == ["review"] * 4
+
+
+@pytest.mark.requires("onnx")
 def test_overrides_that_change_nothing_make_no_new_pipeline():
     """A follower asks every half minute."""
     signed, clock = pipeline_at()

@@ -459,6 +459,13 @@ def rules(**changes):
         (override(name="shop-a"), ("night",), TrustError, "Expected an override of 'fraud'"),
         (override(environment="staging"), ("night",), TrustError, "staging"),
         (override(epoch=2), ("night",), RollbackError, "epoch 2"),
+        (
+            override(issued=moment_text(NOW_S + 301), begins=moment_text(NOW_S + 301)),
+            ("night",),
+            TrustError,
+            "counts from",
+        ),
+        (lift(2, 1, issued=moment_text(NOW_S + 301)), ("night",), TrustError, "counts from"),
         (lift(2, 1, environment="staging"), ("night",), TrustError, "staging"),
         (lift(2, 1, name="shop-a"), ("night",), TrustError, "Expected an override of 'fraud'"),
     ],

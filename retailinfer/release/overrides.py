@@ -22,6 +22,7 @@ from retailinfer.release.trust import LogEntry
 
 __all__ = ["Applied", "Moved", "Refused", "apply", "open_overrides", "schedule"]
 
+LAST = "2262-01-01T00:00:00Z"  # clocks count nanoseconds in 64 bits
 MAX_OPEN = 16  # overrides of one release that are not over yet; of more than that the latest count
 
 
@@ -96,7 +97,7 @@ def schedule(policy: Policy, log: Iterable[LogEntry], *, digest: str, now_s: flo
     coming = open_overrides(log, digest=digest, now_s=now_s)[-MAX_OPEN:]
     moments = {moment for one in coming for moment in (one.begins, one.until)}
     found = [_at(policy, coming, int(now_s))]
-    for moment in sorted(moment for moment in moments if moment > moment_text(now_s)):
+    for moment in sorted(moment for moment in moments if moment_text(now_s) < moment < LAST):
         after = _at(policy, coming, seconds_of(moment))
         if (after.moved, after.refused) != (found[-1].moved, found[-1].refused):
             found.append(after)

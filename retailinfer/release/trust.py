@@ -416,7 +416,8 @@ class Rules:
         A lift outlives its key: what somebody ended does not come back because their key has expired. Once the key is revoked,
         nothing counts that it signed.
 
-        Raises: SignatureError, TrustError, RollbackError when it is of another epoch, ManifestError.
+        Raises: SignatureError, TrustError, also when it was issued in what is the future here, RollbackError when it is of
+            another epoch, ManifestError.
         """
         label = f"an override of {clip(name)}"
         payload_type, payload, signed_by = self._signed(label, data, "override", now_s, lasting=Lift)
@@ -432,6 +433,7 @@ class Rules:
             raise TrustError(f"Expected {label}, got one of {clip(entry.name)}")
         self._fits(label, name, (entry.environment,))
         self._newest(label, entry.epoch, entry.seq, "", None)
+        self._in_time(label, entry.issued, None, now_s)
         return entry
 
     def overrides(
