@@ -1,9 +1,9 @@
-"""How much memory this process may still take: what the machine has, less what the limits of its control groups leave.
+"""How much memory this process may still take: what the machine has, or what the limits of its control groups leave, if less.
 
 Rules:
   * Pages of files that a group could give back at once count as free, as the kernel counts them on the machine.
   * Read anew at each call; what cannot be read limits nothing. None: nothing is known, as on systems without /proc.
-Asked before a release is loaded beside another one, by serving/door.py. Control groups are walked as cpus.py does.
+Asked before a release is loaded beside another one, by serving/loading.py. Control groups are walked as cpus.py does.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ A release is a directory with models, features, thresholds and golden rows (inpu
   retailinfer sign RELEASE       put a signature beside a release
   retailinfer revoke ...         say which releases and keys count no more
   retailinfer rotate ...         lead hosts to the next trust file
-  retailinfer follow REGISTRY NAME  what would a process on this host answer with?
+  retailinfer follow ...         what would a process on this host answer with?
   retailinfer decisions FOLDER   what was decided, from a decision log; erase a customer from it
 
 A registry keeps releases, and which of them answers: publish, approve, promote, rollback, override, history.
