@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from retailinfer.contracts import Reason
     from retailinfer.explain import Explainer, Named, Occlusion
     from retailinfer.release.manifest import InputSource, Manifest
-    from retailinfer.release.overrides import Applied, Moved
+    from retailinfer.release.overrides import Applied, Moved, Refused
     from retailinfer.release.statements import Override
     from retailinfer.release.trust import LogEntry
     from retailinfer.release.trust_files import Trust
@@ -318,6 +318,12 @@ class Pipeline:
         """Thresholds that an operator has moved, and that are not back yet."""
         step = self._step()
         return () if step is None else step.moved
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        """Overrides that would hold now, and do not fit the policy or those before them."""
+        step = self._step()
+        return () if step is None else step.refused
 
     def _step(self) -> Applied | None:
         if not self._steps or self.engine is None:

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from following import Heard, follow
@@ -20,6 +21,7 @@ from retailinfer.clock import ManualClock
 from retailinfer.errors import RegistryError
 from retailinfer.release.highwater import read_state
 from retailinfer.release.last_good import STATE
+from retailinfer.release.statements import encode_statement
 from retailinfer.release.trust import Role, encode_trust
 from retailinfer.store.store import Store
 
@@ -227,6 +229,32 @@ def test_a_start_while_the_registry_is_out_of_reach_keeps_them(tmp_path, registr
         assert decided(scorer) == ("decline", ())
         assert heard.of("overrides fraud") == [("believed", "refused")]
         assert "overrides.json" in heard.why("overrides fraud")
+
+
+def test_an_override_that_does_not_fit_is_told(tmp_path, registry, clock):
+    """One that went past `override`, outside its envelope: nothing of it holds, and who asked for it can see why."""
+    heard = Heard()
+    with scorer_of(tmp_path, clock, hooks=[heard]) as scorer:
+        move(registry, clock, {"decline": 0.8})
+        move(registry, clock, {"review": 0.4})
+        entry = move(registry, clock, {"decline": 0.7})
+        scorer.refresh()
+        assert (decided(scorer, 0.65)[0], scorer.following.why) == ("review", "")
+        strange = msgspec.structs.replace(entry, seq=4, thresholds={"decline": 0.95})
+        place = tmp_path / "registry/overrides/production/fraud/00000004.json"
+        place.write_bytes(encode_statement(strange))
+        scorer.refresh()
+        assert decided(scorer, 0.75)[0] == "decline"
+        assert (
+            "override 4: Expected 'decline' from 0.5 to 0.9, its envelope, got 0.95" in scorer.following.why
+        )
+        assert heard.of("override 4 of fraud") == [("asked for", "refused")]
+        scorer.refresh()
+        assert len(heard.of("override 4 of fraud")) == 1
+        registry.lift("fraud", why="nonsense", seqs=[4])
+        scorer.refresh()
+        assert scorer.following.why == ""
+        assert heard.of("override 4 of fraud")[1:] == [("refused", "settled")]
 
 
 def test_an_override_is_of_one_release(tmp_path, registry, clock):

@@ -516,7 +516,9 @@ class Follower:
     def _move_thresholds(self, door: Door) -> None:
         """What operators have moved holds from now on; then it is remembered."""
         door._adjust(self._thresholds.log)
-        self._thresholds.tell(door._live.pipeline.moved, self._tell)
+        pipeline = door._live.pipeline
+        self._thresholds.tell(pipeline.moved, pipeline.refused, self._tell)
+        del pipeline  # a release that is let go of later is not held by a thread that sleeps
         try:
             settled = self._thresholds.settle()
         except (RegistryError, BundleError) as exc:
@@ -596,7 +598,7 @@ class Follower:
             running=running,
             skew=step.digest is not None and step.digest != running,
             state=self._state,
-            why=self._why or self._disk or self._unlisted or self._thresholds.problem,
+            why=self._why or self._disk or self._unlisted or self._thresholds.why,
             polled_s=None if self._tried_ns is None else (now_ns - self._tried_ns) / 1e9,
             ok_s=None if self._ok_ns is None else (now_ns - self._ok_ns) / 1e9,
             rolled_back=None if self._rollback is None else self._rollback.why,

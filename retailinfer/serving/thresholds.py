@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from retailinfer.release.last_good import LastGood
-    from retailinfer.release.overrides import Moved
+    from retailinfer.release.overrides import Moved, Refused
     from retailinfer.release.registry import Overridden, Registry
     from retailinfer.release.trust import LogEntry
 
@@ -32,11 +32,13 @@ class Thresholds:
     Attributes:
         log: overrides and lifts that count here.
         problem: why those that the registry has do not; "" = they do.
+        refused: number -> why this override alone moves nothing.
     """
 
     def __init__(self, registry: Registry, name: str, last_good: LastGood | None) -> None:
         self.log: tuple[LogEntry, ...] = ()
         self.problem = ""
+        self.refused: dict[int, str] = {}
         self._registry = registry
         self._name = name
         self._last_good = last_good
@@ -44,6 +46,11 @@ class Thresholds:
         self._unsettled = False
         self._told: tuple[Moved, ...] = ()
         self._told_problem = ""
+
+    @property
+    def why(self) -> str:
+        """What is wrong, for people; "" = nothing."""
+        return self.problem or "; ".join(f"override {seq}: {why}" for seq, why in self.refused.items())
 
     def look(self, *, there: bool) -> None:
         """Ask the registry. Raises nothing of ours.
@@ -92,13 +99,25 @@ class Thresholds:
         self._unsettled = False
         return True
 
-    def tell(self, moved: Sequence[Moved], tell: Callable[[str, str, str, str], None]) -> None:
+    def tell(
+        self,
+        moved: Sequence[Moved],
+        refused: Sequence[Refused],
+        tell: Callable[[str, str, str, str], None],
+    ) -> None:
         """Say what is other than it was when this was called last: what holds, and whether it is believed."""
         now = tuple(moved)
         if now != self._told:
             before, self._told = self._told, now
             why = "; ".join(dict.fromkeys(f"{one.override.who}: {one.override.why}" for one in now))
             tell("thresholds", _text(before), _text(now), why or "what was moved has ended, or was lifted")
+        before_now, self.refused = self.refused, {one.override.seq: one.why for one in refused}
+        for seq in sorted(self.refused.keys() - before_now.keys()):
+            tell(f"override {seq} of {self._name}", "asked for", "refused", self.refused[seq])
+        for seq in sorted(before_now.keys() - self.refused.keys()):
+            tell(
+                f"override {seq} of {self._name}", "refused", "settled", "it is over, was lifted, or fits now"
+            )
         if self.problem != self._told_problem:
             states = ("refused", "believed") if not self.problem else ("believed", "refused")
             if bool(self.problem) != bool(self._told_problem):
