@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import signal
@@ -207,3 +208,27 @@ def test_two_processes_lose_nothing_of_each_other(path):
     ]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert {name: mark.seq for name, mark in read_state(path).names.items()} == {"a": 149, "b": 149}
+
+
+def test_a_child_that_was_forked_meanwhile_keeps_nobody_out(path, monkeypatch):
+    """It has the descriptor of the lock, and lives on: who writes lets go of the lock itself, not of the descriptor alone."""
+    real, children = highwater._write, []
+
+    def forking(*args):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        children.append(pid)
+        real(*args)
+
+    monkeypatch.setattr(highwater, "_write", forking)
+    try:
+        raise_marks(path, {"fraud": Mark(epoch=1, seq=3)}, None)
+        fd = os.open(path + ".lock", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

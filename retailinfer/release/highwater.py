@@ -107,6 +107,8 @@ def _turn(path: str) -> Iterator[None]:
             raise _failed("lock", path, exc) from exc
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # also where a child of fork has the descriptor still
         os.close(fd)
 
 
