@@ -444,6 +444,7 @@ class Scorer(Door):
         if self._closed:
             raise ConfigError("this Scorer is closed", hint="load the release again")
         live = self._live
+        live.check()
         most = live.pipeline.contract.max_rows
         if not isinstance(feeds, Mapping):
             raise FeatureTypeError(

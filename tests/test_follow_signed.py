@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from following import Heard, Hidden, answer, bad, digest_of, follow, release, signed_release, write_trust
 from signed_releases import DAY_S, EXPIRES, NOW_S, key, revoked
@@ -224,6 +226,10 @@ def test_a_revoked_release_without_rungs_below(tmp_path):
         with pytest.raises(ri.ServingError, match="revoked"):
             scorer.score({"amount": 0.125})
         assert scorer.score({"amount": 0.125}, otherwise="ask a person") == "ask a person"
+        with pytest.raises(ri.ServingError, match="revoked"):
+            scorer.score_table(pa.table({"amount": [0.125]}))
+        with pytest.raises(ri.ServingError, match="revoked"):
+            scorer.score_arrays({"x": np.zeros((1, 1), np.float32)})
 
 
 def test_a_revoked_release_does_not_start(tmp_path):

@@ -143,6 +143,11 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
         """Only the rungs below the release answer."""
         return isinstance(self.engine, Withdrawn)
 
+    def check(self) -> None:
+        """For what no rung answers, and no engine. Raises: RevokedError where the release must not."""
+        if isinstance(self.engine, Withdrawn):
+            self.engine.refuse()
+
     def withdrawn(self, why: str) -> Live:
         """The same, except for that."""
         return msgspec.structs.replace(self, engine=Withdrawn(self.engine, why))

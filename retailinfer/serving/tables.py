@@ -34,6 +34,7 @@ TABLE_ROWS = 8192
 
 def score_table(live: Live, table: Any, now_ns: int) -> Any:
     """See `Scorer.score_table`; one release for the whole table, whatever is published meanwhile."""
+    live.check()
     engine, pipe = live.engine, live.pipeline
     max_rows: int = engine.max_rows  # a closed scorer, and one of arrays, says so here
     pa = require_pyarrow()

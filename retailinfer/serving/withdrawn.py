@@ -30,13 +30,13 @@ class Withdrawn:
         """The same in the place of another engine."""
         return Withdrawn(engine, self._why)
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise RevokedError(self._why)
 
-    score = score_json = score_msgpack = rank = rank_json = _refuse
+    score = score_json = score_msgpack = rank = rank_json = refuse
 
     def score_batch(self, requests: Iterable[object], row_errors: bool, *_: Any) -> list[RevokedError]:
         """The error in every row, where errors are rows."""
         if not row_errors:
-            self._refuse()
+            self.refuse()
         return [RevokedError(self._why) for _ in islice(requests, self.instead_of.max_rows)]
