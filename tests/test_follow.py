@@ -497,6 +497,68 @@ def test_c45_a_rollback_while_the_next_release_loads_is_the_last_word(tmp_path, 
         assert answer(scorer) == "fraud:1.0"
 
 
+def test_a_rollback_while_the_registry_is_asked_is_the_last_word(tmp_path, monkeypatch):
+    """The round that is under way does not bring back what was left, and neither does a registry that goes away then."""
+    place = registry(tmp_path / "registry", "1.0", "1.1")
+    heard = Heard()
+    with follow(tmp_path / "registry", hooks=[heard]) as scorer:
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        real = ri.Registry.in_force
+
+        def slow(self: Any, name: str) -> Any:
+            found = real(self, name)
+            if answer(scorer) == "fraud:1.1":
+                scorer.roll_back(why="now")
+            return found
+
+        monkeypatch.setattr(ri.Registry, "in_force", slow)
+        scorer.refresh()
+        assert answer(scorer) == "fraud:1.0"
+        assert heard.of("release")[-1] == ("fraud:1.1", "fraud:1.0")
+        with Hidden(tmp_path / "registry"):
+            scorer.refresh()
+        assert answer(scorer) == "fraud:1.0"
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_rollback_beside_us_holds_without_the_registry(tmp_path, last_good, resident):
+    """When an operator goes back is when things are out of reach: what is on this host's disk will do."""
+    place = registry(tmp_path / "registry", "1.0", "1.1")
+    with follow(tmp_path / "registry", last_good=last_good) as a:
+        b = follow(tmp_path / "registry", last_good=last_good)
+        place.promote("fraud:1.1", why="better")
+        a.refresh()
+        if resident:
+            b.refresh()
+        else:
+            b.close()
+            b = follow(tmp_path / "registry", last_good=last_good)
+        assert answer(b) == "fraud:1.1"
+        with Hidden(tmp_path / "registry"), b:
+            a.roll_back(why="3 a.m.")
+            a.refresh()
+            b.refresh()
+            assert (answer(a), answer(b)) == ("fraud:1.0", "fraud:1.0")
+            assert b.following.state == "unreachable"
+            assert b.following.rolled_back == "3 a.m."
+
+
+@pytest.mark.parametrize("why", ["x" * 5_000, "\ud800", RuntimeError("scores are zero"), None])
+def test_a_rollback_is_kept_whatever_was_said_of_it(tmp_path, last_good, why):
+    """What is typed at 3 a.m. neither ends following nor is lost at a restart."""
+    place = registry(tmp_path / "registry", "1.0", "1.1")
+    with follow(tmp_path / "registry", last_good=last_good) as scorer:
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        scorer.roll_back(why=why)
+        scorer.refresh()
+        assert scorer.following.state == "ok"
+        with follow(tmp_path / "registry", last_good=last_good) as later:
+            assert answer(later) == "fraud:1.0"
+            assert later.following.rolled_back == scorer.following.rolled_back
+
+
 def test_a_swap_by_hand_is_the_last_word_too(tmp_path, last_good):
     """Until the number moves on. Processes beside it cannot have what nobody published, so it is this one's alone."""
     place = registry(tmp_path / "registry", "1.0", "1.2")

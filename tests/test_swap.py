@@ -308,6 +308,95 @@ def test_c45_closing_during_a_swap(monkeypatch):
             call()
 
 
+def test_a_slow_hook_holds_up_no_rollback():
+    """Hooks hear of a change after it, in the order of the changes, and nobody who decides waits for them."""
+    entered, go, heard = threading.Event(), threading.Event(), Heard()
+
+    class Slow:
+        def on_event(self, event: Any) -> None:
+            if type(event) is Changed and event.after == "fraud:2":
+                entered.set()
+                assert go.wait(20)
+
+    scorer = scorer_of(1, hooks=[Slow(), heard])
+    swapping, raised = in_thread(lambda: scorer.swap(release(2)))
+    assert entered.wait(20)
+    back, _ = in_thread(lambda: scorer.roll_back(why="now"))
+    back.join(10)
+    assert not back.is_alive()
+    assert number(scorer) == 1
+    go.set()
+    swapping.join()
+    assert not raised
+    assert [change[1:3] for change in heard.changes] == [("fraud:1", "fraud:2"), ("fraud:2", "fraud:1")]
+
+
+@pytest.mark.parametrize("act", ["roll_back", "swap", "close"])
+def test_a_hook_that_hears_of_a_swap_may_decide_otherwise(act):
+    """It holds nothing that it would wait for."""
+
+    class Decides:
+        def __init__(self) -> None:
+            self.scorer: Any = None
+
+        def on_event(self, event: Any) -> None:
+            if type(event) is Changed and event.after == "fraud:2":
+                {
+                    "roll_back": lambda: self.scorer.roll_back(why="no"),
+                    "swap": lambda: self.scorer.swap(release(3)),
+                    "close": self.scorer.close,
+                }[act]()
+
+    hook, heard = Decides(), Heard()
+    scorer = hook.scorer = scorer_of(1, hooks=[hook, heard])
+    swapping, raised = in_thread(lambda: scorer.swap(release(2)))
+    swapping.join(20)
+    assert not swapping.is_alive()
+    assert not raised
+    if act == "close":
+        assert scorer.closed
+    else:
+        assert number(scorer) == {"roll_back": 1, "swap": 3}[act]
+        assert [change[2] for change in heard.changes] == ["fraud:2", f"fraud:{number(scorer)}"]
+    hook.scorer = None
+
+
+def test_a_swap_in_the_middle_of_a_swap_is_refused(monkeypatch):
+    """A signal's handler, say: it would wait for what it has interrupted."""
+    scorer = scorer_of(1)
+    real, raised = loading.load_pipelines, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        try:
+            scorer.swap(release(3))
+        except SwapError as exc:
+            raised.append(exc)
+        return real(*args, **options)
+
+    monkeypatch.setattr(loading, "load_pipelines", interrupted)
+    swapping, _ = in_thread(lambda: scorer.swap(release(2)))
+    swapping.join(20)
+    assert not swapping.is_alive()
+    assert ["in the middle" in str(exc) for exc in raised] == [True]
+    assert number(scorer) == 2
+
+
+def test_what_was_overruled_while_it_loaded_is_not_remembered(monkeypatch):
+    """Else a restart would refuse the release that answers: it is older than one that never did."""
+    remembered: list[str] = []
+    monkeypatch.setattr(Pipeline, "remember", lambda self: remembered.append(self.manifest.version))
+    scorer = scorer_of(1)
+    scorer.swap(release(2))
+    began, go = hanging(monkeypatch)
+    swapping, raised = in_thread(lambda: scorer.swap(release(3)))
+    assert began.wait(20)
+    scorer.roll_back(why="no")
+    go.set()
+    swapping.join()
+    assert [type(exc) for exc in raised] == [SwapError]
+    assert remembered[-1:] == ["2"]
+
+
 def test_random_orders_of_swaps_and_rollbacks():
     """Against the plainest model: what answers, and what a rollback goes to."""
     rng, scorer = random.Random(3), scorer_of(1)
@@ -521,6 +610,21 @@ def test_a_batcher_gives_a_release_no_more_rows_than_it_takes():
         return await asyncio.gather(*[batcher.score(REQUEST) for _ in range(20)])
 
     assert {answer.score for answer in asyncio.run(run())} == {2.0}
+
+
+def test_who_waits_for_a_batch_is_told_of_a_release_of_arrays():
+    """It answers no requests: nobody waits for ever."""
+    scorer = scorer_of(2)
+    batcher = scorer.batcher(max_rows=8, max_delay_ms=50.0)
+    arrays = releases.packed("arrays", releases.weighted(1.0))
+
+    async def run() -> list[Any]:
+        waiting = asyncio.gather(*[batcher.score(REQUEST) for _ in range(3)], return_exceptions=True)
+        await asyncio.sleep(0)
+        scorer.swap(arrays)
+        return await asyncio.wait_for(waiting, 10)
+
+    assert [type(error) for error in asyncio.run(run())] == [ConfigError] * 3
 
 
 # ---- what is let go of -------------------------------------------------------------------------------------------------

@@ -225,7 +225,9 @@ class MicroBatcher:
         rows = [row for row in rows if row.end_ns - now_ns > took_ns]
         if not rows:
             return
-        if took_ns >= 1e3 * INLINE_BELOW_US or live.pipeline.need_engine().waits:
+        if took_ns >= 1e3 * INLINE_BELOW_US or (
+            live.pipeline.engine is not None and live.pipeline.engine.waits
+        ):
             queue.away += 1
             queue.begin(loop, self._away(loop, queue, live, rows))
             return
@@ -333,7 +335,9 @@ class MicroBatcher:
 
 def predicted_ns(live: Live, n_rows: int) -> float:
     """What a batch takes; where rows of a batch influence each other, each runs alone in it."""
-    engine = live.pipeline.need_engine()  # a closed door has none, and each caller is told so
+    engine = live.pipeline.engine
+    if engine is None:  # a release of arrays came meanwhile: each caller is told so
+        return 0.0
     if live.pipeline.row_independent:
         return 1e3 * (engine.fixed_us + n_rows * engine.row_us)
     return 1e3 * n_rows * (engine.fixed_us + engine.row_us)

@@ -143,16 +143,20 @@ class Door:
         Raises: as `load`; SwapError where there is no room for two releases, or where a rollback or `close` came later than
             this was asked for. Nothing has changed then, the one before answers, and an event says so.
         """
-        with self._turns.turn() as asked:
-            try:
-                self._swap(release, previous, why, asked)
-            except Exception as exc:
-                self._refused = f"{type(exc).__name__}: {exc}"
-                self._tell_change("swap", self._live.release, "refused", self._refused)
-                raise
-            finally:
-                self._drain.sweep()
-                self._drain.start()
+        try:
+            with self._turns.turn() as asked:
+                try:
+                    self._swap(release, previous, why, asked)
+                except Exception as exc:
+                    self._refused = f"{type(exc).__name__}: {exc}"
+                    raise
+                finally:
+                    self._drain.sweep()
+                    self._drain.start()
+        except Exception as exc:
+            self._tell_change("swap", self._live.release, "refused", f"{type(exc).__name__}: {exc}")
+            raise
+        self._tell_moves()
 
     def roll_back(self, *, why: str) -> None:
         """Answer with the release before again: one pointer, without disk or network. Swaps that are still loading end.
@@ -168,9 +172,11 @@ class Door:
             live = self._live
             back = live.resident
             if back is not None:
+                if self._follower is not None:
+                    self._follower.decided_here(live.digest, back.digest, why)
                 self._publish(msgspec.structs.replace(back, since_ns=self._lasting.clock.wall_ns()))
                 self._drain.put(live.pipeline, live.previous)
-                self._tell_change("release", live.release, back.release, why)
+                self._turns.leave("release", live.release, back.release, why)
             elif self._closed:
                 raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
             elif not ended_swaps:
@@ -179,9 +185,10 @@ class Door:
                     hint="a release that replaces another keeps it; this one replaced none",
                 )
         if back is not None and self._follower is not None:
-            self._follower.decided_here(live.digest, back.digest, why)
+            self._follower.look_soon()
         del live
         self._drain.start()
+        self._tell_moves()
 
     def _swap(self, release: Any, previous: Any, why: str, asked: int) -> None:
         from retailinfer.serving.answers import check_declared  # noqa: PLC0415 - there since the release was loaded
@@ -206,11 +213,15 @@ class Door:
             check_declared(now.contract, previous=given)
             before = self._live
             live = self._beside(before, now, given)
+            with self._turns.moving(asked):
+                pass  # what was overruled while it loaded is not remembered
             now.remember()
             with self._turns.moving(asked):
                 if self._live is not before:  # a follower was faster: it is what is left now
                     before = self._live
                     live = self._beside(before, now, given)
+                if self._follower is not None:
+                    self._follower.decided_here(before.digest, live.digest, why)
                 self._go_on_with(live, before, why)
         except BaseException:
             for one in (now, given):
@@ -218,7 +229,7 @@ class Door:
                     one.close()
             raise
         if self._follower is not None:
-            self._follower.decided_here(before.digest, live.digest, why)
+            self._follower.look_soon()
 
     def _beside(self, before: Live, now: Pipeline, given: Pipeline | None = None) -> Live:
         """A release that was loaded while another one answers, which stays resident. given: for the rung `previous`."""
@@ -238,7 +249,10 @@ class Door:
             self._drain.put(gone.pipeline, gone.previous)
         if before.previous is not None and before.previous.is_twin:
             self._drain.put(before.previous)
-        self._tell_change("release", before.release, live.release, why)
+        self._turns.leave("release", before.release, live.release, why)
+
+    def _tell_moves(self) -> None:
+        self._turns.tell(self._tell_change)
 
     def _tell_change(self, part: str, before: str, after: str, why: str) -> None:
         if self._lasting.changes is not None:
@@ -305,12 +319,14 @@ class Door:
     def _replace(self, since: Live, live: Live, *, why: str) -> bool:
         """Let another release answer, unless somebody has decided otherwise since; what answered until now stays resident."""
         with self._turns.moving():
-            if self._live is not since or self._closed:
-                return False
-            self._go_on_with(live, since, why)
+            if moved := self._live is since and not self._closed:
+                self._go_on_with(live, since, why)
+        if not moved:
+            self._drain.put(live.pipeline, live.previous)
         del since, live
         self._drain.start()
-        return True
+        self._tell_moves()
+        return moved
 
     def _recall(self, since: Live, *, why: str) -> bool:
         """The same with what is resident."""
@@ -325,7 +341,8 @@ class Door:
             if self._live is not since or self._closed:
                 return False
             self._publish(back)
-            self._tell_change("release", since.release, back.release, why)
+            self._turns.leave("release", since.release, back.release, why)
+        self._tell_moves()
         if since.previous is not None and since.previous.is_twin:
             self._drain.put(since.previous)
         return True

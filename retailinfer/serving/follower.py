@@ -50,6 +50,7 @@ D = TypeVar("D", bound="Door")
 FORK_S = END_S = 0.8  # a worker is gone a second after it was asked to be
 TURN_S = 120.0  # a process waits for the loads of others no longer
 LEAST_POLL_S = 0.01
+MOST_WHY = 4096  # characters, as in a pointer
 
 State = Literal["ok", "unreachable", "refused", "failed"]
 
@@ -342,12 +343,13 @@ class Follower:
             # a pointer that must not be followed says nothing of thresholds
             self._thresholds.look(there=isinstance(exc, BundleError))
             self._move_thresholds(door)
+            self._stay_back(door)
             self._move(_state_of(exc), str(exc))
             return
         self._thresholds.look(there=found is not None)
         self._move_thresholds(door)
         followed = None if self._followed is None else self._followed.pointer
-        before = door._live
+        before = self._found_in(door)
         resident = before.resident
         step = decide(
             None if found is None else found.pointer,
@@ -359,6 +361,7 @@ class Follower:
             now_ns=self._clock.monotonic_ns(),
         )
         if step.kind == "refuse":
+            self._stay_back(door)
             # One that shows nothing where something was is most likely not mounted.
             self._move("unreachable" if found is None else "refused", step.why)
             return
@@ -368,6 +371,35 @@ class Follower:
             self._end_rollback()
         self._do(door, step, found, before)
         self._move_thresholds(door)  # what was resident knows those of then
+
+    def _found_in(self, door: Door) -> Live:
+        """What answers, after what an operator decided about it was read."""
+        live = door._live
+        if self._notes:
+            self._take_note()
+        return live
+
+    def _stay_back(self, door: Door) -> None:
+        """An operator's rollback, of a process beside us too, holds where the registry says nothing that may be followed."""
+        before, followed = self._found_in(door), None if self._followed is None else self._followed.pointer
+        step = decide(
+            followed,
+            running=before.digest,
+            resident=None if before.resident is None else before.resident.digest,
+            followed=followed,
+            rollback=self._rollback,
+            failures=self._failures,
+            now_ns=self._clock.monotonic_ns(),
+        )
+        if not step.rolled_back or step.digest is None or step.kind not in ("recall", "load"):
+            return
+        try:
+            if step.kind == "recall":
+                door._recall(before, why=step.why)
+            else:
+                self._replace(door, step.digest, None, step.why, before)
+        except Exception as exc:  # noqa: BLE001 - what answers goes on, whatever it was
+            self._fail(step.digest, exc)
 
     def _do(self, door: Door, step: Step, found: InForce | None, before: Live) -> None:
         """What was decided, about what answered then."""
@@ -435,8 +467,13 @@ class Follower:
     # ---- what an operator decided here ---------------------------------------------------------------------------------
 
     def decided_here(self, left: str, to: str, why: str) -> None:
-        """The door went back, or was given another release, whatever the pointer says. Takes no lock and touches no disk."""
+        """The door goes back, or is given another release, whatever the pointer says. Called before that answers: a round that
+        finds it there finds the note too. Takes no lock and touches no disk.
+        """
         self._notes.append((left, to, why))
+
+    def look_soon(self) -> None:
+        """The next round comes now."""
         self._wake.set()
 
     def _take_note(self) -> None:
@@ -449,6 +486,8 @@ class Follower:
                 self._disk_says(exc)
         if self._notes:
             left, to, why = self._notes.pop()
+            # Whatever it was given as: what cannot be written, or not be read again, would be lost at a restart.
+            why = str(why).encode("utf-8", "replace").decode()[:MOST_WHY]
             pointer = None if self._followed is None else self._followed.pointer
             if pointer is not None and pointer.champion == to:
                 self._rollback = None  # back at what the pointer wants

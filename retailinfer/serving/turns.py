@@ -6,6 +6,8 @@ Rules:
   * A rollback, and the end, wait for nobody. They overrule every swap that was asked for before and has not moved the pointer:
     what came last counts. Whoever is overruled learns it by an error.
   * A forked child begins with nobody in the line: swaps of the parent's threads are the parent's.
+  * Hooks hear of what moved after the lock is free, in the order in which it moved: a slow one holds up no rollback, and one
+    that rolls back or swaps waits for nobody.
 Used by door.py.
 """
 
@@ -16,7 +18,7 @@ import contextlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from retailinfer._native import ort
@@ -41,20 +43,27 @@ class Turns:
 
     def begin_in_child(self) -> None:
         """Nobody waits, and nobody has a turn."""
-        self._line: deque[object] = deque()
+        self._line: deque[int] = deque()  # threads
         self._moved = threading.Condition()  # re-entrant: a signal's handler may roll back
         self._overruled = 0
+        self._untold: deque[tuple[str, ...]] = deque()
+        self._telling = threading.Lock()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[int]:
-        """Wait for a turn and hold it; gives what `moving` asks for. Raises: SwapError for who is overruled in the line."""
-        one = object()
+        """Wait for a turn and hold it; gives what `moving` asks for.
+
+        Raises: SwapError for who is overruled in the line, and for a thread that has a turn: it would wait for itself.
+        """
+        one = threading.get_ident()
         with self._moved:
+            if one in self._line:
+                raise SwapError("this thread is in the middle of a swap already", hint="swap when it is over")
             asked = self._overruled
             self._line.append(one)
         try:
             with self._moved:
-                while self._line[0] is not one:
+                while self._line[0] != one:
                     self._moved.wait()
                     self._check(asked)
             yield asked
@@ -82,6 +91,19 @@ class Turns:
             self._overruled += 1
             self._moved.notify_all()
             yield bool(self._line)
+
+    def leave(self, *change: str) -> None:
+        """What `tell` is to say. Called while the pointer moves."""
+        self._untold.append(change)
+
+    def tell(self, say: Callable[..., None]) -> None:
+        """Say what was left, in that order. Where another thread is at it, or this one further out, that says ours too."""
+        while self._untold and self._telling.acquire(blocking=False):
+            try:
+                while self._untold:
+                    say(*self._untold.popleft())
+            finally:
+                self._telling.release()
 
     def _check(self, asked: int) -> None:
         if self._overruled != asked:
