@@ -77,9 +77,8 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "action_of", "new_permits"]
 
 MOST_DEPTH = 63  # what a thread with a stack of 64 KiB can decode, and what the counter of levels holds
-UNSIGNED = (
-    "release: unsigned"  # in the trace of every answer of a release whose signature nobody has verified
-)
+# In the trace of every answer of a release whose signature nobody has verified.
+UNSIGNED = "release: unsigned"
 TILE_ROWS = 512  # that a model is given at once, as in the engine
 # Longer integers are no ids; and Python hashes integers without a seed, so that longer ones could be made to collide.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -328,9 +327,8 @@ class Pipeline:
     def _step(self) -> Applied | None:
         if not self._steps or self.engine is None:
             return None
-        return self._steps[
-            -1 - self.engine.moves_left()
-        ]  # the engine's word, so that tables and calls never differ
+        # the engine's word, so that tables and calls never differ
+        return self._steps[-1 - self.engine.moves_left()]
 
     def twin(self, permits: Permits) -> Pipeline:
         """Another way into this release: with permits, a hook and counts of its own. It is not told of new tables: the release
@@ -377,9 +375,8 @@ class Pipeline:
         reads = lineage(body)
         listed = {(one.kind, one.name): (one.columns, one.digest) for one in self.manifest.reads}
         found = {(one.kind, one.name): (one.columns, one.digest) for one in reads}
-        if listed != found or len(listed) != len(
-            self.manifest.reads
-        ):  # a thing that is listed twice has a line too many
+        twice = len(listed) != len(self.manifest.reads)
+        if twice or listed != found:
             keys = [(one.kind, one.name) for one in self.manifest.reads]
             kind, name = min(
                 k for k in {*listed, *found} if listed.get(k) != found.get(k) or keys.count(k) > 1
@@ -822,9 +819,7 @@ class Pipeline:
     def _new_engine(self) -> Engine:
         policy = self.policy if not self._steps else self._steps[0].policy
         bands, segments = _bands(policy)
-        owner = weakref.proxy(
-            self
-        )  # whose engine this is: a strong reference would be a cycle, which is freed late
+        owner = weakref.proxy(self)  # a strong reference would be a cycle, which is freed late
         said = () if self.bundle.signed_by else (UNSIGNED,)
         return Engine(
             **self._parts,

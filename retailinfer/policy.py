@@ -173,9 +173,8 @@ class Policy:
                     hint=f"those that may: {', '.join(allowed) or 'none'}; others take a release, see ri.repolicy",
                 )
             least, most = allowed[action]
-            if (
-                isinstance(low, bool) or not isinstance(low, (int, float)) or not least <= low <= most
-            ):  # NaN is neither
+            is_number = isinstance(low, (int, float)) and not isinstance(low, bool)
+            if not (is_number and least <= low <= most):  # NaN is not
                 raise ConfigError(
                     f"Expected {clip(action)} from {least} to {most}, its envelope, got {clip(low)}"
                 )

@@ -10,16 +10,13 @@ import msgspec
 from retailinfer.authoring.check_bounds import Bound, Findings
 from retailinfer.authoring.compare import flips
 from retailinfer.authoring.repolicy import golden_beside
-from retailinfer.release.manifest import Manifest, same_but_policy
+from retailinfer.release.manifest import beside_policy
 from retailinfer.release.report import Check
 
 if TYPE_CHECKING:
     from retailinfer.authoring.loading import Loaded
 
 __all__ = ["check_policy"]
-
-# What says which release it is, or speaks of its policy.
-OWN = {"digest", "version", "created", "files", "thresholds", "envelope", "policy_of", "info"}
 
 
 def check_policy(new: Loaded, old: Loaded | None, bounds: Mapping[str, Bound]) -> Check:
@@ -33,8 +30,8 @@ def check_policy(new: Loaded, old: Loaded | None, bounds: Mapping[str, Bound]) -
             f"that only its policy is new was not looked at: compare it with {base.release} ({base.digest[:12]})"
         )
         return found.verdict(f"based on {base.release}")
-    if not same_but_policy(old.bundle.manifest, new.bundle.manifest):
-        found.fail(f"it is not {base.release} with another policy: {_difference(old, new)} differ")
+    if other := beside_policy(old.bundle.manifest, new.bundle.manifest):
+        found.fail(f"it is not {base.release} with another policy: {', '.join(other)} differ")
     rows = golden_beside(old.bundle, new.bundle)
     if rows is not None:
         found.fail(f"its golden rows are not those of {base.release}: {rows} differ")
@@ -50,15 +47,3 @@ def check_policy(new: Loaded, old: Loaded | None, bounds: Mapping[str, Bound]) -
         found.notes += [f"golden rows: {a} -> {b}, {k}" for (a, b), k in turned.items()]
         text += f"; {n} of {new.golden.n_rows} golden decisions are others"
     return found.verdict(text)
-
-
-def _difference(old: Loaded, new: Loaded) -> str:
-    """What differs of that which must not."""
-    a, b = old.bundle.manifest, new.bundle.manifest
-    fields = [f for f in Manifest.__struct_fields__ if f not in OWN and getattr(a, f) != getattr(b, f)]
-    hashes = [
-        {entry.file: entry.sha256 for entry in one.files if entry.role not in ("policy", "golden")}
-        for one in (a, b)
-    ]
-    files = sorted(name for name in {**hashes[0], **hashes[1]} if hashes[0].get(name) != hashes[1].get(name))
-    return ", ".join([*files, *(f"`{name}` of the manifest" for name in fields)])

@@ -313,9 +313,8 @@ def _pickled(flavor: str, path: str) -> ModelError:
 
 def _checked(flavor: str, path: str, data: bytes, budget: _Budget) -> Any:
     """What `pack` is given, after a look at what the file holds."""
-    if (
-        data[:1] == b"\x80" or data[:4] == b"PK\x03\x04"
-    ):  # a pickle; a zip of pickles, or of what skops writes
+    # A pickle; a zip of pickles, or of what skops writes.
+    if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
         raise _pickled(flavor, path)
     if flavor == "onnx":
         return _whole_onnx(path, data, budget)

@@ -7,7 +7,7 @@ import argparse
 import msgspec
 
 from retailinfer.cli.console import Console
-from retailinfer.cli.settings import read_policy, read_struct
+from retailinfer.cli.settings import read_info, read_policy
 from retailinfer.cli.trusting import trust_of
 
 __all__ = ["run"]
@@ -16,7 +16,6 @@ __all__ = ["run"]
 def run(options: argparse.Namespace, console: Console) -> int:
     """Make it, and say what became of the thresholds. Raises: as `ri.repolicy`, ConfigError for a file."""
     from retailinfer.authoring.repolicy import repolicy
-    from retailinfer.release.manifest import Info
 
     policy = read_policy(options.policy)
     manifest = repolicy(
@@ -24,7 +23,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         policy=policy,
         version=options.new_version,
         out=options.out,
-        info=None if options.info is None else read_struct(options.info, Info),
+        info=None if options.info is None else read_info(options.info),
         trust=trust_of(options),
     )
     console.emit({"ok": True, "release": manifest.release, "out": options.out, "manifest": manifest})

@@ -50,9 +50,8 @@ def lineage(body: Body) -> tuple[Reading, ...]:
 def _tables(body: Body) -> Iterator[Reading]:
     for name, entity in body.entities.items():
         columns = sorted(ref.partition(".")[2] for ref in body.stored if ref.partition(".")[0] == name)
-        if (
-            not columns and name != body.candidate
-        ):  # a ranking may ask `available=` of any column of its candidates
+        # A ranking may ask `available=` of any column of its candidates.
+        if not columns and name != body.candidate:
             continue
         kinds = {column: body.stored[f"{name}.{column}"] for column in columns}
         digest = _sha256({"key": entity.key, "columns": kinds})

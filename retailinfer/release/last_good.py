@@ -123,9 +123,7 @@ class LastGood:
         self._told("make", self.folder, lambda: _make(self.folder))
         with self._locked():
             before: tuple[Kept, ...] = ()
-            with contextlib.suppress(
-                IntegrityError
-            ):  # a record that cannot be read is worth nothing: write a new one
+            with contextlib.suppress(IntegrityError):  # what cannot be read is worth nothing
                 before = self.kept()
             there = next((one for one in before if one.digest == digest), None)
             whole = there is not None and self._is_whole(there, files)

@@ -38,6 +38,7 @@ __all__ = [
     "Read",
     "ScoreRef",
     "Tolerance",
+    "beside_policy",
     "decode_manifest",
     "encode_manifest",
     "same_but_policy",
@@ -54,6 +55,10 @@ MAX_TOTAL_BYTES = 1 << 32
 
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")  # letter of a name
 _LATER = _FIRST | frozenset("._-")
+# Fields that say which release it is, or speak of its policy.
+_OF_ONE_POLICY = frozenset(
+    ("digest", "version", "created", "files", "thresholds", "envelope", "policy_of", "info")
+)
 _UNSEALED = "0" * 64  # as long as a digest, so that sealing does not move a byte
 
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -356,15 +361,22 @@ def same_but_policy(one: Manifest, other: Manifest) -> bool:
 
     Golden rows are not compared: the actions that they led to are part of them.
     """
-    return _but_policy(one) == _but_policy(other)
+    return not beside_policy(one, other)
 
 
-def _but_policy(manifest: Manifest) -> Manifest:
-    files = tuple(entry for entry in manifest.files if entry.role not in ("policy", "golden"))
-    own = {"version": "", "created": "", "digest": "", "thresholds": {}, "info": Info()}
-    return msgspec.structs.replace(
-        manifest, files=files, envelope=msgspec.UNSET, policy_of=msgspec.UNSET, **own
+def beside_policy(one: Manifest, other: Manifest) -> list[str]:
+    """What differs that `same_but_policy` is about: names of files, then fields, as people are told of them."""
+    a, b = (
+        {entry.file: entry for entry in manifest.files if entry.role not in ("policy", "golden")}
+        for manifest in (one, other)
     )
+    files = sorted(name for name in {**a, **b} if a.get(name) != b.get(name))
+    fields = [
+        field
+        for field in Manifest.__struct_fields__
+        if field not in _OF_ONE_POLICY and getattr(one, field) != getattr(other, field)
+    ]
+    return [*files, *(f"`{field}` of the manifest" for field in fields)]
 
 
 def sha256_hex(data: bytes) -> str:

@@ -585,10 +585,8 @@ class Registry:
         """
         name = _name("name", name)
         if documents is None:
-            nobody = (
-                self.trust is not None and self.trust.file.override is None
-            )  # may move one: nothing to look for
-            documents = () if nobody else self._records.override_documents(self.environment, name)
+            nobody_may = self.trust is not None and self.trust.file.override is None
+            documents = () if nobody_may else self._records.override_documents(self.environment, name)
         if self.trust is None:
             return Overridden(
                 self._records.overrides(self.environment, name, documents), tuple(documents), None

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from retailinfer.release.manifest import Manifest
     from retailinfer.release.trust import LogEntry
     from retailinfer.resilience.ladder import Call
-    from retailinfer.serving.follower import Follower, Source
+    from retailinfer.serving.follower import Follower, Incoming
     from retailinfer.serving.lasting import RemoteModel
     from retailinfer.serving.live import Live
 
@@ -96,9 +96,8 @@ class Door:
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
         self._workers = 0
-        self._line: set[object] = (
-            set()
-        )  # calls of coroutines, until they end; loops of several threads share it
+        # Calls of coroutines, until they end; loops of several threads share it.
+        self._line: set[object] = set()
         self._closed = False
         self._settings = settings  # that every further release is loaded with; None: none can be
         self._turns, self._drain = Turns(), Drain()
@@ -178,7 +177,7 @@ class Door:
                 self._drain.put(live.pipeline, live.previous)
                 self._turns.leave("release", live.release, back.release, why)
             elif self._closed:
-                raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
+                raise self._closed_error()
             elif not ended_swaps:
                 raise ConfigError(
                     f"{live.release} is the only release that this {type(self).__name__} has in memory",
@@ -195,7 +194,7 @@ class Door:
         from retailinfer.serving.loading import load_pipelines, need_room  # noqa: PLC0415 - likewise
 
         if self._closed:
-            raise ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
+            raise self._closed_error()
         if self._settings is None:
             raise ConfigError(
                 f"this {type(self).__name__} was made of what was loaded elsewhere: it knows no settings to load with"
@@ -242,6 +241,7 @@ class Door:
         )
 
     def _go_on_with(self, live: Live, before: Live, why: str) -> None:
+        """Publish one that has `before` resident, inside `_turns.moving`; what `before` had beside it is let go of."""
         self._publish(live)
         self._refused = ""
         gone = before.resident
@@ -254,11 +254,14 @@ class Door:
     def _tell_moves(self) -> None:
         self._turns.tell(self._tell_change)
 
+    def _closed_error(self) -> ConfigError:
+        return ConfigError(f"this {type(self).__name__} is closed", hint="load the release again")
+
     def _tell_change(self, part: str, before: str, after: str, why: str) -> None:
         if self._lasting.changes is not None:
             self._lasting.changes.changed(part, before, after, why)
 
-    # ---- following a registry --------------------------------------------------------------------------------------------
+    # ---- following a registry: what begins with `_` here is called by follower.py, in the thread of a round -----------------
 
     @property
     def following(self) -> Following | None:
@@ -273,13 +276,13 @@ class Door:
 
         Raises: ConfigError for a door that follows no registry, or is closed.
         """
-        if self._follower is None or self._closed:
-            what = (
-                f"this {type(self).__name__} is closed"
-                if self._closed
-                else f"this {type(self).__name__} follows no registry"
+        if self._closed:
+            raise self._closed_error()
+        if self._follower is None:
+            raise ConfigError(
+                f"this {type(self).__name__} follows no registry",
+                hint=f"make it with {type(self).__name__}.follow(registry, name)",
             )
-            raise ConfigError(what, hint=f"make it with {type(self).__name__}.follow(registry, name)")
         self._follower.refresh()
         found = self.following
         assert found is not None
@@ -294,21 +297,21 @@ class Door:
             self._tell_change("release", live.release, "expired", f"on {live.expires}; it answers on")
         return late_s
 
-    def _prepare(self, source: Source) -> Live:
+    def _prepare(self, incoming: Incoming) -> Live:
         """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`, SwapError."""
         from retailinfer.pipeline import Pipeline  # noqa: PLC0415 - as in `_swap`
         from retailinfer.serving.loading import need_room  # noqa: PLC0415 - as in `_swap`
 
         assert self._settings is not None
         now = Pipeline.load(
-            source.files,
-            expected=source.expected,
+            incoming.files,
+            expected=incoming.expected,
             chosen=False,
             remember=False,
             permits=self._lasting.permits,
             beside=self._live.pipeline,
-            room=lambda: need_room(source.files),
-            **{**self._settings, "trust": source.trust},
+            room=lambda: need_room(incoming.files),
+            **{**self._settings, "trust": incoming.trust},
         )
         try:
             return self._beside(self._live, now.with_overrides(self._overrides))

@@ -68,7 +68,7 @@ class Settings(TypedDict, total=False):
     contract: Mapping[str, Any] | str | os.PathLike[str] | None
 
 
-class Source(NamedTuple):
+class Incoming(NamedTuple):
     """Files of a release to load, and what is known of them.
 
     Attributes:
@@ -156,7 +156,7 @@ class Follower:
 
     # ---- the first release -------------------------------------------------------------------------------------------
 
-    def open(self, build: Callable[[Source], Pipeline]) -> tuple[Pipeline, list[tuple[str, str, str, str]]]:
+    def open(self, build: Callable[[Incoming], Pipeline]) -> tuple[Pipeline, list[tuple[str, str, str, str]]]:
         """Load what should answer; what was loaded last, where that cannot be had.
 
         Args:
@@ -201,17 +201,17 @@ class Follower:
                     hint="is the registry there? promote a release; a service can follow from then on",
                 )
                 self._state, self._why = "unreachable", str(problem)
-            for source, found in self._kept():
+            for kept, found in self._kept():
                 try:
-                    pipeline = build(source)
+                    pipeline = build(kept)
                 except Exception as exc:  # noqa: BLE001 - as above
                     problem = _as_ours(exc, problem)
                     continue
-                self._opened(pipeline, source.files, found)
+                self._opened(pipeline, kept.files, found)
                 return pipeline.with_overrides(self._thresholds.log), self._problems()
         raise problem
 
-    def _kept(self) -> Iterator[tuple[Source, InForce]]:
+    def _kept(self) -> Iterator[tuple[Incoming, InForce]]:
         """What this host has loaded last, with the pointer that named it, verified again."""
         if self._last_good is None:
             return
@@ -223,7 +223,7 @@ class Follower:
                         continue
                     files = self._last_good.files(one.digest)
                     if files is not None:
-                        yield self._source(files, one.digest), found
+                        yield self._incoming(files, one.digest), found
         except (RegistryError, BundleError) as exc:
             self._disk = str(exc)
 
@@ -435,7 +435,7 @@ class Follower:
         return True
 
     def _built(
-        self, digest: str, found: InForce | None, build: Callable[[Source], Any]
+        self, digest: str, found: InForce | None, build: Callable[[Incoming], Any]
     ) -> tuple[Any, Mapping[str, bytes]]:
         """Load a release from this host's disk, else from the registry. Raises: what the latter does."""
         named = found is not None and found.pointer.champion == digest
@@ -444,13 +444,13 @@ class Follower:
             with contextlib.suppress(RegistryError, BundleError):
                 kept = self._last_good.files(digest)
                 if kept is not None:
-                    return build(self._source(kept, expected)), kept
+                    return build(self._incoming(kept, expected)), kept
         files = self._registry.read(digest, name=self._name)
-        return build(self._source(files, expected)), files
+        return build(self._incoming(files, expected)), files
 
-    def _source(self, files: dict[str, bytes], expected: str | None) -> Source:
+    def _incoming(self, files: dict[str, bytes], expected: str | None) -> Incoming:
         trust = self._registry.trust
-        return Source(files, expected, "unsigned" if trust is None else trust)
+        return Incoming(files, expected, "unsigned" if trust is None else trust)
 
     def _accept(self, door: Door, found: InForce) -> None:
         """A pointer that what answers agrees with."""
@@ -648,7 +648,7 @@ class Follower:
 
 
 def follow(
-    make: Callable[[Pipeline], D],
+    make: Callable[..., D],
     registry: Registry | str | os.PathLike[str],
     name: str,
     *,
@@ -660,7 +660,7 @@ def follow(
     on_revoked: Literal["serve", "degrade"],
     options: dict[str, Any],
 ) -> D:
-    """A door that follows a registry. `make`: of its first release; the rest as `Scorer.follow` takes it.
+    """A door that follows a registry. `make`: of its first pipeline and `settings=`; the rest as `Scorer.follow` takes it.
 
     Raises: as `Follower.open`; ConfigError.
     """
@@ -674,13 +674,13 @@ def follow(
         registry = Registry(registry, trust=trust, environment=environment, storage_options=storage_options)
     follower = Follower(registry, name, last_good=last_good, poll_s=poll_s, on_revoked=on_revoked)
 
-    def build(source: Source) -> Pipeline:
+    def build(incoming: Incoming) -> Pipeline:
         from retailinfer.pipeline import Pipeline  # noqa: PLC0415 - the door has it
 
         return Pipeline.load(
-            source.files,
-            trust=source.trust,
-            expected=source.expected,
+            incoming.files,
+            trust=incoming.trust,
+            expected=incoming.expected,
             chosen=False,
             remember=False,
             **options,
@@ -688,11 +688,11 @@ def follow(
 
     pipeline, problems = follower.open(build)
     try:
-        door = make(pipeline)
+        trusted = "unsigned" if registry.trust is None else registry.trust
+        door = make(pipeline, settings={"trust": trusted, **options})
     except BaseException:
         pipeline.close()
         raise
-    door._settings = {"trust": "unsigned" if registry.trust is None else registry.trust, **options}
     door._follower = follower
     for change in problems:
         door._tell_change(*change)
