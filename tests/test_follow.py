@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -204,6 +205,7 @@ def test_settings_are_those_of_the_first_release(tmp_path):
     [
         ({"poll_s": 0}, "poll_s"),
         ({"poll_s": float("nan")}, "poll_s"),
+        ({"poll_s": float("inf")}, "poll_s"),
         ({"poll_s": True}, "poll_s"),
         ({"poll_s": "30"}, "poll_s"),
         ({"on_revoked": "panic"}, "on_revoked"),
@@ -557,6 +559,25 @@ def test_a_rollback_is_kept_whatever_was_said_of_it(tmp_path, last_good, why):
         with follow(tmp_path / "registry", last_good=last_good) as later:
             assert answer(later) == "fraud:1.0"
             assert later.following.rolled_back == scorer.following.rolled_back
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_files_of_another_release_are_not_what_an_operator_went_back_to(tmp_path, last_good, reachable):
+    """Somebody has exchanged them on the host's disk: the rollback names one release, by its digest."""
+    place = registry(tmp_path / "registry", "1.0", "1.1")
+    with follow(tmp_path / "registry", last_good=last_good) as scorer:
+        place.promote("fraud:1.1", why="better")
+        scorer.refresh()
+        scorer.roll_back(why="no")
+        scorer.refresh()
+    old, new = (next((last_good / "production/fraud").glob(f"{version}-*")) for version in ("1.0", "1.1"))
+    shutil.rmtree(old)
+    shutil.copytree(new, old)
+    away = contextlib.nullcontext() if reachable else Hidden(tmp_path / "registry")
+    with away, follow(tmp_path / "registry", last_good=last_good) as scorer:
+        assert answer(scorer) == ("fraud:1.0" if reachable else "fraud:1.1")  # what else there is
+        assert scorer.following.state == ("ok" if reachable else "failed")
+        assert scorer.following.skew is not reachable
 
 
 def test_a_swap_by_hand_is_the_last_word_too(tmp_path, last_good):

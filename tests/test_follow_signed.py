@@ -232,6 +232,25 @@ def test_a_revoked_release_without_rungs_below(tmp_path):
             scorer.score_arrays({"x": np.zeros((1, 1), np.float32)})
 
 
+@pytest.mark.parametrize("on_revoked", ["serve", "degrade"])
+def test_a_revoked_release_is_no_rung_of_the_next_one(tmp_path, on_revoked):
+    """Where it must not answer, it does not do so below another one."""
+    tmp_path.joinpath("revocations.sig").write_bytes(revoked(1))
+    place = Place(tmp_path, revocation=Role(keys=("security",)))
+    place.publish(release("1.0"))
+    place.promote("1.0")
+    digest = digest_of(release("1.0"))
+    with place.follow(on_revoked=on_revoked, contract={"ladder": [{"kind": "previous"}]}) as scorer:
+        tmp_path.joinpath("revocations.sig").write_bytes(revoked(2, releases={digest: "leaks"}))
+        scorer.refresh()
+        place.writer = place.registry(keys=place.keys)
+        place.publish(release("1.1", fallbacks=(digest,)))
+        place.promote("1.1")
+        scorer.refresh()
+        assert answer(scorer) == "fraud:1.1"
+        assert (scorer._live.previous is None) == (on_revoked == "degrade")
+
+
 def test_a_revoked_release_does_not_start(tmp_path):
     """Neither from the registry nor from the host's disk: loading fails closed."""
     place = revocable(tmp_path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from retailinfer.cli.console import Console
 from retailinfer.cli.trusting import trust_of
-from retailinfer.errors import BundleError, RegistryError, RetailInferError
+from retailinfer.errors import BundleError, IntegrityError, RegistryError, RetailInferError
 from retailinfer.release.bundle import read_bundle
 from retailinfer.release.following import decide, rollback_holds
 from retailinfer.release.last_good import STATE, LastGood
@@ -56,7 +56,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     answers, refused = None, []
     for digest, source in tries:
         try:
-            release = _verified(registry, last_good, digest, source, options.name)
+            # Of an operator's rollback the host's own memory has to allow what it names.
+            decided_here = rollback is not None and digest == step.digest
+            release = _verified(registry, last_good, digest, source, options.name, decided_here=decided_here)
         except (RegistryError, BundleError) as exc:
             refused.append({"digest": digest, "from": source, "error": f"{type(exc).__name__}: {exc}"})
             continue
@@ -80,15 +82,28 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0 if answers is not None else 1
 
 
-def _verified(registry: Registry, last_good: LastGood | None, digest: str, source: str, name: str) -> str:
+def _verified(
+    registry: Registry,
+    last_good: LastGood | None,
+    digest: str,
+    source: str,
+    name: str,
+    *,
+    decided_here: bool,
+) -> str:
     """Read a release and verify all that can be without loading it; its name and version."""
     if source == "registry" or last_good is None:
         files = registry.read(digest, name=name)
     else:
         one = next(one for one in last_good.kept() if one.digest == digest)
-        registry.opened(name, one.pointer, kept=True)
+        if not decided_here:
+            registry.opened(name, one.pointer, kept=True)
         files = last_good.files(digest) or {}
-    return read_bundle(files, trust=registry.trust, expected=digest).manifest.release
+    expected = None if decided_here else digest
+    manifest = read_bundle(files, trust=registry.trust, expected=expected, chosen=False).manifest
+    if manifest.digest != digest:
+        raise IntegrityError(f"Expected the release `{digest[:12]}...`, got `{manifest.digest[:12]}...`")
+    return manifest.release
 
 
 def _say(

@@ -234,9 +234,11 @@ class Door:
         """A release that was loaded while another one answers, which stays resident. given: for the rung `previous`."""
         from retailinfer.serving.loading import before_of  # noqa: PLC0415 - as in `_swap`
 
+        # What must not answer any more does not do so below another one either.
+        below = None if before.is_withdrawn else before_of(now, before.pipeline)
         return self._live_of(
             now,
-            previous=given or before_of(now, before.pipeline),
+            previous=given or below,
             resident=before.alone(self._lasting, ranks=self._ranks),
         )
 

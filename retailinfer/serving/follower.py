@@ -22,7 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from retailinfer.contracts import Following
-from retailinfer.errors import BundleError, ConfigError, RegistryError, RetailInferError, clip
+from retailinfer.errors import BundleError, ConfigError, IntegrityError, RegistryError, RetailInferError, clip
 from retailinfer.life import begin_again_in_children, end_with_process, pause_for_forks
 from retailinfer.release.following import Failure, LocalRollback, Step, decide, failed_again, rollback_holds
 from retailinfer.release.last_good import STATE, LastGood, host_turn
@@ -49,7 +49,7 @@ D = TypeVar("D", bound="Door")
 
 FORK_S = END_S = 0.8  # a worker is gone a second after it was asked to be
 TURN_S = 120.0  # a process waits for the loads of others no longer
-LEAST_POLL_S = 0.01
+LEAST_POLL_S, MOST_POLL_S = 0.01, 1e6  # what a thread can wait is bounded, too
 MOST_WHY = 4096  # characters, as in a pointer
 
 State = Literal["ok", "unreachable", "refused", "failed"]
@@ -109,8 +109,12 @@ class Follower:
         poll_s: float,
         on_revoked: Literal["serve", "degrade"],
     ) -> None:
-        if not isinstance(poll_s, (int, float)) or isinstance(poll_s, bool) or not poll_s >= LEAST_POLL_S:
-            raise ConfigError(f"Expected poll_s >= {LEAST_POLL_S}, got {clip(poll_s)}")
+        if (
+            not isinstance(poll_s, (int, float))
+            or isinstance(poll_s, bool)
+            or not LEAST_POLL_S <= poll_s <= MOST_POLL_S
+        ):
+            raise ConfigError(f"Expected poll_s from {LEAST_POLL_S} to {MOST_POLL_S:.0f}, got {clip(poll_s)}")
         if on_revoked not in ("serve", "degrade"):
             raise ConfigError(f'Expected on_revoked "serve" or "degrade", got {clip(on_revoked)}')
         self._registry = registry
@@ -444,9 +448,9 @@ class Follower:
             with contextlib.suppress(RegistryError, BundleError):
                 kept = self._last_good.files(digest)
                 if kept is not None:
-                    return build(self._incoming(kept, expected)), kept
+                    return _that_is(digest, build(self._incoming(kept, expected))), kept
         files = self._registry.read(digest, name=self._name)
-        return build(self._incoming(files, expected)), files
+        return _that_is(digest, build(self._incoming(files, expected))), files
 
     def _incoming(self, files: dict[str, bytes], expected: str | None) -> Incoming:
         trust = self._registry.trust
@@ -713,6 +717,18 @@ def _run(ref: Callable[[], Follower | None], wake: threading.Event, stop: thread
         follower = ref()
         if follower is not None:
             follower.round()
+
+
+def _that_is(digest: str, made: Any) -> Any:
+    """A pipeline, or a live release, that was asked for by its digest. Raises: IntegrityError for another one."""
+    pipeline: Pipeline = getattr(made, "pipeline", made)
+    if pipeline.manifest.digest != digest:
+        pipeline.close()
+        raise IntegrityError(
+            f"Expected the release `{digest[:12]}...`, got `{pipeline.manifest.digest[:12]}...`",
+            hint="who else writes where releases are kept?",
+        )
+    return made
 
 
 def _state_of(exc: RetailInferError) -> State:

@@ -98,12 +98,13 @@ class Turns:
 
     def tell(self, say: Callable[..., None]) -> None:
         """Say what was left, in that order. Where another thread is at it, or this one further out, that says ours too."""
-        while self._untold and self._telling.acquire(blocking=False):
+        untold, telling = self._untold, self._telling  # a hook may fork
+        while untold and telling.acquire(blocking=False):
             try:
-                while self._untold:
-                    say(*self._untold.popleft())
+                while untold:
+                    say(*untold.popleft())
             finally:
-                self._telling.release()
+                telling.release()
 
     def _check(self, asked: int) -> None:
         if self._overruled != asked:
