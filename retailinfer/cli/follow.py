@@ -6,7 +6,7 @@ The decision is the follower's own (release/following.py); where it comes from i
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retailinfer.cli.console import Console
 from retailinfer.cli.trusting import trust_of
@@ -16,7 +16,12 @@ from retailinfer.release.following import decide, rollback_holds
 from retailinfer.release.last_good import STATE, LastGood
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retailinfer.release.following import LocalRollback, Step
+    from retailinfer.release.last_good import Kept
     from retailinfer.release.registry import InForce, Registry
+    from retailinfer.release.statements import Pointer
 
 __all__ = ["run"]
 
@@ -47,24 +52,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     step = decide(pointer, running=None, rollback=rollback)
     if step.digest is None and problem is None:
         problem = RegistryError(f"`{options.name}` has no champion in {registry.environment}")
-    # In the order in which a process that starts would try them.
-    tries: list[tuple[str, str]] = []
-    if step.digest is not None:
-        tries += [(step.digest, "last good")] if any(one.digest == step.digest for one in kept) else []
-        tries.append((step.digest, "registry"))
-    tries += [(one.digest, "last good") for one in kept if (one.digest, "last good") not in tries]
-    answers, refused = None, []
-    for digest, source in tries:
-        try:
-            # Of an operator's rollback the host's own memory has to allow what it names.
-            decided_here = rollback is not None and digest == step.digest
-            release = _verified(registry, last_good, digest, source, options.name, decided_here=decided_here)
-        except (RegistryError, BundleError) as exc:
-            refused.append({"digest": digest, "from": source, "error": f"{type(exc).__name__}: {exc}"})
-            continue
-        answers = {"release": release, "digest": digest, "from": source, "why": step.why}
-        break
-    _say(console, registry.environment, pointer, problem, kept, rollback, refused, answers)
+    answers, refused = _first_good(registry, last_good, options.name, step, kept)
+    _say_known(console, registry.environment, pointer, problem, kept, rollback)
+    _say_answer(console, answers, refused)
     console.emit(
         {
             "ok": answers is not None,
@@ -80,6 +70,28 @@ def run(options: argparse.Namespace, console: Console) -> int:
         }
     )
     return 0 if answers is not None else 1
+
+
+def _first_good(
+    registry: Registry, last_good: LastGood | None, name: str, step: Step, kept: Sequence[Kept]
+) -> tuple[dict[str, str] | None, list[dict[str, str]]]:
+    """The release that would answer, and those that were refused before it, in the order in which a start tries them."""
+    tries: list[tuple[str, str]] = []
+    if step.digest is not None:
+        tries += [(step.digest, "last good")] if any(one.digest == step.digest for one in kept) else []
+        tries.append((step.digest, "registry"))
+    tries += [(one.digest, "last good") for one in kept if (one.digest, "last good") not in tries]
+    refused = []
+    for digest, source in tries:
+        try:
+            # Of an operator's rollback the host's own memory has to allow what it names.
+            decided_here = step.rolled_back and digest == step.digest
+            release = _verified(registry, last_good, digest, source, name, decided_here=decided_here)
+        except (RegistryError, BundleError) as exc:
+            refused.append({"digest": digest, "from": source, "error": f"{type(exc).__name__}: {exc}"})
+        else:
+            return {"release": release, "digest": digest, "from": source, "why": step.why}, refused
+    return None, refused
 
 
 def _verified(
@@ -106,15 +118,13 @@ def _verified(
     return manifest.release
 
 
-def _say(
+def _say_known(
     console: Console,
     environment: str,
-    pointer: Any,
+    pointer: Pointer | None,
     problem: RetailInferError | None,
-    kept: Any,
-    rollback: Any,
-    refused: Any,
-    answers: Any,
+    kept: Sequence[Kept],
+    rollback: LocalRollback | None,
 ) -> None:
     if pointer is not None:
         console.say(
@@ -128,6 +138,9 @@ def _say(
         console.say(f"kept here: version {one.version}, digest {one.digest[:12]}, loaded {one.verified}")
     if rollback is not None:
         console.say(f"rolled back here at {rollback.at}: {rollback.why}")
+
+
+def _say_answer(console: Console, answers: dict[str, str] | None, refused: Sequence[dict[str, str]]) -> None:
     for one in refused:
         console.say(f"refused: {one['digest'][:12]} from {one['from']}: {one['error']}")
     if answers is None:
