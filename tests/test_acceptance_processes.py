@@ -203,7 +203,7 @@ def test_c51_async_calls_after_a_fork_make_threads_of_their_own():
     out = run("""
         from test_concurrency_threads import Slow
         scorer = releases.payment_scorer()
-        scorer._live.engine = Slow(scorer._live.engine)
+        releases.put_engine(scorer, Slow(scorer._live.engine))
         want = asyncio.run(scorer.ascore(payment())).score
         pid = os.fork()
         if pid == 0:
