@@ -8,18 +8,16 @@ done by then is its own affair.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from following import Hidden, answer, follow, registry
+from kill_runs import run
 
 VERSIONS = ("1.1", "1.2", "1.0")
 
@@ -71,28 +69,5 @@ def _anew(folder: Path, i: int):
     return place
 
 
-def main() -> int:
-    """Returns 0 when every process found its way."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--report", type=Path)
-    options = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
-        under_way = kill_followers(Path(folder), options.kills, options.seed)
-    report = {
-        "kills": options.kills,
-        "seed": options.seed,
-        "under_way": under_way,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    sys.stdout.write(json.dumps(report) + "\n")
-    if options.report is not None:
-        options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text(json.dumps(report) + "\n", encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, kill_followers))

@@ -8,20 +8,17 @@ has done by then is its own affair.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import random
 import select
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from kill_runs import run
 from registries import digest, release
 
 from retailinfer.release.following import LocalRollback
@@ -130,30 +127,5 @@ def kill_keepers(folder: Path, kills: int, seed: int) -> int:
     return killed
 
 
-def main() -> int:
-    """Returns 0 when nothing was lost."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--report", type=Path)
-    options = parser.parse_args()
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(dir=base))
-    began = time.monotonic()
-    killed = kill_keepers(folder, options.kills, options.seed)
-    shutil.rmtree(folder)
-    report = {
-        "kills": options.kills,
-        "seed": options.seed,
-        "killed_at_work": killed,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    sys.stdout.write(json.dumps(report) + "\n")
-    if options.report is not None:
-        options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text(json.dumps(report) + "\n", encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, kill_keepers))

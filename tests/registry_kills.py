@@ -8,21 +8,18 @@ machine has done by then is its own affair.
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
-import json
 import os
 import random
 import select
 import shutil
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kill_runs import run
 from registries import check, digest, release, report_of
 
 import retailinfer as ri
@@ -124,30 +121,5 @@ def _deploy(registry: ri.Registry, version: str) -> None:
     registry.promote(f"fraud:{version}", why="next")
 
 
-def main() -> int:
-    """Command line; see above."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", type=Path)
-    given = parser.parse_args()
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        killed = kill_writers(Path(folder), given.kills, given.seed)
-    took = round(time.monotonic() - start, 1)
-    if given.report is not None:
-        given.report.parent.mkdir(parents=True, exist_ok=True)
-        given.report.write_text(
-            json.dumps({"seed": given.seed, "kills": given.kills, "in_flight": killed, "seconds": took})
-            + "\n"
-        )
-    sys.stdout.write(
-        f"{given.kills} kills, {killed} of them of writers at work, in {took} s; seed {given.seed}\n"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, kill_writers))

@@ -149,27 +149,12 @@ def _forks(seconds: float, seed: int) -> tuple[bool, str]:
     )
 
 
-def _registry_kills(seconds: float, seed: int) -> tuple[bool, str]:
-    """10,000 kills of publishers and promoters, however long they take; fewer in a run of minutes."""
-    kills = 10_000 if seconds >= 60 else 400
-    command = [sys.executable, ROOT / "tests/registry_kills.py", "--kills", kills, "--seed", seed]
-    report = ["--report", FOLDER / "registry-kills.json"]
-    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
-
-
-def _follow_kills(seconds: float, seed: int) -> tuple[bool, str]:
-    """10,000 kills of processes that follow a registry; fewer in a run of minutes."""
-    kills = 10_000 if seconds >= 60 else 100
-    command = [sys.executable, ROOT / "tests/follow_kills.py", "--kills", kills, "--seed", seed]
-    report = ["--report", FOLDER / "follow-kills.json"]
-    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
-
-
-def _last_good_kills(seconds: float, seed: int) -> tuple[bool, str]:
-    """10,000 kills of processes that keep the release that they loaded; fewer in a run of minutes."""
-    kills = 10_000 if seconds >= 60 else 400
-    command = [sys.executable, ROOT / "tests/last_good_kills.py", "--kills", kills, "--seed", seed]
-    report = ["--report", FOLDER / "last-good-kills.json"]
+def _kills(what: str, few: int, seconds: float, seed: int) -> tuple[bool, str]:
+    """10,000 kills of the processes that `WHAT_kills.py` starts, however long they take; a few in a run of minutes."""
+    kills = 10_000 if seconds >= 60 else few
+    program = ROOT / f"tests/{what.replace('-', '_')}_kills.py"
+    command = [sys.executable, program, "--kills", kills, "--seed", seed]
+    report = ["--report", FOLDER / f"{what}-kills.json"]
     return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
@@ -179,14 +164,6 @@ def _swaps(seconds: float, seed: int) -> tuple[bool, str]:
     command = [sys.executable, ROOT / "tests/swap_storm.py", "--swaps", swaps, "--seed", seed]
     report = ["--report", FOLDER / "swaps.json"]
     return _ended([*command, *report], max(seconds, swaps), PYTHONPATH=_TESTS)
-
-
-def _decision_kills(seconds: float, seed: int) -> tuple[bool, str]:
-    """10,000 kills of writers of a decision log, however long they take; fewer in a run of minutes."""
-    kills = 10_000 if seconds >= 60 else 300
-    command = [sys.executable, ROOT / "tests/decision_kills.py", "--kills", kills, "--seed", seed]
-    report = ["--report", FOLDER / "decision-kills.json"]
-    return _ended([*command, *report], max(seconds, kills), PYTHONPATH=_TESTS)
 
 
 def _overload(seconds: float, seed: int) -> tuple[bool, str]:
@@ -239,11 +216,11 @@ PARTS: dict[str, Callable[[float, int], tuple[bool, str]]] = {
     "forest-same-bits": _same_bits,
     "windows-fuzzed": _windows_fuzzed,
     "forks": _forks,
-    "registry-kills": _registry_kills,
-    "follow-kills": _follow_kills,
-    "last-good-kills": _last_good_kills,
+    "registry-kills": functools.partial(_kills, "registry", 400),
+    "follow-kills": functools.partial(_kills, "follow", 100),
+    "last-good-kills": functools.partial(_kills, "last-good", 400),
     "swaps": _swaps,
-    "decision-kills": _decision_kills,
+    "decision-kills": functools.partial(_kills, "decision", 300),
     "overload": _overload,
     "deadlines-simulated": functools.partial(_deadlines, "simulated", 1_000_000),
     "deadlines-real": functools.partial(_deadlines, "real", 100_000),

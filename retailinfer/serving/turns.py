@@ -1,4 +1,5 @@
 """Who may change what answers, and when: swaps one at a time, in the order in which they were asked for; rollbacks at once.
+And what becomes of a release that answers no more.
 
 Rules:
   * A swap holds its turn while it loads, so that no two releases are loaded at the same time, and the last one asked for is
@@ -8,6 +9,8 @@ Rules:
   * A forked child begins with nobody in the line: swaps of the parent's threads are the parent's.
   * Hooks hear of what moved after the lock is free, in the order in which it moved: a slow one holds up no rollback, and one
     that rolls back or swaps waits for nobody.
+  * A release that answers no more is closed and freed when the last call that found it is over, never by a thread that
+    answers calls.
 Used by door.py.
 """
 
