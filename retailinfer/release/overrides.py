@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from retailinfer.errors import ConfigError
+from retailinfer.errors import ConfigError, RegistryError
 from retailinfer.policy import Policy
 from retailinfer.release.statements import Lift, Override, moment_text, seconds_of
 from retailinfer.release.trust import LogEntry
 
-__all__ = ["Applied", "Moved", "Refused", "apply", "open_overrides", "schedule"]
+__all__ = ["Applied", "Moved", "Refused", "apply", "check_new", "open_overrides", "schedule"]
 
 LAST = "2262-01-01T00:00:00Z"  # clocks count nanoseconds in 64 bits
 MAX_OPEN = 16  # overrides of one release that are not over yet; of more than that the latest count
@@ -102,6 +102,29 @@ def schedule(policy: Policy, log: Iterable[LogEntry], *, digest: str, now_s: flo
         if (after.moved, after.refused) != (found[-1].moved, found[-1].refused):
             found.append(after)
     return tuple(found)
+
+
+def check_new(
+    policy: Policy, log: Sequence[LogEntry], entry: Override, *, release: str, now_s: float
+) -> None:
+    """Refuse an override before it is written, where it would move nothing at some moment of its life.
+
+    Args:
+        release: name and version, for messages.
+    Raises: ConfigError; RegistryError where the release has as many as may be open.
+    """
+    policy.moved(entry.thresholds, entry.segment)
+    if len(open_overrides(log, digest=entry.digest, now_s=now_s)) >= MAX_OPEN:
+        raise RegistryError(
+            f"{release} has {MAX_OPEN} overrides that are not over yet", hint="lift some of them first"
+        )
+    for step in schedule(policy, (*log, entry), digest=entry.digest, now_s=now_s):
+        for refused in step.refused:
+            if refused.override.seq == entry.seq:  # of others that do not hold, a lift before is to blame
+                raise ConfigError(
+                    f"override {entry.seq} would not hold from {moment_text(step.from_s)} on: {refused.why}",
+                    hint="look at the overrides that are in force then",
+                )
 
 
 def _at(policy: Policy, overrides: Sequence[Override], now_s: int) -> Applied:

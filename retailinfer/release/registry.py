@@ -52,7 +52,7 @@ from retailinfer.release.bundle import (
     resolve_trust,
 )
 from retailinfer.release.manifest import MANIFEST, MAX_MANIFEST_BYTES, encode_manifest, sha256_hex
-from retailinfer.release.overrides import MAX_OPEN, open_overrides, schedule
+from retailinfer.release.overrides import check_new, open_overrides
 from retailinfer.release.registry_files import open_files
 from retailinfer.release.registry_garbage import DAY_S, Garbage, collect
 from retailinfer.release.registry_records import NAME, Records, told
@@ -93,6 +93,7 @@ Change = Callable[[Pointer | None], Changes]
 
 UPLOAD_S = DAY_S // 2  # a publisher gives up after half the time after which its folder counts as litter
 LAST_S = 253_402_300_800  # the year 10000
+ATTEMPTS = 20  # at a document of the next number, while others write theirs
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -511,19 +512,7 @@ class Registry:
             who=self._person(who),
             why=_text("why", why),
         )
-        policy.moved(entry.thresholds, segment)
-        if len(open_overrides(log, digest=claim.digest, now_s=now_s)) >= MAX_OPEN:
-            raise RegistryError(
-                f"{claim.release} has {MAX_OPEN} overrides that are not over yet",
-                hint="lift some of them first",
-            )
-        for step in schedule(policy, (*log, entry), digest=claim.digest, now_s=now_s):
-            for refused in step.refused:
-                if refused.override.seq == entry.seq:  # of others that do not hold, a lift before is to blame
-                    raise ConfigError(
-                        f"override {entry.seq} would not hold from {moment_text(step.from_s)} on: {refused.why}",
-                        hint="look at the overrides that are in force then",
-                    )
+        check_new(policy, log, entry, release=claim.release, now_s=now_s)
         self._write_override(entry, position)
         return entry
 
@@ -537,7 +526,7 @@ class Registry:
         Returns: what was written; None when there was nothing to end. Raises: as `override`.
         """
         asked = None if seqs is None else _numbers(seqs)
-        for attempt in range(20):  # it means the same whatever others did meanwhile
+        for attempt in range(ATTEMPTS):  # it means the same whatever others did meanwhile
             log, position, last = self._override_series(name)
             now_s = self._now_s()
             there = {one.seq for one in open_overrides(log, now_s=now_s)}
@@ -560,7 +549,7 @@ class Registry:
             try:
                 self._write_override(entry, position)
             except ConflictError:
-                if attempt == 19:
+                if attempt == ATTEMPTS - 1:
                     raise
                 continue
             return entry
@@ -709,7 +698,7 @@ class Registry:
 
     def _insist(self, name: str, changes: Changes, why: str, who: str | None) -> Pointer:
         """A move that means the same whatever others did meanwhile."""
-        for _ in range(20):
+        for _ in range(ATTEMPTS):
             with contextlib.suppress(ConflictError):
                 return self._move(name, lambda _: changes, why, who, though_held=True)
         return self._move(name, lambda _: changes, why, who, though_held=True)
