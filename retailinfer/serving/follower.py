@@ -169,25 +169,7 @@ class Follower:
         Raises: RegistryError when the registry is out of reach, or has promoted nothing, and nothing is kept here that may
             answer; BundleError when the champion cannot be loaded, and nothing is kept.
         """
-        problem: RetailInferError | None = None
-        self._look_at_revocations()
-        try:
-            found = self._registry.in_force(self._name)
-        except (RegistryError, BundleError) as exc:
-            found, problem = None, exc
-            self._state, self._why = _state_of(exc), str(exc)
-        else:
-            self._ok_ns = self._clock.monotonic_ns()
-        self._tried_ns = self._clock.monotonic_ns()
-        self._shown = None if found is None else found.pointer
-        self._thresholds.look(there=found is not None or isinstance(problem, BundleError))
-        if self._last_good is not None:
-            try:
-                self._rollback = self._last_good.rollback()
-            except (RegistryError, BundleError) as exc:
-                self._disk = str(exc)
-        if not rollback_holds(self._rollback, self._shown):
-            self._rollback = None
+        found, problem = self._first_look()
         step = decide(self._shown, running=None, rollback=self._rollback)
         with self._turn():
             if step.kind == "load" and step.digest is not None:
@@ -214,6 +196,29 @@ class Follower:
                 self._opened(pipeline, kept.files, found)
                 return pipeline.with_overrides(self._thresholds.log), self._problems()
         raise problem
+
+    def _first_look(self) -> tuple[InForce | None, RetailInferError | None]:
+        """Pointer, thresholds, and an operator's rollback on this host; what is wrong where there is no pointer."""
+        problem: RetailInferError | None = None
+        self._look_at_revocations()
+        try:
+            found = self._registry.in_force(self._name)
+        except (RegistryError, BundleError) as exc:
+            found, problem = None, exc
+            self._state, self._why = _state_of(exc), str(exc)
+        else:
+            self._ok_ns = self._clock.monotonic_ns()
+        self._tried_ns = self._clock.monotonic_ns()
+        self._shown = None if found is None else found.pointer
+        self._thresholds.look(there=found is not None or isinstance(problem, BundleError))
+        if self._last_good is not None:
+            try:
+                self._rollback = self._last_good.rollback()
+            except (RegistryError, BundleError) as exc:
+                self._disk = str(exc)
+        if not rollback_holds(self._rollback, self._shown):
+            self._rollback = None
+        return found, problem
 
     def _kept(self) -> Iterator[tuple[Incoming, InForce]]:
         """What this host has loaded last, with the pointer that named it, verified again."""
