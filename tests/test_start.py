@@ -118,8 +118,8 @@ LOADED = [
     "retailinfer.serving.lasting",
     "retailinfer.serving.live",
     "retailinfer.serving.loading",
+    "retailinfer.serving.standins",
     "retailinfer.serving.turns",
-    "retailinfer.serving.withdrawn",
 ]
 
 # Of Python's own, with what they bring. hashlib and threading are for loading; who imports nothing of a server has neither.

@@ -235,7 +235,7 @@ class Door:
         from retailinfer.serving.loading import before_of  # noqa: PLC0415 - as in `_swap`
 
         # What must not answer any more does not do so below another one either.
-        below = None if before.is_withdrawn else before_of(now, before.pipeline)
+        below = None if before.is_silenced else before_of(now, before.pipeline)
         return self._live_of(
             now,
             previous=given or below,
@@ -377,14 +377,14 @@ class Door:
         if (pipeline, previous) == (live.pipeline, live.previous):
             return live if resident is live.resident else msgspec.structs.replace(live, resident=resident)
         made = self._live_of(pipeline, previous=previous, resident=resident)
-        engine = live.engine.with_engine(made.engine) if live.is_withdrawn else made.engine
+        engine = live.engine.with_engine(made.engine) if live.is_silenced else made.engine
         return msgspec.structs.replace(made, engine=engine, since_ns=live.since_ns)
 
-    def _withdraw(self, live: Live, why: str | None) -> None:
+    def _silence(self, live: Live, why: str | None) -> None:
         """Let only the rungs below what answers answer, or end that."""
         with self._turns.moving():
-            if self._live is live and not self._closed and live.is_withdrawn == (why is None):
-                self._publish(live.restored() if why is None else live.withdrawn(why))
+            if self._live is live and not self._closed and live.is_silenced == (why is None):
+                self._publish(live.restored() if why is None else live.silenced(why))
 
     @property
     def closed(self) -> bool:

@@ -602,8 +602,8 @@ class Follower:
             self._revoked = None if why is None else digest
             states = (live.release, "revoked") if why is not None else ("revoked", live.release)
             self._tell("release", *states, why or "it is on the list no more")
-        if live.is_withdrawn or (why is not None and self._on_revoked == "degrade"):
-            door._withdraw(live, None if why is None else f"{live.release} was revoked: {clip(why, 120)}")
+        if live.is_silenced or (why is not None and self._on_revoked == "degrade"):
+            door._silence(live, None if why is None else f"{live.release} was revoked: {clip(why, 120)}")
 
     # ---- telling -------------------------------------------------------------------------------------------------------
 

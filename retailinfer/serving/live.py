@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retailinfer.contracts import Freshness, Health
-from retailinfer.errors import ConfigError
 from retailinfer.serving.answers import Rungs
-from retailinfer.serving.withdrawn import Withdrawn
+from retailinfer.serving.standins import Refusal, Silenced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,21 +26,10 @@ if TYPE_CHECKING:
     from retailinfer.serving.lasting import Lasting
     from retailinfer.serving.primary import RemoteFirst
 
-__all__ = ["Live", "Refusal"]
+__all__ = ["Live"]
 
 ARRAYS_ONLY = "this release brings no features: it takes arrays"
 HINT_ARRAYS = "use score_arrays(feeds), or pack with features="
-
-
-class Refusal:
-    """Stands where the engine would: every use of it is the same ConfigError, so that calls need no check of their own."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        self._message = message
-        self._hint = hint
-
-    def __getattr__(self, name: str) -> Any:
-        raise ConfigError(self._message, hint=self._hint)
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
@@ -139,22 +127,22 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, eq=False, weakref=True):
         return max(0, wall_ns // 10**9 - seconds_of(expires))
 
     @property
-    def is_withdrawn(self) -> bool:
+    def is_silenced(self) -> bool:
         """Only the rungs below the release answer."""
-        return isinstance(self.engine, Withdrawn)
+        return isinstance(self.engine, Silenced)
+
+    def silenced(self, why: str) -> Live:
+        """The same, except that it does not answer itself."""
+        return msgspec.structs.replace(self, engine=Silenced(self.engine, why))
+
+    def restored(self) -> Live:
+        """One that was silenced, as it was."""
+        return msgspec.structs.replace(self, engine=self.engine.instead_of)
 
     def check(self) -> None:
         """For what no rung answers, and no engine. Raises: RevokedError where the release must not."""
-        if isinstance(self.engine, Withdrawn):
+        if isinstance(self.engine, Silenced):
             self.engine.refuse()
-
-    def withdrawn(self, why: str) -> Live:
-        """The same, except for that."""
-        return msgspec.structs.replace(self, engine=Withdrawn(self.engine, why))
-
-    def restored(self) -> Live:
-        """The same, without it."""
-        return msgspec.structs.replace(self, engine=self.engine.instead_of)
 
     def alone(self, lasting: Lasting, *, ranks: bool) -> Live:
         """The same as the place where a rollback goes: without a release before it, unless that was given for its rung."""
