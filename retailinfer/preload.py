@@ -30,6 +30,7 @@ _LATER = (
     "asyncio",
     "concurrent.futures.thread",
     "hashlib",
+    "retailinfer.serving.drain",
     "retailinfer.serving.live",
     "retailinfer.serving.loading",
     "retailinfer.serving.turns",

@@ -115,6 +115,7 @@ LOADED = [
     "retailinfer.runtime",
     "retailinfer.runtime.session",
     "retailinfer.serving.answers",
+    "retailinfer.serving.drain",
     "retailinfer.serving.lasting",
     "retailinfer.serving.live",
     "retailinfer.serving.loading",

@@ -85,8 +85,9 @@ class Door:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         from retailinfer.serving.answers import check_declared  # noqa: PLC0415 - with the first release, see above
+        from retailinfer.serving.drain import Drain  # noqa: PLC0415 - as above
         from retailinfer.serving.lasting import Lasting  # noqa: PLC0415 - as above
-        from retailinfer.serving.turns import Drain, Turns  # noqa: PLC0415 - as above
+        from retailinfer.serving.turns import Turns  # noqa: PLC0415 - as above
 
         check_declared(pipeline.contract, previous=previous, remote=None if remote_first else remote)
         self._lasting = Lasting(
