@@ -6,7 +6,7 @@ Rules:
   * Read anew at each call, because affinity and quota can change while a process runs; nothing is kept.
   * What cannot be read limits nothing.
   * Paths are text: pathlib costs several ms of a load that needs it for nothing else.
-Used by serving/door.py for threads and for the permits that calls in flight take; memory.py walks the same groups.
+Used by serving/threads.py and for the permits that calls in flight take; memory.py walks the same groups.
 """
 
 from __future__ import annotations

@@ -316,9 +316,9 @@ def test_time_in_line_counts_for_a_call_that_is_shed_and_goes_down():
 
     async def run(held_s):
         gate = threading.Event()
-        assert await made._off_loop(made._live, lambda: True)
+        assert await made._threads.run(made._live, lambda: True)
         blockers = [
-            asyncio.ensure_future(made._off_loop(made._live, gate.wait)) for _ in range(made._workers)
+            asyncio.ensure_future(made._threads.run(made._live, gate.wait)) for _ in range(made._threads.n)
         ]
         permit = made.permits.take()
         began_s = time.monotonic()
@@ -356,9 +356,9 @@ def test_line_for_threads_has_an_end(monkeypatch, priority, share):
             asyncio.ensure_future(made.ascore(releases.payment(**one), priority=priority)) for _ in range(100)
         ]
         await asyncio.sleep(0.05)
-        assert len(made._line) == made._workers + share
-        assert made.permits.rejected[priority] == 100 - len(made._line)
-        for task in tasks[made._workers :: 2]:
+        assert len(made._threads.line) == made._threads.n + share
+        assert made.permits.rejected[priority] == 100 - len(made._threads.line)
+        for task in tasks[made._threads.n :: 2]:
             task.cancel()
         await asyncio.sleep(0.01)
         go.set()
@@ -366,7 +366,7 @@ def test_line_for_threads_has_an_end(monkeypatch, priority, share):
         shed = [answer for answer in answers if isinstance(answer, OverloadedError)]
         assert len(shed) == made.permits.rejected[priority]
         assert all(one.retry_after_s > 0 for one in shed)
-        assert made._line == set()
+        assert made._threads.line == set()
         assert await made.ascore(releases.payment(), priority=priority)
 
     asyncio.run(run())
@@ -384,7 +384,8 @@ def test_many_cancelled_calls_leak_no_permit():
             done = cancelled = 0
             for i in range(250):
                 tasks = [
-                    asyncio.ensure_future(made._off_loop(made._live, made.score, payment())) for _ in range(4)
+                    asyncio.ensure_future(made._threads.run(made._live, made.score, payment()))
+                    for _ in range(4)
                 ]
                 for _ in range(i % 5):
                     await asyncio.sleep(0)

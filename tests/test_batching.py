@@ -379,7 +379,7 @@ def test_long_batches_run_beside_the_loop():
         items = requests(64)
         answers = asyncio.run(together(batcher, items))
         assert all(same(answer, made.score(item)) for item, answer in zip(items, answers, strict=True))
-        assert made._executor is not None
+        assert made._threads._executor is not None
 
 
 def test_failed_batches_end_every_wait():

@@ -77,6 +77,7 @@ IMPORTED = [
     "retailinfer.serving",
     "retailinfer.serving.door",
     "retailinfer.serving.looplag",
+    "retailinfer.serving.threads",
     "retailinfer.store",
     "retailinfer.store.store",
 ]

@@ -244,7 +244,7 @@ class MicroBatcher:
         self, loop: asyncio.AbstractEventLoop, queue: _Queue, live: Live, rows: list[_Row]
     ) -> None:
         try:
-            answers = await self._door._off_loop(live, self._answers, live, rows)
+            answers = await self._door._threads.run(live, self._answers, live, rows)
         except BaseException as exc:
             _give_up(rows, exc)
             if not isinstance(exc, Exception):

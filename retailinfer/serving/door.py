@@ -8,7 +8,6 @@ Rules:
   * What answers is changed under `_turns` alone: by `swap`, by `roll_back`, by a follower, by `close`. The release that
     answered before stays ready (`Live.resident`), so that going back is one pointer.
   * What loads a release is imported with the first one: a process that imports doors may be one that never opens them.
-  * Threads are made at the first call that needs one, in the process that makes it.
   * A call that the release answers touches nothing of the ladder. One that it does not goes through `_fall`, with what its
     door was given; the ladder does the rest.
 The doors themselves are scorer.py and ranker.py.
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from retailinfer.cpus import usable_cpus
 from retailinfer.deadline import FOREVER_NS, budget_ns, moment_ns
 from retailinfer.errors import (
     ConfigError,
@@ -33,10 +31,9 @@ from retailinfer.errors import (
     ServingError,
 )
 from retailinfer.serving.looplag import LoopLag
+from retailinfer.serving.threads import Threads
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from retailinfer._native.admission import Permits
     from retailinfer.contracts import Contract, Following, Freshness, Health
     from retailinfer.features.spec import FeatureSpec
@@ -53,9 +50,7 @@ __all__ = ["INLINE_BELOW_US", "RAISE", "Door", "EventId", "Raise"]
 
 EventId: TypeAlias = str | bytes | int
 
-MOST_THREADS = 8  # beside the event loop: more of them wait for the GIL longer than they run without it
 LINE_PERCENT = {"critical": 100, "sheddable": 80}  # of `max_waiting`, as of the permits; others 60
-WAITING = 16  # calls of coroutines that may wait for sources at the same time
 INLINE_BELOW_US = 200.0  # an event loop notices more than this
 
 
@@ -94,11 +89,7 @@ class Door:
             pipeline.permits, pipeline.clock, remote=remote, remote_first=remote_first, hooks=hooks
         )
         self._loop_lag = LoopLag()
-        self._executor: ThreadPoolExecutor | None = None
-        self._executor_pid = 0
-        self._workers = 0
-        # Calls of coroutines, until they end; loops of several threads share it.
-        self._line: set[object] = set()
+        self._threads = Threads()
         self._closed = False
         self._settings = settings  # that every further release is loaded with; None: none can be
         self._turns, self._drain = Turns(), Drain()
@@ -489,9 +480,7 @@ class Door:
                 one.pipeline.close()
                 if one.previous is not None:
                     one.previous.close()
-        if self._executor is not None and self._executor_pid == os.getpid():
-            self._executor.shutdown(wait=True)
-            self._executor = None
+        self._threads.close()
 
     def __enter__(self) -> Any:
         return self
@@ -585,54 +574,25 @@ class Door:
     async def _afall(self, live: Live, *args: Any, **options: Any) -> Any:
         """`_fall` for coroutines: rungs that wait for others do so in a thread, unless the line there is twice too long."""
         if live.ladder.waits:
-            most = 2 * (self._workers + self._lasting.permits.max_waiting)
-            if self._executor_pid == os.getpid() and len(self._line) >= most:
+            threads = self._threads
+            if threads.are_full(threads.n + 2 * self._lasting.permits.max_waiting):
                 error, otherwise = args[:2]
                 if otherwise is RAISE:
                     raise error
                 return otherwise
-            return await self._counted(live, partial(self._fall, live, *args, **options))
+            return await threads.run_in_line(live, partial(self._fall, live, *args, **options))
         return self._fall(live, *args, **options)
 
     async def _in_line(self, live: Live, priority: str, call: Any, *args: Any) -> Any:
-        """`_off_loop` for calls of the engine: beside those in threads as many stand in line as the permits let wait, of lower
+        """A call of the engine, in a thread: beside those there as many stand in line as the permits let wait, of lower
         priority fewer. Raises: OverloadedError.
         """
-        permits = self._lasting.permits
-        most = permits.max_waiting * LINE_PERCENT.get(priority, 60) // 100
-        if len(self._line) >= self._workers + most and self._executor_pid == os.getpid():
+        permits, threads = self._lasting.permits, self._threads
+        if threads.are_full(permits.max_waiting * LINE_PERCENT.get(priority, 60) // 100):
             permits.shed(
-                f"{len(self._line)} calls of coroutines stand in line for {self._workers} threads", priority
+                f"{len(threads.line)} calls of coroutines stand in line for {threads.n} threads", priority
             )
-        return await self._counted(live, call, *args)
-
-    async def _counted(self, live: Live, call: Any, *args: Any) -> Any:
-        line, one = self._line, object()
-        line.add(one)
-        try:
-            return await self._off_loop(live, call, *args)
-        finally:
-            line.discard(one)
-
-    async def _off_loop(self, live: Live, call: Any, *args: Any) -> Any:
-        """Run in a small pool of this process's own; the event loop goes on."""
-        import asyncio  # noqa: PLC0415 - services without coroutines load scorers too
-
-        # A thread a CPU; threads that wait for a source or a round trip use none, so there may be more.
-        if self._executor is None or self._executor_pid != os.getpid():  # threads do not survive a fork
-            self._new_executor(max(WAITING if live.waits else 1, min(usable_cpus(), MOST_THREADS)))
-        elif self._workers < WAITING and live.waits:  # another release did not
-            self._new_executor(WAITING)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
-
-    def _new_executor(self, workers: int) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
-
-        if self._executor_pid not in (0, os.getpid()):
-            self._line = set()  # nobody of the parent's stands in it
-        # One that was there before is dropped, and not ended: what other threads are just handing to it is done still.
-        self._executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="retailinfer")
-        self._executor_pid, self._workers = os.getpid(), workers
+        return await threads.run_in_line(live, call, *args)
 
 
 def _pipelines(live: Live) -> list[Pipeline]:
