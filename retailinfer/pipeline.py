@@ -342,6 +342,7 @@ class Pipeline:
         return made
 
     def _copy(self) -> Pipeline:
+        """Another one of the same parts, models and tables included; what follows tables or refers back is its own."""
         made = Pipeline.__new__(Pipeline)
         made.__dict__.update(self.__dict__)
         made._keep = []
@@ -350,6 +351,7 @@ class Pipeline:
         return made
 
     def _ready(self, like: Pipeline) -> Pipeline:
+        """With an engine of its own, which knows what that of `like` has measured: nothing is timed again."""
         assert like.engine is not None
         self.engine = self._new_engine()
         self.engine.calibrate_as(like.engine)

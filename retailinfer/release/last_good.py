@@ -237,6 +237,7 @@ class LastGood:
                 os.close(fd)
 
     def _told(self, what: str, path: Path, call: Callable[[], T]) -> T:
+        """What a call gives; an error of the disk tells what it was about to do. Raises: RegistryError."""
         try:
             return call()
         except OSError as exc:
