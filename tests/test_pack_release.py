@@ -438,6 +438,41 @@ def test_a_model_that_couples_rows_is_recognised_and_run_row_by_row(tmp_path):
     assert [d.score for d in scorer.score_batch(rows)] == [scorer.score(row).score for row in rows]
 
 
+def test_rows_that_only_edges_couple_are_recognised(tmp_path):
+    """Edge rows are recorded beside the given ones, so they too are compared alone and in company, where it is packed."""
+    nodes = [
+        helper.make_node(
+            "ReduceSum", ["features", "all"], ["missing"], keepdims=1
+        ),  # how many of the batch lack `b`
+        helper.make_node("Mul", ["features", "missing"], ["coupled"]),
+        helper.make_node("Gather", ["coupled", "flag"], ["extra"], axis=1),
+        helper.make_node("Gather", ["features", "amount"], ["own"], axis=1),
+        helper.make_node("Add", ["own", "extra"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("features", 1, ["n", 2])],
+        [helper.make_tensor_value_info("y", 1, ["n", 1])],
+        [
+            onnx.numpy_helper.from_array(np.array([0]), "all"),
+            onnx.numpy_helper.from_array(np.array([1]), "flag"),
+            onnx.numpy_helper.from_array(np.array([0]), "amount"),
+        ],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+    features = ri.FeatureSpec(
+        request={"a": float, "b": float | None}, columns=[c.numeric("a"), c.missing("b")]
+    )
+    table = pa.table({"a": np.arange(20.0), "b": np.ones(20)})  # none of them lacks `b`
+    manifest = ri.pack("coupled", model=model, features=features, golden=table, out=tmp_path / "r")
+    assert manifest.row_independent is False
+    assert golden_of(tmp_path / "r").rows_per_run == 1
+    ri.Scorer.load(tmp_path / "r", trust="unsigned")
+
+
 def test_a_context_tensor_has_one_row_for_all_candidates(tmp_path):
     """The model of a ranking is measured as it is used: one context, many rows."""
     nodes = [

@@ -487,15 +487,15 @@ class _Packing:
         report: QuantizationReport,
         nan_allowed: bool,
     ) -> Found:
-        filled = Filled(program, spec.body, real)
-        difference = None
-        if fixed_rows(trial.parts, spec) is None:
-            difference = row_difference(trial, filled.arrays)
-        independent = difference == 0.0
-        together = independent and not trial.context  # golden rows have a context each
         kept = [row for row in edges if self._scores_one(trial, spec, program, row)]
         rows = join([real, *kept[: MAX_ROWS - real.n_rows]])
         filled = Filled(program, spec.body, rows)
+        difference = None
+        if fixed_rows(trial.parts, spec) is None:
+            # Of the very rows that are recorded, edges among them: a host that loads them compares these alone and in company.
+            difference = row_difference(trial, filled.arrays)
+        independent = difference == 0.0
+        together = independent and not trial.context  # golden rows have a context each
         per_run = rows.n_rows if together else 1
         scores = trial.scores(filled.arrays, rows_per_run=per_run)
         actions = None
