@@ -62,7 +62,7 @@ class Background(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             masks.append(
                 None
                 if mask_name is None
-                else _checked(mask_name, self.mask(mask_name), cells, dtypes.get(mask_dtype, object))
+                else _checked(mask_name, self.mask(name), cells, dtypes.get(mask_dtype, object))
             )
         return found, masks
 
