@@ -219,6 +219,14 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):
         follow(tmp_path, **settings)
 
 
+@pytest.mark.parametrize("name", [7, None, "", "../fraud"])
+def test_what_is_no_name_is_refused(tmp_path, last_good, name):
+    """And no folder is made of it."""
+    with pytest.raises(ConfigError, match="name"):
+        ri.Scorer.follow(tmp_path, name, trust="unsigned", last_good=last_good)
+    assert not last_good.exists()
+
+
 def test_what_does_not_follow_says_so(tmp_path):
     """`following` is None; there is nothing to refresh."""
     with ri.Scorer.load(release("1.0"), trust="unsigned") as scorer:

@@ -88,6 +88,8 @@ class LastGood:
         """Raises: ConfigError."""
         if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
             raise ConfigError(f"Expected a folder for last_good=, got {clip(folder)}")
+        if not isinstance(name, str):
+            raise ConfigError(f"Expected the name of a release, got {clip(name)}")
         self.root = Path(folder)
         self.folder = self.root / environment / name
 

@@ -428,6 +428,7 @@ class Follower:
                 return
         if step.kind != "stay" and found is not None:
             self._accept(door, found)
+        self._forget_others(door._live)
         self._failures.clear()
         self._move("ok", step.why)
 

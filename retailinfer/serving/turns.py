@@ -49,10 +49,10 @@ class Turns:
         with self._moved:
             if one in self._line:
                 raise SwapError("this thread is in the middle of a swap already", hint="swap when it is over")
-            asked = self._overruled
-            self._line.append(one)
         try:
             with self._moved:
+                asked = self._overruled
+                self._line.append(one)
                 while self._line[0] != one:
                     self._moved.wait()
                     self._check(asked)
