@@ -59,7 +59,9 @@ class BarePipeline(Pipeline):
         self.sessions: Any = {"main": types.SimpleNamespace(backend="python")}
         self.row_independent = row_independent
         self.program = compile_program(case.body, allow_nan=allow_nan)
+        self.bundle: Any = types.SimpleNamespace(signed_by=("nobody",))  # so that traces say nothing of it
         self._keep = []
+        self._steps = ()
         self._reasons = self._occlusion = None
         self.clock = SystemClock()
         self.permits: Any = None  # nobody is refused
@@ -78,7 +80,9 @@ class BarePipeline(Pipeline):
         self.store = store or Store(
             tables={name: snapshot_of(case, name) for name in case.tables}, windows=windows, clock=self.clock
         )
-        self.engine: Any = self._build(inputs, self.store, ranks, MAX_BYTES, MAX_DEPTH, 100.0)
+        self.inputs = inputs
+        self._parts = self._engine_parts(inputs, self.store, ranks, MAX_BYTES, MAX_DEPTH, 100.0)
+        self.engine: Any = self._new_engine()
 
     def chain_scores(self, inputs: Any, arrays: Any) -> NDArray[np.float32]:
         """Keep what the model would get; later rows score lower."""

@@ -226,7 +226,7 @@ class Trial:
         )
         for door in (self.scorer, self.ranker):
             self._hold("model", door._live.pipeline)
-            self._hold("previous", door._previous)
+            self._hold("previous", door._live.previous)
             door._live.engine.set_drill(None, 0)  # drills run beside calls, and would move their clock
         self.ends: Counter[str] = Counter()
         self.most_over_ns = 0

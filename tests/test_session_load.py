@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -349,12 +350,12 @@ def test_the_newest_library_is_found_without_importing(monkeypatch, tmp_path):
     class Spec:
         submodule_search_locations = (str(tmp_path / "onnxruntime"),)
 
-    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
     assert Path(ort.library_path()).name == "libonnxruntime.so.1.32.0"
     for path in capi.iterdir():
         path.unlink()
     assert ort.library_path() is None
-    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install onnxruntime"):
         ort.library_path()
 
