@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+# What doors tell of is declared in these: 2 ms that every server pays, so they belong to its start, not to its first release.
+from retailinfer.contracts import Contract, Following, Freshness, Health
 from retailinfer.deadline import FOREVER_NS, budget_ns, moment_ns
 from retailinfer.errors import (
     ConfigError,
@@ -30,16 +32,15 @@ from retailinfer.errors import (
     OverloadedError,
     ServingError,
 )
+from retailinfer.release.manifest import Manifest
 from retailinfer.serving.looplag import LoopLag
 from retailinfer.serving.threads import Threads
 
 if TYPE_CHECKING:
     from retailinfer._native.admission import Permits
-    from retailinfer.contracts import Contract, Following, Freshness, Health
     from retailinfer.features.spec import FeatureSpec
     from retailinfer.pipeline import Pipeline
     from retailinfer.policy import Policy
-    from retailinfer.release.manifest import Manifest
     from retailinfer.release.trust import LogEntry
     from retailinfer.resilience.ladder import Call
     from retailinfer.serving.follower import Follower, Incoming
