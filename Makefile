@@ -58,8 +58,8 @@ RUN_DEBUG := PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(DEBUG_SITE)):$(abspath $(BE
 
 # Tests of what is plain Python, or of other programs: a build with every check in native code would show them nothing new.
 PLAIN := acceptance_overload acceptance_release_files acceptance_signed_releases bench breaker check cli cpus decision_log degrade_remote demo docs \
-	environments events examples follow fuzz ladder last_good layers life lineage log_hook mlflow memory native outbox pack packaging preload public_names \
-	readthrough_backoff redis_link redis_registry redis_script registry release remote servers services sources start swap trees_documents
+	environments events examples features_from_sklearn follow fuzz ladder last_good layers life lineage log_hook mlflow memory native outbox pack packaging policy_overrides \
+	preload public_names readthrough_backoff redis_link redis_registry redis_script registry release remote servers services sources start swap trees_documents
 
 EXTENSIONS := $(patsubst retailinfer/_native/%.pyx,retailinfer._native.%,$(wildcard retailinfer/_native/*.pyx))
 CC ?= cc
