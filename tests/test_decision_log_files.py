@@ -142,12 +142,10 @@ def test_files_whose_newest_row_is_too_old_are_deleted(tmp_path, kind):
         log = log_of(tmp_path, format=kind)
         for day in days:
             log.on_event(answered(day, at_ns=AT_NS - day * DAY_NS))
+        thread = log._outbox._thread
         log.close()
-    for (
-        thread
-    ) in threading.enumerate():  # closed logs may still keep the folder; a clock that stands still asks once
-        if thread.name == "retailinfer-decisions":
-            thread.join(60)
+        if thread is not None:
+            thread.join(60)  # it may still keep the folder, and a clock that stands still asks for that once
     clock = ManualClock(wall_ns=AT_NS)
     log = log_of(tmp_path, format=kind, keep_days=30, clock=clock)
     put(log, 0)
