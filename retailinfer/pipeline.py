@@ -674,12 +674,8 @@ class Pipeline:
         slots = slot_names(body)
         golden_rows.check_kinds(golden, slot_types(body))
         canonical = golden.canonical(slots)
-        by_name = {
-            name: None if column is None else Canonical(*column)
-            for name, column in zip(slots, canonical, strict=True)
-        }
         states = golden.state_arrays({*body.stored, *body.windows})
-        rows = Columns(golden.n_rows, by_name, states or None)
+        rows = Columns.of_slots(golden.n_rows, slots, canonical, states)
         outs, masks, _ = fill(self.program, body, rows, now_ns=golden.now_ns)
         tensors: list[NDArray[Any]] = []
         for out, mask in zip(outs, masks, strict=True):
@@ -700,14 +696,14 @@ class Pipeline:
         alone = np.concatenate(parts)
         if golden.rows_per_run > 1:
             together = self.chain_scores(inputs, arrays, gil="release")
-            self._check_golden(golden, together, by_name, same_machine=self.same_machine)
+            self._check_golden(golden, together, rows.by_name, same_machine=self.same_machine)
             if not self.row_independent or np.array_equal(together.view(np.uint32), alone.view(np.uint32)):
                 return
             # This host's kernels differ by batch size: rows run alone here, and were recorded in company.
             self.row_independent = False
-            self._check_golden(golden, alone, by_name, same_machine=False)
+            self._check_golden(golden, alone, rows.by_name, same_machine=False)
         else:
-            self._check_golden(golden, alone, by_name, same_machine=self.same_machine)
+            self._check_golden(golden, alone, rows.by_name, same_machine=self.same_machine)
 
     def _check_golden(
         self,

@@ -366,10 +366,8 @@ def test_a_failing_disk_leaves_nothing_behind(tmp_path, monkeypatch, call):
     def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    if call == "fsync":
-        monkeypatch.setattr(bundle_module.os, "fsync", fail)
-    elif call == "write":
-        monkeypatch.setattr(bundle_module.os, "fdopen", fail)
+    if call in ("write", "fsync"):
+        monkeypatch.setattr(bundle_module.os, call, fail)
     else:
         monkeypatch.setattr(f"pathlib.Path.{call}", fail)
     with pytest.raises(BundleError, match="No space left"):

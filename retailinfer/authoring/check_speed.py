@@ -19,7 +19,7 @@ from retailinfer.authoring.check_bounds import Bound, Findings
 from retailinfer.authoring.footprint import footprint_mb
 from retailinfer.authoring.timing import QUANTILES, calls_that_fit, measure, quantiles_us
 from retailinfer.errors import ConfigError, ModelError, ServingError
-from retailinfer.features.canonical import Canonical, Columns
+from retailinfer.features.canonical import Columns
 from retailinfer.features.program import slot_names
 from retailinfer.features.transform import fill
 from retailinfer.release.golden import cpu_class
@@ -207,12 +207,8 @@ def _feeds(loaded: Loaded, role: str) -> dict[str, NDArray[Any]] | None:
     assert pipeline.program is not None
     body = pipeline.spec.body
     slots = slot_names(body)
-    by_name = {
-        name: None if column is None else Canonical(*column)
-        for name, column in zip(slots, golden.canonical(slots), strict=True)
-    }
     states = golden.state_arrays({*body.stored, *body.windows})
-    rows = Columns(golden.n_rows, by_name, states or None)
+    rows = Columns.of_slots(golden.n_rows, slots, golden.canonical(slots), states)
     outs, masks, _ = fill(pipeline.program, body, rows, now_ns=golden.now_ns)
     arrays: dict[tuple[str, str], NDArray[Any]] = {}
     for source, is_mask, number, shape in pipeline.inputs:

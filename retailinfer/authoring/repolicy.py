@@ -22,7 +22,7 @@ from retailinfer.authoring.describe import envelope_of, thresholds_of
 from retailinfer.authoring.golden import actions_of, segments_of
 from retailinfer.authoring.loading import build
 from retailinfer.errors import ConfigError, ManifestError, clip
-from retailinfer.features.canonical import Canonical, Columns
+from retailinfer.features.canonical import Columns
 from retailinfer.features.program import slot_names
 from retailinfer.features.spec import FeatureSpec
 from retailinfer.policy import Policy
@@ -127,11 +127,7 @@ def _check_new(base: Bundle, policy: Policy, version: str) -> None:
 
 def _columns(golden: Golden, spec: FeatureSpec) -> Columns:
     slots = slot_names(spec.body)
-    by_name = {
-        name: None if column is None else Canonical(*column)
-        for name, column in zip(slots, golden.canonical(slots), strict=True)
-    }
-    return Columns(golden.n_rows, by_name)
+    return Columns.of_slots(golden.n_rows, slots, golden.canonical(slots))
 
 
 def _info(base: Manifest, given: Info | Mapping[str, Any] | None, version: str) -> Info:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,3 +44,18 @@ class Columns(msgspec.Struct, frozen=True):
     states: Mapping[str, NDArray[np.uint8]] | None = None
     updated_ns: Mapping[str, NDArray[np.int64]] | None = None
     now_ns: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of_slots(
+        cls,
+        n_rows: int,
+        slots: Sequence[str],
+        columns: Sequence[tuple[Any, ...] | None],
+        states: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> Columns:
+        """Out of a column a slot, as golden rows keep them; None: all null."""
+        by_name = {
+            name: None if column is None else Canonical(*column)
+            for name, column in zip(slots, columns, strict=True)
+        }
+        return cls(n_rows, by_name, states or None)

@@ -452,6 +452,8 @@ def write_bundle(directory: PathLike, files: Mapping[str, tuple[str, bytes]], ma
     """
     from pathlib import Path  # noqa: PLC0415 - only authors write; a service starts without it
 
+    from retailinfer.whole_file import write_new  # noqa: PLC0415 - likewise
+
     check_file_names([MANIFEST, *files])
     entries = tuple(
         FileEntry(role=role, file=name, size=len(data), sha256=sha256_hex(data))
@@ -466,7 +468,7 @@ def write_bundle(directory: PathLike, files: Mapping[str, tuple[str, bytes]], ma
         target.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir(mode=0o755)
         for name, data in [*((n, d) for n, (_, d) in files.items()), (MANIFEST, encode_manifest(sealed))]:
-            _write_file(beside / name, data)
+            write_new(beside / name, data, 0o644)
         _sync_folder(beside)
         beside.rename(target)
         _sync_folder(target.parent)
@@ -514,14 +516,6 @@ def _content(manifest: Manifest) -> bytes:
     info = msgspec.structs.replace(manifest.info, version=None)
     same = {"created": "1970-01-01T00:00:00Z", "version": manifest.info.version or "-", "digest": "0" * 64}
     return encode_manifest(msgspec.structs.replace(manifest, info=info, **same))
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
 
 
 def _remove(folder: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from retailinfer.errors import BundleError, clip
 from retailinfer.release.trust import Mark
+from retailinfer.whole_file import close_lock, write_new
 
 __all__ = ["State", "raise_marks", "read_state"]
 
@@ -107,9 +108,7 @@ def _turn(path: str) -> Iterator[None]:
             raise _failed("lock", path, exc) from exc
         yield
     finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # also where a child of fork has the descriptor still
-        os.close(fd)
+        close_lock(fd)
 
 
 def _write(path: str, data: bytes) -> None:
@@ -117,14 +116,7 @@ def _write(path: str, data: bytes) -> None:
     beside = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.partial"
     try:
         _sweep(folder, os.path.basename(path))  # noqa: PTH119 - as above
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_new(beside, data, 0o600)
         os.rename(beside, path)  # noqa: PTH104 - as above
         fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | os.O_CLOEXEC)
         try:

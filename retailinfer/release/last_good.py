@@ -35,7 +35,7 @@ from retailinfer.errors import ConfigError, IntegrityError, RegistryError, clip
 from retailinfer.release.bundle import read_files
 from retailinfer.release.following import LocalRollback
 from retailinfer.release.statements import Digest, Moment, Short
-from retailinfer.whole_file import replaced, sync_folder
+from retailinfer.whole_file import close_lock, replaced, sync_folder, write_new
 
 __all__ = ["STATE", "Kept", "LastGood", "host_turn"]
 
@@ -233,10 +233,7 @@ class LastGood:
                 threading.Event().wait(LOOK_S)
             yield
         finally:
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)  # also where a child of fork has the descriptor still
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            close_lock(fd)
 
     def _told(self, what: str, path: Path, call: Callable[[], T]) -> T:
         """What a call gives; an error of the disk tells what it was about to do. Raises: RegistryError."""
@@ -287,10 +284,7 @@ def host_turn(
                 break
         yield mine
     finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        close_lock(fd)
 
 
 def _open_lock(root: Path) -> int | None:
@@ -315,14 +309,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(mode=0o700)
         for name, data in files.items():
-            fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(fd, left) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            write_new(folder / name, data, 0o600)
         sync_folder(folder)
         sync_folder(folder.parent)
     except BaseException:

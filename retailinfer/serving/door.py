@@ -294,19 +294,15 @@ class Door:
 
     def _prepare(self, incoming: Incoming) -> Live:
         """A release with everything of this door, that nobody asks yet. Raises: as `Pipeline.load`, SwapError."""
-        from retailinfer.pipeline import Pipeline  # noqa: PLC0415 - as in `_swap`
-        from retailinfer.serving.loading import need_room  # noqa: PLC0415 - as in `_swap`
+        from retailinfer.serving.loading import load_incoming, need_room  # noqa: PLC0415 - as in `_swap`
 
         assert self._settings is not None
-        now = Pipeline.load(
-            incoming.files,
-            expected=incoming.expected,
-            chosen=False,
-            remember=False,
+        now = load_incoming(
+            incoming,
             permits=self._lasting.permits,
             beside=self._live.pipeline,
             room=lambda: need_room(incoming.files),
-            **{**self._settings, "trust": incoming.trust},
+            **self._settings,
         )
         try:
             return self._beside(self._live, now.with_overrides(self._overrides))

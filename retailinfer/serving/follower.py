@@ -685,16 +685,9 @@ def follow(
     follower = Follower(registry, name, last_good=last_good, poll_s=poll_s, on_revoked=on_revoked)
 
     def build(incoming: Incoming) -> Pipeline:
-        from retailinfer.pipeline import Pipeline  # noqa: PLC0415 - the door has it
+        from retailinfer.serving.loading import load_incoming  # noqa: PLC0415 - the door has it
 
-        return Pipeline.load(
-            incoming.files,
-            trust=incoming.trust,
-            expected=incoming.expected,
-            chosen=False,
-            remember=False,
-            **options,
-        )
+        return load_incoming(incoming, **options)
 
     pipeline, problems = follower.open(build)
     try:

@@ -17,8 +17,9 @@ from retailinfer.resilience.ladder import CONCURRENCY
 
 if TYPE_CHECKING:
     from retailinfer._native.admission import Permits
+    from retailinfer.serving.follower import Incoming
 
-__all__ = ["before_of", "load_pipelines", "need_room"]
+__all__ = ["before_of", "load_incoming", "load_pipelines", "need_room"]
 
 ROOM = 2.5  # times the bytes of a release: what loading it takes for a while
 
@@ -55,6 +56,17 @@ def load_pipelines(
         now.close()
         raise
     return now, before
+
+
+def load_incoming(incoming: Incoming, **options: Any) -> Pipeline:
+    """A release that a follower found, by its trust; who publishes it remembers that. Raises: as `Pipeline.load`."""
+    return Pipeline.load(
+        incoming.files,
+        expected=incoming.expected,
+        chosen=False,
+        remember=False,
+        **{**options, "trust": incoming.trust},
+    )
 
 
 def before_of(now: Pipeline, before: Pipeline) -> Pipeline | None:
