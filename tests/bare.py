@@ -75,8 +75,8 @@ class BarePipeline(Pipeline):
             if mask is not None:
                 inputs.append((None, True, number, (cells,)))
                 self.names.append(mask)
-        # windows of no event, complete because their clock says that they were there in 1970
-        windows = Windows.memory(clock=ManualClock(wall_ns=0)) if case.body.windows else None
+        # windows of no event, complete because their clock says that they were there in 1938: before anything that they count
+        windows = Windows.memory(clock=ManualClock(wall_ns=-(10**18))) if case.body.windows else None
         self.store = store or Store(
             tables={name: snapshot_of(case, name) for name in case.tables}, windows=windows, clock=self.clock
         )

@@ -150,7 +150,8 @@ def test_files_whose_newest_row_is_too_old_are_deleted(tmp_path, kind):
     log = log_of(tmp_path, format=kind, keep_days=30, clock=clock)
     put(log, 0)
     if kind == "parquet":  # files of lines become Parquet first, and are judged when the folder is kept again
-        assert until(lambda: kinds(tmp_path).count("decisions.parquet") == 3)
+        # by this log, or by one that was closed: then the oldest file may be judged, and gone, already
+        assert until(lambda: "sealed.jsonl" not in kinds(tmp_path) and "decisions.parquet" in kinds(tmp_path))
         clock.advance_ns(60_000_000_000)
     assert until(lambda: ids(log) == ["order-0", "order-1", "order-5", "order-29", "order-40"]), ids(log)
     assert until(lambda: log.stats().expired == 1)

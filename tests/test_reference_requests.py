@@ -153,7 +153,8 @@ def of_no_history(case: Case, row: dict[str, Any]) -> dict[str, Any] | None:
     for name, window in body.windows.items():
         value = None if window.of is None or window.on != "payment" else row[window.of]
         scale = window.scale
-        if scale is not None and value is not None and abs(float(value)) * scale > 2**53:
+        # As integers: 2**53 + 1 is none of its own as a float.
+        if scale is not None and value is not None and abs(value) * scale > 2**53:
             return None
         keys = [row[k] for k in body.entities[window.entity].key]
         long = sum(
